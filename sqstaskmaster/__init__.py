@@ -1,0 +1,52 @@
+"""Long, CPU-heavy, uncooperative tasks on Amazon SQS.
+
+The names below are loaded when they are first used: `import sqstaskmaster` itself loads neither boto3 nor botocore.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sqstaskmaster.version import __version__
+
+if TYPE_CHECKING:
+    from sqstaskmaster.local import LocalMessage, LocalQueue
+    from sqstaskmaster.message_handler import MessageHandler, Outcome
+    from sqstaskmaster.queue_scale import Provisioner, ServiceState
+    from sqstaskmaster.task_manager import TaskManager
+
+__all__ = [
+    "LocalMessage",
+    "LocalQueue",
+    "MessageHandler",
+    "Outcome",
+    "Provisioner",
+    "ServiceState",
+    "TaskManager",
+    "__version__",
+]
+
+_HOME = {
+    "LocalMessage": "local",
+    "LocalQueue": "local",
+    "MessageHandler": "message_handler",
+    "Outcome": "message_handler",
+    "Provisioner": "queue_scale",
+    "ServiceState": "queue_scale",
+    "TaskManager": "task_manager",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

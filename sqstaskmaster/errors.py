@@ -1,0 +1,54 @@
+"""The errors of this package: what went wrong as text, and the facts as attributes.
+
+Where the classic library raised a built-in, the error here is one too, so that `except TimeoutError` goes on working.
+"""
+
+from __future__ import annotations
+
+
+class SQSTaskMasterError(Exception):
+    """Everything this package raises on its own account, bad arguments (ValueError, TypeError) aside."""
+
+
+class MalformedMessage(SQSTaskMasterError, ValueError):
+    """A message body that `TaskManager.submit` did not write."""
+
+
+class InvalidTask(SQSTaskMasterError, ValueError):
+    """A task that cannot be sent: its name is no non-empty string, or its arguments cannot be written as JSON."""
+
+
+class MessageTooLarge(InvalidTask):
+    """A message over the limit of SQS. `size` and `limit` are in bytes, message attributes included."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"The message of task {task!r} has {size:,} bytes and SQS takes at most {limit:,} (body and attributes "
+            "together): store the data elsewhere, in S3 for example, and send its address"
+        )
+        self.task = task
+        self.size = size
+        self.limit = limit
+
+
+class ConfigurationError(SQSTaskMasterError, ValueError):
+    """A setting outside this package's arguments is missing or wrong: the AWS region, for example."""
+
+
+class UnsupportedContext(SQSTaskMasterError, RuntimeError):
+    """This thread, platform or process cannot do what was asked; the text names what can."""
+
+
+class HardTimeout(SQSTaskMasterError, TimeoutError):
+    """A task reached its hard timeout, or the end of the 12 hours SQS lets a claim live.
+
+    It is a TimeoutError and therefore an OSError: `except Exception` and `except OSError` in a task swallow it.
+    """
+
+
+class HandlerStuck(SQSTaskMasterError, RuntimeError):
+    """The handler's `running()` said that the task no longer makes progress."""
+
+
+class NoAnswer(SQSTaskMasterError, TimeoutError):
+    """A call to SQS had not answered when it could be waited for no longer. It may still take effect."""

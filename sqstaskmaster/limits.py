@@ -1,0 +1,41 @@
+"""What SQS allows, as constants, and the checks that quote them.
+
+A check builds its message from the same constant it compares with, so that the text can never contradict the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
+MAX_MESSAGE_BYTES = 1024 * 1024
+MAX_BATCH_BYTES = MAX_MESSAGE_BYTES
+MAX_BATCH_ENTRIES = 10
+MAX_DELAY_SECONDS = 900
+MAX_WAIT_SECONDS = 20
+
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
+# The ceiling of one visibility timeout, and of a claim as a whole: the total is counted from the ReceiveMessage
+# request, extensions do not reset it.
+MAX_VISIBILITY_SECONDS = 12 * 60 * 60
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite real number (True and False are not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number, 30.0 included."""
+    return is_number(value) and value == int(value)
+
+
+def check_whole_seconds(name: str, value: Any, highest: int) -> int:
+    """`value` as an int, when it is a whole number of seconds in 0..`highest`.
+
+    Raises ValueError naming the argument, the value and the range.
+    """
+    if not is_whole(value) or not 0 <= value <= highest:
+        raise ValueError(f"{name} must be a whole number of seconds from 0 to {highest}, not {value!r}")
+    return int(value)

@@ -1,0 +1,54 @@
+"""What travels in a message body: `{"task": name, "kwargs": {...}}` as JSON. Pure functions, no network.
+
+submit(task, **kwargs) -> encode -> body ~~~ SQS ~~~ body -> decode -> (task, kwargs)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sqstaskmaster.errors import InvalidTask, MalformedMessage
+
+# One encoder for all messages: json.dumps builds a new one on every call with a `default`, which costs more than the
+# encoding of a small task.
+_encoder = json.JSONEncoder(default=str)
+
+
+def encode(task: str, kwargs: Mapping[str, Any]) -> str:
+    """The body for a task, ASCII only. Values JSON cannot hold become `str(value)`.
+
+    Raises InvalidTask (a ValueError) where the task is no non-empty string, or where no JSON can be made at all: a
+    cycle, a dictionary key that is no string or number, a `__str__` that fails.
+    """
+    if not isinstance(task, str) or not task:
+        raise InvalidTask(f"A task's name must be a non-empty string, not {task!r}")
+    try:
+        return _encoder.encode({"task": task, "kwargs": kwargs})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidTask(f"The arguments of task {task!r} cannot be written as JSON: {error}") from error
+
+
+def decode(body: Any) -> tuple[str, dict[str, Any]]:
+    """`(task, kwargs)` from a body that `encode` wrote.
+
+    Raises MalformedMessage for every other body, whatever is wrong with it, and nothing else.
+    """
+    try:
+        content = json.loads(body)
+    # ValueError: no JSON, bytes that are no UTF-8, an integer of more digits than Python converts.
+    # TypeError: a body that is no text. RecursionError: a few thousand opening brackets.
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MalformedMessage(f"The message body is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise MalformedMessage(f"The message body is JSON, but no object: it is a {type(content).__name__}")
+    missing = [field for field in ("task", "kwargs") if field not in content]
+    if missing:
+        raise MalformedMessage(f"The message body has no {' and no '.join(missing)}")
+    task, kwargs = content["task"], content["kwargs"]
+    if not isinstance(task, str) or not task:
+        raise MalformedMessage(f"The message's task is no non-empty string: {task!r:.80}")
+    if not isinstance(kwargs, dict):
+        raise MalformedMessage(f"The message's kwargs are no object: they are a {type(kwargs).__name__}")
+    return task, kwargs

@@ -1,0 +1,159 @@
+"""Provisioner: turns ECS services on while their queue has work, and off when it has none.
+
+Run it every minute or so, as a scheduled task:
+
+    depth of the queue (visible + not visible + delayed) > 0   ->  desiredCount = active_size
+                                                           0   ->  desiredCount = 0
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+logger = logging.getLogger(__name__)
+
+Rule = Mapping[str, Any]
+
+
+class ServiceState(enum.Enum):
+    """Where an ECS service is in its life; only an ACTIVE one is scaled."""
+
+    STARTING = "starting"
+    ACTIVE = "active"
+    STOPPING = "stopping"
+    FAILING = "failing"
+
+
+class Provisioner:
+    """Scales each rule's ECS service by the depth of the rule's queue.
+
+    ::
+
+        Provisioner([{
+            Provisioner.QUEUE_NAME: "https://sqs.eu-west-1.amazonaws.com/123456789012/train",
+            Provisioner.SERVICE_NAME: "train",
+            Provisioner.CLUSTER_NAME: "workers",
+            Provisioner.ACTIVE_SIZE: 4,
+        }]).run()
+
+    :param rules: dictionaries with the four keys. The queue name is the queue's URL; the size is the desired count of
+        tasks while there is work, a whole number of 0 or more (None stands for 0).
+    :param notify: called as `notify(exception, context=rule)` with an error of AWS.
+    :raises TypeError: for rules that are not iterable, and for a rule that is no dictionary.
+    :raises KeyError: for a rule that lacks a key.
+    :raises ValueError: for a rule whose value is none.
+
+    Permissions: `sqs:GetQueueAttributes` on the queues, `ecs:UpdateService` (and `ecs:DescribeServices`,
+    `ecs:ListTagsForResource` where `get_description` and `get_tags` are used) on the services.
+    """
+
+    QUEUE_NAME = "queue_name"
+    SERVICE_NAME = "service_name"
+    CLUSTER_NAME = "cluster_name"
+    ACTIVE_SIZE = "active_size"
+
+    #: What `log_queue_depth` calls the counts that SQS gives.
+    QUEUE_DEPTH_ATTRIBUTES = {
+        "pending_jobs": "ApproximateNumberOfMessages",
+        "running_jobs": "ApproximateNumberOfMessagesNotVisible",
+        "scheduled_jobs": "ApproximateNumberOfMessagesDelayed",
+    }
+
+    def __init__(self, rules: Iterable[Rule], notify: Callable[..., Any] | None = None) -> None:
+        self.rules = _checked(rules)
+        self._notify = notify
+        self.sqs = boto3.resource("sqs")
+        self.ecs = boto3.client("ecs")
+
+    def run(self) -> None:
+        """Apply every rule once. An error of AWS (ClientError) is notified and logged, and the next rule goes on."""
+        for rule in self.rules:
+            try:
+                self._apply(rule)
+            except ClientError as error:
+                logger.exception("Could not apply rule: %s", rule, extra={"action": "rule_failed"})
+                self.notify(error, context=rule)
+
+    def _apply(self, rule: Rule) -> None:
+        depth = self.log_queue_depth(rule)
+        state = self.service_state(rule)
+        if state is not ServiceState.ACTIVE:
+            logger.info("Service %s is %s, left as it is", rule[self.SERVICE_NAME], state.value)
+            return
+        size = (rule[self.ACTIVE_SIZE] or 0) if depth else 0
+        self.ecs.update_service(cluster=rule[self.CLUSTER_NAME], service=rule[self.SERVICE_NAME], desiredCount=size)
+        logger.info("Service %s set to %d for %d messages", rule[self.SERVICE_NAME], size, depth)
+
+    def log_queue_depth(self, rule: Rule) -> int:
+        """Log the three counts of the rule's queue, and return their sum. The counts of SQS are approximate.
+
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
+        """
+        attributes = self.sqs.Queue(rule[self.QUEUE_NAME]).attributes
+        depths = {name: int(attributes[key]) for name, key in self.QUEUE_DEPTH_ATTRIBUTES.items()}
+        logger.info("Queue %s: %s", rule[self.QUEUE_NAME], depths, extra={"action": "queue_depth", **depths})
+        return sum(depths.values())
+
+    def service_state(self, rule: Rule) -> ServiceState:
+        """For overriding: whether the service may be scaled now. Default: ACTIVE."""
+        return ServiceState.ACTIVE
+
+    def get_description(self, rule: Rule) -> dict[str, Any]:
+        """What ECS says of the rule's service, tags included; `{}` where it knows no such service.
+
+        https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DescribeServices.html
+        """
+        answer = self.ecs.describe_services(
+            cluster=rule[self.CLUSTER_NAME], services=[rule[self.SERVICE_NAME]], include=["TAGS"]
+        )
+        failures, services = answer.get("failures"), answer.get("services")
+        if failures or not services:
+            logger.error("No description of service %s: %s", rule[self.SERVICE_NAME], failures)
+            return {}
+        description: dict[str, Any] = services[0]
+        return description
+
+    def get_tags(self, arn: str) -> list[dict[str, str]]:
+        """The tags of an ECS resource, as ECS gives them: `[{"key": ..., "value": ...}]`.
+
+        https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_ListTagsForResource.html
+        """
+        tags: list[dict[str, str]] = self.ecs.list_tags_for_resource(resourceArn=arn).get("tags", [])
+        return tags
+
+    def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
+        """Call the `notify` given to the constructor, if any. What it raises is logged and goes no further."""
+        if self._notify is None:
+            return
+        try:
+            self._notify(exception, context=context)
+        except Exception:
+            logger.exception("notify failed for rule: %s", context, extra={"action": "notify_failed"})
+
+
+def _checked(rules: Any) -> list[Rule]:
+    """The rules as a list, so that an iterator is not used up by being checked."""
+    try:
+        checked = list(rules)
+    except TypeError:
+        raise TypeError(f"Rules must be iterable: {rules}") from None
+    keys = (Provisioner.QUEUE_NAME, Provisioner.SERVICE_NAME, Provisioner.CLUSTER_NAME, Provisioner.ACTIVE_SIZE)
+    for rule in checked:
+        if not isinstance(rule, dict):
+            raise TypeError(f"Each rule must be a dictionary: {rule}")
+        for key in keys:
+            if key not in rule:
+                raise KeyError(f"Rules must specify the {key}")
+        for key in keys[:-1]:
+            if not isinstance(rule[key], str) or not rule[key]:
+                raise ValueError(f"The {key} of a rule must be a non-empty string, not {rule[key]!r}")
+        size = rule[Provisioner.ACTIVE_SIZE]
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+            raise ValueError(f"The active_size of a rule must be a whole number of tasks, 0 or more, not {size!r}")
+    return checked
