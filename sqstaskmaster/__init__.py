@@ -13,6 +13,7 @@ from sqstaskmaster.version import __version__
 if TYPE_CHECKING:
     from sqstaskmaster.local import LocalMessage, LocalQueue
     from sqstaskmaster.message_handler import MessageHandler, Outcome
+    from sqstaskmaster.process_handler import ProcessMessageHandler
     from sqstaskmaster.queue_scale import Provisioner, ServiceState
     from sqstaskmaster.task_manager import TaskManager
 
@@ -21,6 +22,7 @@ __all__ = [
     "LocalQueue",
     "MessageHandler",
     "Outcome",
+    "ProcessMessageHandler",
     "Provisioner",
     "ServiceState",
     "TaskManager",
@@ -32,6 +34,7 @@ _HOME = {
     "LocalQueue": "local",
     "MessageHandler": "message_handler",
     "Outcome": "message_handler",
+    "ProcessMessageHandler": "process_handler",
     "Provisioner": "queue_scale",
     "ServiceState": "queue_scale",
     "TaskManager": "task_manager",

@@ -133,6 +133,7 @@ class MessageHandler(abc.ABC):
         self._alarm: signals.Alarm | None = None
         self._extension: BoundedCall | None = None
         self._retry_in: float | None = None
+        self._end_margin = _END_MARGIN_SECONDS
         self._stopped_as: Outcome | None = None
         self._stop_at_first_alarm: Exception | None = None
         self._claim_is_lost = False
@@ -249,7 +250,7 @@ class MessageHandler(abc.ABC):
         """Until the hard timeout, or until the claim's 12 hours are nearly over, whichever is earlier."""
         return min(
             self.hard_timeout - self._run_time(),
-            self._claim.ends - _END_MARGIN_SECONDS - self._clock(),
+            self._claim.ends - self._end_margin - self._clock(),
         )
 
     def _decide(self) -> Decision:
@@ -330,7 +331,7 @@ class MessageHandler(abc.ABC):
             self._retry_in = None
             return
         call = self._extension
-        if call is None or not call.wait(self._wait_seconds()):
+        if call is None or not self._wait_for(call):
             self._retry_in = self._seconds_to_retry()
         elif call.error is None:
             self._retry_in = None
@@ -343,6 +344,9 @@ class MessageHandler(abc.ABC):
                 self.claim_lost(call.error)
         else:
             self._retry_in = None if self._claim.is_final() else self._seconds_to_retry()
+
+    def _wait_for(self, call: BoundedCall) -> bool:
+        return call.wait(self._wait_seconds())
 
     def _start_extension(self, seconds: int) -> bool:
         """Send the extension from a thread of its own. False where there is nothing to be had by it."""
