@@ -94,7 +94,8 @@ class ProcessMessageHandler(MessageHandler):
         self.progress: dict[str, Any] = {}
         self._end_margin += term_grace
         self._stack = ""
-        self._child: isolation.Child | None = None
+        self._child: isolation.Child | None = None  # the one that is being attended to
+        self._children: list[isolation.Child] = []
         self._next_alarm_at = 0.0
         self._send_report: Callable[[dict[str, Any]], None] | None = None
 
@@ -123,7 +124,12 @@ class ProcessMessageHandler(MessageHandler):
 
     def __exit__(self, *exception: Any) -> bool:
         self.__dict__.pop("run", None)
-        return super().__exit__(*exception)
+        try:
+            return super().__exit__(*exception)
+        finally:
+            for child in self._children:
+                child.close()
+            self._children.clear()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -137,9 +143,10 @@ class ProcessMessageHandler(MessageHandler):
             start_method=self.start_method,
             term_grace=self.term_grace,
         )
-        child.start()
-        self._child = child
+        self._children.append(child)
         try:
+            child.start()
+            self._child = child
             self._set_next_alarm()
             while not child.wait(self._seconds_to_attend()):
                 self.progress = child.progress
@@ -216,6 +223,7 @@ class ProcessMessageHandler(MessageHandler):
         task_side._message = _Content(self._message)
         task_side._clock = time.monotonic
         task_side._extension = task_side._child = None
+        task_side._children = []
         return task_side
 
     def _failure_context(self) -> dict[str, Any]:

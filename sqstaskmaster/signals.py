@@ -29,6 +29,13 @@ SignalHandler = Callable[[int, "FrameType | None"], Any]
 # setitimer(0) disarms, so nothing that is due may be rounded to it.
 _SOONEST_SECONDS = 0.001
 
+# Not those for crashes: a handler for them (faulthandler's) is not the parent's business only.
+_CRASHES = {signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGILL, getattr(signal, "SIGBUS", signal.SIGSEGV)}
+_BLOCKABLE = tuple(sorted(set(map(int, signal.valid_signals())) - _CRASHES))
+
+# What a terminal or a service manager sends to all processes of a group.
+_STOP_REQUESTS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+
 # What Python 3.10 executes after the last instruction of a `with` body and before its `__exit__(None, None, None)`.
 _BETWEEN_BODY_AND_EXIT = {"POP_BLOCK", "ROT_TWO", "LOAD_CONST", "DUP_TOP"}
 
@@ -220,39 +227,44 @@ class Terminated(SystemExit):
 
 
 @contextlib.contextmanager
-def all_blocked() -> Iterator[None]:
-    """No Python signal handler runs in the block; signals that arrive are handled after it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+def held() -> Iterator[frozenset[int]]:
+    """In the block no Python signal handler runs, and no request to stop arrives; they do after it.
+
+    Gives the signals that have a handler.
+    """
+    caught = _caught()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, caught | _STOP_REQUESTS)
     try:
-        yield
+        yield caught
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_afresh() -> None:
+def start_afresh(caught: frozenset[int]) -> None:
     """In a new child process: the signal state of a Python process that has just started, nothing inherited.
 
-    SIGTERM raises Terminated. Called with all signals blocked, lest a handler of the parent's runs here.
+    SIGTERM raises Terminated. `caught` are the signals the parent had handlers for, held until here.
     """
     Alarm._top = None
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
+    for number in caught - {signal.SIGINT, signal.SIGTERM}:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def ignore_stop_requests() -> None:
-    """In a new child process that has to outlast them: a terminal's or a service manager's signals to the group."""
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+def _caught() -> frozenset[int]:
+    """The signals that have a handler, be it Python's or not.
+
+    Asked of the kernel where that can be: asking Python for each of 64 signals takes longer than some tasks do.
+    """
+    try:
+        with open("/proc/self/status", "rb") as status:
+            mask = int(status.read().partition(b"SigCgt:")[2].split(None, 1)[0], 16)
+    except (OSError, IndexError):
+        return frozenset(number for number in signal.valid_signals() if callable(signal.getsignal(number)))
+    return frozenset(number for number in _BLOCKABLE if mask >> (number - 1) & 1)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
