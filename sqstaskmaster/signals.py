@@ -37,8 +37,11 @@ def _numbers(*names: str) -> frozenset[int]:
     return frozenset(int(getattr(signal, name)) for name in names if hasattr(signal, name))
 
 
+# As plain numbers, and once: to make the set of Python's enum takes longer than a call to SQS may cost here.
+_ALL = frozenset(map(int, signal.valid_signals()))
+
 # Without those of crashes, whose handlers (faulthandler's) are as right in a child.
-_HOLDABLE = frozenset(map(int, signal.valid_signals())) - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
+_HOLDABLE = _ALL - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
 
 # What a terminal or a service manager sends to all processes of a group.
 _STOP_REQUESTS = _numbers("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
@@ -203,7 +206,7 @@ def require_alarm(who: str) -> None:
 def block_all() -> None:
     """Keep every signal from being delivered to the calling thread."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
 
 
 def is_outside_body(frame: FrameType | None, kind: type) -> bool:
