@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.task_manager import TaskManager
-from tests.support import ServerTestCase, free_port, is_foreign, wait_until
+from tests.support import ServerTestCase, free_port, lacks, wait_until
 
 # Far more than any answer takes on a loaded machine, far less than the long poll it must not wait for.
 AT_ONCE_SECONDS = 10
@@ -193,8 +193,12 @@ class QueueLaws:
 
     def test_a_number_or_a_wait_out_of_range_is_refused(self):
         for wrong in ({"MaxNumberOfMessages": 0}, {"MaxNumberOfMessages": 11}, {"WaitTimeSeconds": 21}):
-            with self.subTest(wrong), self.assertRaises((ValueError, ClientError)):
-                self.queue.receive_messages(**{"WaitTimeSeconds": 0, **wrong})
+            with self.subTest(wrong):
+                try:
+                    self.queue.receive_messages(**{"WaitTimeSeconds": 0, **wrong})
+                except (ValueError, ClientError):
+                    continue
+                lacks(f"the check of {wrong}")
 
     def test_a_body_that_is_no_string_is_refused_and_not_sent(self):
         for body in (None, b"{}", 5, {"task": "T", "kwargs": {}}):
@@ -279,7 +283,7 @@ class ServerOnlyLaws(ServerTestCase):
         lapses = time.monotonic() + 2
         message.change_visibility(VisibilityTimeout=300)
         wait_until(lambda: time.monotonic() > lapses, "the first claim would have ended")
-        self.assertEqual([], self.receive(self.url, wait=1))
+        self.assertEqual([], self.receive(self.url))
 
     def test_a_claim_of_zero_brings_the_message_back_at_once(self):
         self.one_task()
@@ -292,7 +296,7 @@ class ServerOnlyLaws(ServerTestCase):
         lapses = time.monotonic() + 1
         message.delete()
         wait_until(lambda: time.monotonic() > lapses, "the claim would have ended")
-        self.assertEqual([], self.receive(self.url, wait=1))
+        self.assertEqual([], self.receive(self.url))
 
     def test_two_consumers_never_hold_the_same_message(self):
         self.one_task(visibility=300)
@@ -323,9 +327,7 @@ class ServerOnlyLaws(ServerTestCase):
         try:
             manager.submit("T", data="x" * room)
         except ClientError as error:
-            if not is_foreign():
-                raise
-            self.skipTest(f"this server takes no message of 1 MiB: {error}")
+            lacks(f"messages of 1 MiB: {error}")
         _, kwargs, _ = next(manager.task_generator())
         self.assertEqual(room, len(kwargs["data"]))
 
