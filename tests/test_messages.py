@@ -6,7 +6,7 @@ import logging
 import unittest
 import uuid
 
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sqstaskmaster.errors import InvalidTask, MalformedMessage
@@ -14,8 +14,8 @@ from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.messages import decode, encode
 from sqstaskmaster.task_manager import TaskManager
 
-# No deadline: the machine may be busy. No database: the tests leave no files.
-fuzz = settings(deadline=None, database=None, max_examples=150)
+# No deadline and no complaint of slowness: the machine may be busy. No database: the tests leave no files.
+fuzz = settings(deadline=None, database=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 # What hypothesis finds hard to think of.
 NASTY = (
@@ -78,8 +78,9 @@ nearly = st.fixed_dictionaries(
     optional={"task": json_values, "kwargs": json_values | st.dictionaries(st.text(), json_values), "x": json_values},
 ).map(json.dumps)
 cut = st.tuples(nearly, st.integers(0, 60)).map(lambda pair: pair[0][: -pair[1] or None])
-bodies = st.text() | st.text(st.characters(categories=["Cs", "Cc", "Ll"])) | json_values.map(json.dumps) | nearly | cut
-bodies |= st.binary() | nearly.map(str.encode) | nearly.map(lambda body: body.encode("utf-16")) | json_values
+texts = st.text() | st.text(st.characters(categories=["Cs", "Cc", "Ll"])) | json_values.map(json.dumps) | nearly | cut
+# UTF-8 and UTF-16 are both JSON to Python.
+bodies = texts | st.binary() | nearly.map(str.encode) | nearly.map(lambda body: body.encode("utf-16")) | json_values
 
 
 class Fake:
@@ -181,7 +182,7 @@ class FuzzTest(unittest.TestCase):
 
     @fuzz
     @example([body for body in NASTY if isinstance(body, str)])
-    @given(st.lists(bodies.filter(lambda body: isinstance(body, str)), max_size=8))
+    @given(st.lists(texts, max_size=8))
     def test_the_generator_goes_on_whatever_a_local_queue_was_sent(self, bodies):
         LocalQueue.local_queues.pop("fuzz", None)
         told = []
