@@ -141,8 +141,14 @@ def environment():
     return {**kept, **ENVIRONMENT, **nowhere, "AWS_ENDPOINT_URL": endpoint()}
 
 
+@functools.cache
+def _session():
+    # One for all clients: each session reads the models of the services anew.
+    return boto3.session.Session()
+
+
 def client(service="sqs"):
-    return boto3.session.Session().client(
+    return _session().client(
         service,
         endpoint_url=endpoint(),
         region_name="us-east-1",

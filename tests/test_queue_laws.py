@@ -3,6 +3,7 @@
 What LocalQueue does not promise (visibility, redelivery, dead letters) is a second list, over the server only.
 """
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -40,6 +41,25 @@ MALFORMED = (
     "[" * 10_000,
     '{"a":' * 10_000,
 )
+
+
+class Empty(Exception):
+    """There was nothing more to receive."""
+
+
+def drain(manager, wait_time=0, sqs_timeout=300):
+    """Run the generator until a poll brings nothing. There must be no task in the queue."""
+    receive = manager.queue.receive_messages
+
+    def receive_some(**kwargs):
+        received = receive(**kwargs)
+        if not received:
+            raise Empty
+        return received
+
+    with mock.patch.object(manager.queue, "receive_messages", receive_some), contextlib.suppress(Empty):
+        for task in manager.task_generator(wait_time, sqs_timeout):
+            raise AssertionError(f"yielded {task}")
 
 
 class Work(MessageHandler):
@@ -217,15 +237,11 @@ class QueueLaws:
         with self.assertLogs("sqstaskmaster.task_manager", "ERROR") as logs:
             task, kwargs, _ = next(manager.task_generator(sqs_timeout=300))
             # A standard queue keeps no order, so the rest may come after it.
-            wait_until(lambda: len(told) == len(MALFORMED) or self.poll_once(manager), "every body is refused")
+            wait_until(lambda: len(told) == len(MALFORMED) or drain(manager), "every body is refused")
         self.assertEqual(("Task", {"x": 1}), (task, kwargs))
         self.assertEqual(sorted(MALFORMED), sorted(context["body"] for _, context in told))
         self.assertEqual({"1"}, {context["ApproximateReceiveCount"] for _, context in told})
         self.assertTrue(all(record.exc_info for record in logs.records))
-
-    def poll_once(self, manager):
-        for _ in manager._poll(0, 300):
-            self.fail("a malformed body was yielded")
 
 
 class LocalQueueLaws(QueueLaws, unittest.TestCase):
@@ -312,7 +328,7 @@ class ServerOnlyLaws(ServerTestCase):
         manager = TaskManager(url, notify=lambda exception, context: told.append(context["ApproximateReceiveCount"]))
 
         def dead():
-            list(manager._poll(1, 1))
+            drain(manager, wait_time=1, sqs_timeout=1)
             return self.receive(self.dead_letters)
 
         with self.assertLogs("sqstaskmaster.task_manager", "ERROR"):
