@@ -1,5 +1,6 @@
 """What the tests of the handler share: a clock and a message that obey, and a handler that remembers."""
 
+import itertools
 import logging
 import signal
 import unittest
@@ -36,6 +37,9 @@ BEYOND_TOTAL = client_error(
 )
 
 
+numbers = itertools.count(1)
+
+
 class Clock:
     def __init__(self):
         self.now = 5000.0
@@ -50,7 +54,7 @@ class FakeMessage:
     def __init__(self, on_change=None, on_delete=None, attributes=ATTRIBUTES):
         self.body = BODY
         self.attributes = attributes
-        self.message_id = "id-1"
+        self.message_id = f"id-{next(numbers)}"
         self.changes = []
         self.deletes = 0
         self.on_change = on_change or (lambda: None)
@@ -65,7 +69,7 @@ class FakeMessage:
         self._answer(self.on_delete)
 
     def __repr__(self):
-        return "FakeMessage(id-1)"
+        return f"FakeMessage({self.message_id})"
 
     @staticmethod
     def _answer(ask):
@@ -143,3 +147,7 @@ class SignalTestCase(unittest.TestCase):
         self.assertEqual(
             ((0.0, 0.0), self.found, False, None), (timer, handler, signal.SIGALRM in blocked, top), "left behind"
         )
+
+    def actions(self, logs, handler):
+        """What the log tells of one message. A thread given up by an earlier test may log at any time."""
+        return [record.action for record in logs.records if record.message_id == handler._message.message_id]
