@@ -66,7 +66,10 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known before anything happens. Seconds throughout; `limits` are the rows' hard timeouts, `note` a last word."""
+    """What is known before anything happens. Seconds throughout.
+
+    `limits` are the rows' hard timeouts; `note` is said in the end.
+    """
 
     titles: Sequence[str]
     limits: Sequence[float]
@@ -171,7 +174,9 @@ def bar(row: Row, axis: Axis, now: float, glyphs: Glyphs) -> list[Cell]:
         return cells
     if row.end in KEPT or row.end is None:
         # How far ahead the claim reaches: each extension pushes it on.
-        fill(row.received, row.back or row.held_until, glyphs.held, "held" if row.end is None else "dim")
+        if row.back is not None:
+            fill(row.held_until, row.back, glyphs.waiting, "waiting")
+        fill(row.received, row.held_until, glyphs.held, "held" if row.end is None else "dim")
     style = _END_STYLES[row.end] if row.end else "running"
     end = now if row.ended is None else row.ended
     fill(row.received, end, glyphs.running, style)
@@ -286,7 +291,8 @@ def picture(plan: Plan, events: Sequence[Event], now: float, look: Look, finishe
         words, style = verdict(row, limit, now)
         painted = look.paint(words, style)
         if side_by_side:
-            lines.append(f"{'':{_MARGIN}}{title:<{label}}{cells}  {painted}")
+            name = look.paint(f"{title:<{label}}", "title" if row.received is not None and row.end is None else "")
+            lines.append(f"{'':{_MARGIN}}{name}{cells}  {painted}")
         else:
             gap = " " * max(1, columns - len(title) - len(words))
             lines += [f"{'':{_MARGIN}}{look.paint(title, 'title')}{gap}{painted}", f"{'':{_MARGIN}}{cells}"]

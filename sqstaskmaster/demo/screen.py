@@ -86,6 +86,8 @@ class Pipe:
         pass
 
     def tell(self, event: Event) -> None:
+        if event.kind is Kind.TROUBLE:
+            return  # is told on standard error
         self._stream.write(picture.line(event, self._plan) + "\n")
         self._stream.flush()
 
@@ -191,7 +193,8 @@ class Show:
                     break
                 self._take(event)
             self._display.frame(self.events, self._now())
-        self._display.frame(self.events, self._now(), finished=True)
+        if any(event.kind is Kind.RECEIVED for event in self.events):
+            self._display.frame(self.events, self._now(), finished=True)
 
     def _take(self, event: Event) -> None:
         if self._began is None:
