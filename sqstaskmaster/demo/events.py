@@ -6,9 +6,8 @@ import dataclasses
 import enum
 import json
 
-# A pipe takes this much in one piece (PIPE_BUF is at least 512, and 4096 on Linux), so that events from several
-# threads never mix. Room is left for the other fields and for JSON's escapes.
-_LONGEST_TEXT = 400
+# What Linux writes to a pipe in one piece (PIPE_BUF), so that events told by several threads never mix.
+_LONGEST_LINE = 4096
 
 
 class Kind(str, enum.Enum):
@@ -47,10 +46,10 @@ class Event:
     stack: str = ""
 
     def to_line(self) -> bytes:
-        fields = dataclasses.asdict(self)
-        fields["text"] = self.text[:_LONGEST_TEXT]
-        fields["stack"] = self.stack[: 3 * _LONGEST_TEXT]
-        return json.dumps(fields).encode() + b"\n"
+        event = self
+        while len(line := json.dumps(dataclasses.asdict(event)).encode()) >= _LONGEST_LINE:
+            event = dataclasses.replace(event, text=event.text[: len(event.text) // 2], stack=event.stack[:-200])
+        return line + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Event:
