@@ -97,6 +97,10 @@ class TestPicture(unittest.TestCase):
         self.assertEqual(rule[four], "┬")
         self.assertEqual(next(line for line in lines if line.startswith(" third"))[four], "◆")
 
+    def test_half_of_the_time_is_half_of_the_axis(self):
+        rule = drawn(5.0)[3].strip()
+        self.assertAlmostEqual(rule.index("▼") / len(rule), 5.0 / PLAN.length, delta=0.03)
+
     def test_the_stack_of_a_stopped_task_is_shown_without_folders(self):
         self.assertIn('   File "solver.py", line 7 in solve', drawn(7.0))
 

@@ -1,6 +1,7 @@
 """The tasks of the demo, written as a user writes them. Each is one row of the picture.
 
-A further scenario is a further handler class and a further entry in SCENARIOS.
+A further scenario is a further handler class and a further entry in SCENARIOS. One that runs in a process of its own
+is a `class Further(Task, ProcessMessageHandler)`.
 """
 
 from __future__ import annotations
@@ -103,9 +104,13 @@ class Crawl(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """One message of the demo. Without a handler, its body is malformed. `ends` is how it ends where all is well."""
+    """One message of the demo. Without a handler, its body is malformed.
+
+    `seconds` is about how long it keeps the worker busy, `ends` how it ends where all is well.
+    """
 
     title: str
+    seconds: float
     ends: Kind
     handler: type[Task] | None = None
 
@@ -120,11 +125,11 @@ class Scenario:
 
 
 SCENARIOS = (
-    Scenario("quick task", Kind.DONE, Resize),
-    Scenario("long task", Kind.DONE, Render),
-    Scenario("malformed body", Kind.REFUSED),
-    Scenario("failing task", Kind.FAILED, Import),
-    Scenario("runaway task", Kind.TIMED_OUT, Optimise),
-    Scenario("stuck task", Kind.STUCK, Crawl),
-    Scenario("one more task", Kind.DONE, Resize),
+    Scenario("quick task", 0.7, Kind.DONE, Resize),
+    Scenario("long task", 5.6, Kind.DONE, Render),
+    Scenario("malformed body", 0.0, Kind.REFUSED),
+    Scenario("failing task", 1.0, Kind.FAILED, Import),
+    Scenario("runaway task", 2.5, Kind.TIMED_OUT, Optimise),
+    Scenario("stuck task", 1.6, Kind.STUCK, Crawl),
+    Scenario("one more task", 0.7, Kind.DONE, Resize),
 )
