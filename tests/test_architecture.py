@@ -14,7 +14,18 @@ import sqstaskmaster
 ROOT = pathlib.Path(sqstaskmaster.__file__).parent
 
 # Rooms that belong together. A sub-package is one room.
-COMMAND_LINE = {"cli", "__main__", "doctor", "exits", "logs", "operations", "supervisor", "tables", "worker_process"}
+COMMAND_LINE = {
+    "cli",
+    "__main__",
+    "demo",
+    "doctor",
+    "exits",
+    "logs",
+    "operations",
+    "supervisor",
+    "tables",
+    "worker_process",
+}
 ISOLATION = {"isolation", "keeper", "process_tree", "stacks"}
 
 # Whoever is on the left reaches nobody on the right, neither itself nor through others.
@@ -30,7 +41,7 @@ IMPORTED_BY = {
     "queue_scale": set(),
     "local": {"demo"},
     "demo": COMMAND_LINE,
-    "worker": COMMAND_LINE | {"demo"},
+    "worker": COMMAND_LINE,
     "__init__": {"demo"},
 }
 # What is on the left is named by those on the right only.
@@ -40,7 +51,7 @@ NAMED_BY = {
     "signal.setitimer": {"signals"},
     **dict.fromkeys(("os.fork", "os.posix_spawn", "os.killpg", "multiprocessing"), ISOLATION),
     # The command line starts and stops whole workers.
-    **dict.fromkeys(("os.kill", "signal.pidfd_send_signal", "subprocess"), ISOLATION | COMMAND_LINE | {"demo"}),
+    **dict.fromkeys(("os.kill", "signal.pidfd_send_signal", "subprocess"), ISOLATION | COMMAND_LINE),
     **dict.fromkeys(("os.environ", "os.getenv", "os.putenv"), COMMAND_LINE),
     **dict.fromkeys(("logging.basicConfig", "logging.config", ".addHandler", ".setLevel"), COMMAND_LINE),
 }
