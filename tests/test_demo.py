@@ -101,6 +101,12 @@ class TestPicture(unittest.TestCase):
         rule = drawn(5.0)[3].strip()
         self.assertAlmostEqual(rule.index("▼") / len(rule), 5.0 / PLAN.length, delta=0.03)
 
+    def test_no_number_on_the_axis_is_cut_off(self):
+        for width in range(80, 130):
+            numbers = [int(number) for number in drawn(25.0, width)[2].replace("s", "").split()]
+            step = numbers[1]
+            self.assertEqual(numbers, list(range(0, numbers[-1] + 1, step)), f"width {width}")
+
     def test_the_stack_of_a_stopped_task_is_shown_without_folders(self):
         self.assertIn('   File "solver.py", line 7 in solve', drawn(7.0))
 

@@ -316,18 +316,19 @@ def _title(plan: Plan, look: Look, now: float) -> str:
 
 
 def _scale(axis: Axis, now: float, look: Look, label: int, finished: bool) -> list[str]:
-    numbers = [" "] * (axis.columns + 4)
+    numbers = [" "] * axis.columns
     rule: list[Cell] = [(look.glyphs.rule, "dim")] * axis.columns
     for tick in axis.ticks():
         column = axis.at(tick)
         rule[column] = (look.glyphs.tick, "dim")
         text = str(tick) if tick else "0 s"
-        numbers[column : column + len(text)] = text
+        if column + len(text) <= axis.columns:
+            numbers[column : column + len(text)] = text
     if not finished:
         rule[axis.at(now)] = (look.glyphs.now, "now")
     indent = " " * (_MARGIN + label)
     return [
-        indent + look.paint("".join(numbers[: axis.columns]).rstrip(), "dim"),
+        indent + look.paint("".join(numbers).rstrip(), "dim"),
         indent + _joined(rule, look),
     ]
 
