@@ -14,7 +14,6 @@ import tempfile
 import textwrap
 import unittest
 
-import sqstaskmaster
 from sqstaskmaster.demo import picture
 from sqstaskmaster.demo.scenarios import SCENARIOS
 from tests import support
@@ -134,7 +133,6 @@ class TestReadmeScripts(support.ServerTestCase):
     def test_what_the_producer_publishes_the_worker_consumes(self):
         self.produce_and_consume()
 
-    @unittest.skipUnless(hasattr(sqstaskmaster, "ProcessMessageHandler"), "there is no ProcessMessageHandler yet")
     def test_the_same_scripts_run_with_the_task_in_a_process(self):
         in_process = [source for name, source in files() if name == "tasks.py" and "ProcessMessageHandler" in source]
         self.write("tasks.py", in_process[0])
