@@ -224,7 +224,12 @@ class TaskManager:
 
     def _request_of_any(self, task: Any, kwargs: Any) -> tuple[dict[str, Any], int]:
         """`_request` for what an iterable gave, which may be anything."""
-        if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        try:
+            "".join(kwargs)  # the quickest way to see that all names are strings; this is called for each of millions
+            named = isinstance(kwargs, Mapping)
+        except TypeError:
+            named = False
+        if not named:
             raise InvalidTask(
                 "submit_many takes pairs of a task's name and a dictionary of its arguments, by name; not "
                 f"({task!r:.80}, {type(kwargs).__name__})"
