@@ -132,8 +132,8 @@ class TaskManager:
     ) -> SubmitResult:
         """Send many tasks: in requests of up to 10 messages and 1 MiB, in parallel, each task accounted for.
 
-        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 20 tasks for each
-            thread ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
+        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 40 tasks for each thread
+            (or 4 MiB) ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
             message ids of the result aside: 16 bytes a task).
         :param threads: how many requests may be under way at a time, 1 to 64. Fewer are, where the answers come so
             fast that more would only cost processor time, or the client keeps fewer connections (botocore: 10; the
@@ -197,7 +197,7 @@ class TaskManager:
             the messages of one group are received in order. On a standard queue a fair queue: a group with a large
             backlog does not delay the others.
         :param message_deduplication_id: the same characters; FIFO queues only. SQS drops a message with the id of one
-            of the last five minutes (and answers with the id of that). Required unless the queue has
+            of the last five minutes. Required unless the queue has
             ContentBasedDeduplication, which drops a task that is equal to an earlier one.
         :raises ValueError: for a value out of its range, or not for this kind of queue; of a function's value in
             `submit`, and as a failure in `submit_many`.
