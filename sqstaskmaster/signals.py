@@ -14,6 +14,7 @@ from __future__ import annotations
 import dis
 import math
 import signal
+import socket
 import sys
 import threading
 import time
@@ -212,3 +213,48 @@ def _is_past_body(frame: FrameType) -> bool:
         return False
     rest = [found for found in instructions[done + 1 : done + 6] if found.opname not in _BETWEEN_BODY_AND_EXIT]
     return bool(rest) and (rest[0].opname, rest[0].arg) == ("CALL_FUNCTION", 3)
+
+
+class Inbox:
+    """Signals as something a loop can wait for: the handler only records, whoever reads acts.
+
+    In the `with` block the signals given do nothing but make `fileno()` readable; afterwards the handlers that were
+    found are back. Main thread only.
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = numbers
+        self._found: dict[int, Any] = {}
+
+    def __enter__(self) -> Inbox:
+        self._reading, self._writing = socket.socketpair()
+        for end in (self._reading, self._writing):
+            end.setblocking(False)
+        self._found_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        for number in self._numbers:
+            self._found[number] = signal.signal(number, _do_nothing)
+        # Whoever started this process may have left them blocked.
+        self._blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._found.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._found_fd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+        self._reading.close()
+        self._writing.close()
+
+    def fileno(self) -> int:
+        return self._reading.fileno()
+
+    def read(self) -> list[int]:
+        """The signals that have arrived since the last call, in order. Several of one kind may be one."""
+        try:
+            return [number for number in self._reading.recv(4096) if number in self._numbers]
+        except BlockingIOError:
+            return []
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    """A handler of Python's has to be there for the signal to reach the wakeup descriptor."""
