@@ -98,6 +98,18 @@ class Alarm:
             # The plain number wherever it is the earliest: nothing is lost to rounding.
             left = seconds if earliest == self._due else earliest - now
             signal.setitimer(signal.ITIMER_REAL, 0 if left == math.inf else max(_SOONEST_SECONDS, left))
+            if Alarm._top.earliest() < earliest:
+                Alarm._set_timer()  # the handler of another signal ran in between, and armed an alarm of its own
+
+    @staticmethod
+    def _set_timer() -> None:
+        """Set the real timer anew. Unlike `arm` it changes no alarm's time, which another handler may just have set."""
+        while Alarm._top is not None:
+            earliest = Alarm._top.earliest()
+            left = 0.0 if earliest == math.inf else max(_SOONEST_SECONDS, earliest - time.monotonic())
+            signal.setitimer(signal.ITIMER_REAL, left)
+            if Alarm._top.earliest() == earliest:
+                return
 
     def hand_down(self, signum: int, frame: FrameType | None) -> bool:
         """Call what is due below. True where that was all: this alarm itself is not due yet."""
@@ -109,7 +121,7 @@ class Alarm:
         try:
             below.fire(signum, frame)
         finally:
-            self.arm(self._due - time.monotonic())
+            self._set_timer()
         return not due
 
     def give_back(self) -> bool:
@@ -130,7 +142,7 @@ class Alarm:
                 below.resume()
                 Alarm._top = below if isinstance(below, Alarm) else None
                 if isinstance(below, Alarm):
-                    below.arm(below._due - time.monotonic())
+                    self._set_timer()
             else:
                 self._step_out(below)
             self._below, self._due = None, math.inf
@@ -212,3 +224,32 @@ def _is_past_body(frame: FrameType) -> bool:
         return False
     rest = [found for found in instructions[done + 1 : done + 6] if found.opname not in _BETWEEN_BODY_AND_EXIT]
     return bool(rest) and (rest[0].opname, rest[0].arg) == ("CALL_FUNCTION", 3)
+
+
+class Handlers:
+    """One handler for some signals, from `install` to `put_back`, which restores what was found. Main thread only."""
+
+    def __init__(self, handler: SignalHandler, *numbers: int) -> None:
+        self._handler = handler
+        self._numbers = numbers
+        self._found: dict[int, Any] = {}
+        self._blocked: set[int] = set()
+
+    def install(self) -> None:
+        """Install the handler, and unblock its signals; once more where somebody has taken or blocked them."""
+        for number in self._numbers:
+            found = signal.signal(number, self._handler)
+            self._found.setdefault(number, found)
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        if not self._blocked:
+            self._blocked = {number for number in self._numbers if number in blocked}
+
+    def are_installed(self) -> bool:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return all(signal.getsignal(number) == self._handler and number not in blocked for number in self._numbers)
+
+    def put_back(self) -> None:
+        for number, found in self._found.items():
+            signal.signal(number, signal.SIG_DFL if found is None else found)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
+        self._found, self._blocked = {}, set()
