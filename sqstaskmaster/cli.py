@@ -101,7 +101,7 @@ def _operation(name: str) -> Callable[[argparse.Namespace], Exit]:
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster import demo
 
-    return demo.run(arguments)
+    return int(demo.run(arguments))
 
 
 # -- the arguments ----------------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ import dataclasses
 import enum
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sqstaskmaster.limits import MAX_MESSAGE_BYTES
 from sqstaskmaster.sqs_errors import SQS_ERRORS, code_of
+
+if TYPE_CHECKING:
+    from sqstaskmaster.worker import Worker
 
 # A receipt handle that no message has: SQS looks at the permission first, and then finds no such handle.
 _NO_HANDLE = "sqstaskmaster-doctor-asks-only-whether-this-is-allowed"
@@ -275,6 +278,11 @@ def _retention(attributes: Mapping[str, str]) -> int:
 
 def _days(seconds: int) -> str:
     return f"{seconds / 86400:g} days" if seconds >= 86400 else f"{seconds} s"
+
+
+def times_of(worker: Worker) -> WorkerTimes:
+    """What the doctor looks at of a worker. Timeouts that single tasks have of their own are not known here."""
+    return WorkerTimes(worker.manager.url, worker.sqs_timeout, worker.hard_timeout)
 
 
 # -- gathering: asks AWS ----------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import enum
 import sys
 from typing import Any
 
+from sqstaskmaster.errors import ConfigurationError, PollRefused
+
 
 class Exit(enum.IntEnum):
     """The exit codes of `sqstaskmaster`. Scripts and orchestrators read them: a number is never given a new meaning."""
@@ -48,26 +50,14 @@ class CommandError(Exception):
         self.code = code
 
 
-# What to do about an error code of SQS. The action that was refused is in SQS's own text, which comes first.
-_NO_QUEUE = "check the queue's URL, its region and its account; a new queue takes a second to be there"
-_NO_PERMISSION = "grant the action to this role on the queue (examples/ecs has policies of least privilege)"
-_NO_SUCH_KEY = "the access key is unknown to AWS: check AWS_ACCESS_KEY_ID, AWS_PROFILE or the role"
-_RENEW = "renew the credentials, with 'aws sso login' for example"
+# What to do about the error codes of SQS that a poll does not meet; for the others see `sqs_errors.remedy_for`.
 _REMEDIES = {
-    "QueueDoesNotExist": _NO_QUEUE,
-    "NonExistentQueue": _NO_QUEUE,
-    "InvalidAddress": "check the queue's URL",
-    "AccessDenied": _NO_PERMISSION,
-    "AccessDeniedException": _NO_PERMISSION,
-    "KMS.AccessDeniedException": "grant kms:Decrypt and kms:GenerateDataKey on the queue's key to this role",
-    "InvalidClientTokenId": _NO_SUCH_KEY,
-    "UnrecognizedClientException": _NO_SUCH_KEY,
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY, and that the region is the queue's",
-    "ExpiredToken": _RENEW,
-    "ExpiredTokenException": _RENEW,
+    "ExpiredToken": "renew the credentials, with 'aws sso login' for example",
+    "ExpiredTokenException": "renew the credentials, with 'aws sso login' for example",
     "PurgeQueueInProgress": "SQS allows one purge of a queue in 60 seconds: try again later",
-    "ResourceNotFoundException": "check the queue's URL; a redrive starts from a queue that is a dead-letter queue",
+    "ResourceNotFoundException": "a redrive starts from a queue that is a dead-letter queue: check its URL",
 }
+_DENIED = {"AccessDenied", "AccessDeniedException"}
 _TRY_AGAIN = {"Throttling", "ThrottlingException", "RequestThrottled", "ServiceUnavailable", "InternalError"}
 
 
@@ -82,9 +72,7 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         explained = _explain_botocore(error)
         if explained:
             return explained
-    from sqstaskmaster.errors import ConfigurationError
-
-    if isinstance(error, ConfigurationError):
+    if isinstance(error, (ConfigurationError, PollRefused)):
         return Exit.QUEUE, _one_line(error)
     if isinstance(error, (ValueError, TypeError)):
         return Exit.USAGE, _one_line(error)
@@ -96,10 +84,8 @@ def explain(error: BaseException) -> tuple[Exit, str]:
 def _explain_botocore(error: BaseException) -> tuple[Exit, str] | None:
     from botocore import exceptions
 
-    from sqstaskmaster.sqs_errors import code_of
-
     if isinstance(error, exceptions.ClientError):
-        return _explain_answer(error, code_of(error))
+        return _explain_answer(error)
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
         return Exit.QUEUE, _one_line(error)
     if isinstance(error, exceptions.NoRegionError):
@@ -113,13 +99,18 @@ def _explain_botocore(error: BaseException) -> tuple[Exit, str] | None:
     return None
 
 
-def _explain_answer(error: Any, code: str) -> tuple[Exit, str]:
+def _explain_answer(error: Any) -> tuple[Exit, str]:
+    from sqstaskmaster.sqs_errors import code_of, remedy_for
+
+    code = code_of(error)
     said = error.response.get("Error", {}).get("Message") or code
     sentence = f"SQS refused {error.operation_name}: {_one_line(said).rstrip('.')} ({code})"
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
     if code in _TRY_AGAIN or status >= 500 and status != 501:
         return Exit.UNREACHABLE, f"{sentence}: try again later"
-    remedy = _REMEDIES.get(code, "check the queue's URL and what was asked of it")
+    if code in _DENIED:
+        return Exit.QUEUE, f"{sentence}: grant sqs:{error.operation_name} on the queue to this role"
+    remedy = _REMEDIES.get(code) or remedy_for(error) or "check the queue's URL and what was asked of it"
     return Exit.QUEUE, f"{sentence}: {remedy}"
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import enum
 import logging
+import math
 import random
 import sys
 import time
@@ -121,7 +122,7 @@ class MessageHandler(abc.ABC):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        _check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
+        check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
         self.sqs_timeout = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
@@ -153,6 +154,16 @@ class MessageHandler(abc.ABC):
 
         May be called from another thread than the task's. What it raises is logged and goes no further.
         """
+
+    def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
+        """When a task that failed is to be tried again: in how many seconds, or None (the default): when its visibility
+        timeout ends.
+
+        Asked after the task failed, timed out or was stuck, once the heartbeat is over. `receive_count` is how often
+        the message has been received, this time included. What goes past the claim's 12 hours is cut. A policy to put
+        here: `ExponentialBackoff`.
+        """
+        return None
 
     def claim_lost(self, exception: BaseException) -> None:
         """SQS said that the claim is gone: the message is visible to others, being run by another, or deleted.
@@ -226,6 +237,7 @@ class MessageHandler(abc.ABC):
         elif isinstance(exception, Exception):
             self.outcome = self._stopped_as or Outcome.FAILED
             self._report(exception)
+            self._delay_retry(exception)
         else:
             self.outcome = Outcome.INTERRUPTED
             self._report(exception)
@@ -417,13 +429,27 @@ class MessageHandler(abc.ABC):
 
     def _give_back(self) -> None:
         """Make the message visible to others at once."""
-        if self._extension is not None:
-            # An extension still under way would hide the message again.
-            self._extension.wait(_HEARTBEAT_WAIT_SECONDS)
         self._change_visibility(0)
+
+    def _delay_retry(self, exception: Exception) -> None:
+        """Have the message come back when `retry_delay` says. What is wrong with that is told and goes no further."""
+        attributes = self._message.attributes or {}
+        try:
+            delay = self.retry_delay(exception, int(attributes.get("ApproximateReceiveCount", 1)))
+            if delay is not None and (not is_number(delay) or delay < 0):
+                raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
+        except Exception as error:
+            text = "No retry delay, the message comes back when its visibility timeout ends: %s"
+            self._tell(text, error, logging.WARNING, "retry_delay_failed")
+            return
+        if delay is not None and not self._claim_is_lost:
+            self._change_visibility(self._claim.cut(math.ceil(delay), self._clock()))
 
     def _change_visibility(self, seconds: int) -> None:
         """Set the visibility timeout after the task has ended; a failure is told and goes no further."""
+        if self._extension is not None:
+            # An extension still under way would hide the message again, for another time.
+            self._extension.wait(_HEARTBEAT_WAIT_SECONDS)
         call = BoundedCall(lambda: self._message.change_visibility(VisibilityTimeout=seconds))
         answered = call.wait(_DELETE_WAIT_SECONDS)
         error = call.error if answered else NoAnswer(f"SQS has not answered the return of {self._message}")
@@ -473,7 +499,7 @@ class MessageHandler(abc.ABC):
         }
 
 
-def _check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> None:
+def check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> None:
     """The texts are the classic library's: scripts out there compare them."""
     if not is_number(alarm_timeout) or alarm_timeout <= 0:
         raise ValueError("Alarm timeout must be an integer greater than zero")

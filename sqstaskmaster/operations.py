@@ -225,7 +225,7 @@ def redrive(arguments: argparse.Namespace) -> Exit:
         moved = client.cancel_message_move_task(TaskHandle=handle).get("ApproximateNumberOfMessagesMoved", 0)
         raise CommandError(
             Exit.INTERRUPTED,
-            f"Stopped after about {moved:,} messages: those stay moved; run it again for the rest",
+            f"Stopped after about {moved:,} messages: run it again for the rest",
         ) from None
     moved = found.get("ApproximateNumberOfMessagesMoved", 0)
     if found.get("Status") != "COMPLETED":

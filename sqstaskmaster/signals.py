@@ -14,7 +14,6 @@ from __future__ import annotations
 import dis
 import math
 import signal
-import socket
 import sys
 import threading
 import time
@@ -99,6 +98,18 @@ class Alarm:
             # The plain number wherever it is the earliest: nothing is lost to rounding.
             left = seconds if earliest == self._due else earliest - now
             signal.setitimer(signal.ITIMER_REAL, 0 if left == math.inf else max(_SOONEST_SECONDS, left))
+            if Alarm._top.earliest() < earliest:
+                Alarm._set_timer()  # the handler of another signal ran in between, and armed an alarm of its own
+
+    @staticmethod
+    def _set_timer() -> None:
+        """Set the real timer anew. Unlike `arm` it changes no alarm's time, which another handler may just have set."""
+        while Alarm._top is not None:
+            earliest = Alarm._top.earliest()
+            left = 0.0 if earliest == math.inf else max(_SOONEST_SECONDS, earliest - time.monotonic())
+            signal.setitimer(signal.ITIMER_REAL, left)
+            if Alarm._top.earliest() == earliest:
+                return
 
     def hand_down(self, signum: int, frame: FrameType | None) -> bool:
         """Call what is due below. True where that was all: this alarm itself is not due yet."""
@@ -110,7 +121,7 @@ class Alarm:
         try:
             below.fire(signum, frame)
         finally:
-            self.arm(self._due - time.monotonic())
+            self._set_timer()
         return not due
 
     def give_back(self) -> bool:
@@ -131,7 +142,7 @@ class Alarm:
                 below.resume()
                 Alarm._top = below if isinstance(below, Alarm) else None
                 if isinstance(below, Alarm):
-                    below.arm(below._due - time.monotonic())
+                    self._set_timer()
             else:
                 self._step_out(below)
             self._below, self._due = None, math.inf
@@ -215,46 +226,30 @@ def _is_past_body(frame: FrameType) -> bool:
     return bool(rest) and (rest[0].opname, rest[0].arg) == ("CALL_FUNCTION", 3)
 
 
-class Inbox:
-    """Signals as something a loop can wait for: the handler only records, whoever reads acts.
+class Handlers:
+    """One handler for some signals, from `install` to `put_back`, which restores what was found. Main thread only."""
 
-    In the `with` block the signals given do nothing but make `fileno()` readable; afterwards the handlers that were
-    found are back. Main thread only.
-    """
-
-    def __init__(self, *numbers: int) -> None:
+    def __init__(self, handler: SignalHandler, *numbers: int) -> None:
+        self._handler = handler
         self._numbers = numbers
         self._found: dict[int, Any] = {}
+        self._blocked: set[int] = set()
 
-    def __enter__(self) -> Inbox:
-        self._reading, self._writing = socket.socketpair()
-        for end in (self._reading, self._writing):
-            end.setblocking(False)
-        self._found_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+    def install(self) -> None:
+        """Install the handler, and unblock its signals; once more where somebody has taken or blocked them."""
         for number in self._numbers:
-            self._found[number] = signal.signal(number, _do_nothing)
-        # Whoever started this process may have left them blocked.
-        self._blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
-        return self
+            found = signal.signal(number, self._handler)
+            self._found.setdefault(number, found)
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        if not self._blocked:
+            self._blocked = {number for number in self._numbers if number in blocked}
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._found.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._found_fd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
-        self._reading.close()
-        self._writing.close()
+    def are_installed(self) -> bool:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return all(signal.getsignal(number) == self._handler and number not in blocked for number in self._numbers)
 
-    def fileno(self) -> int:
-        return self._reading.fileno()
-
-    def read(self) -> list[int]:
-        """The signals that have arrived since the last call, in order. Several of one kind may be one."""
-        try:
-            return [number for number in self._reading.recv(4096) if number in self._numbers]
-        except BlockingIOError:
-            return []
-
-
-def _do_nothing(signum: int, frame: FrameType | None) -> None:
-    """A handler of Python's has to be there for the signal to reach the wakeup descriptor."""
+    def put_back(self) -> None:
+        for number, found in self._found.items():
+            signal.signal(number, signal.SIG_DFL if found is None else found)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
+        self._found, self._blocked = {}, set()

@@ -27,8 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sqstaskmaster import signals
 from sqstaskmaster.exits import Exit
+from sqstaskmaster.inbox import Inbox
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Supervisor:
     def run(self) -> Exit:
         """Supervise until every process has ended for good."""
         stops = (signal.SIGTERM, signal.SIGINT)
-        with signals.Inbox(*stops, signal.SIGCHLD) as inbox, self._selector:
+        with Inbox(*stops, signal.SIGCHLD) as inbox, self._selector:
             self._selector.register(inbox, selectors.EVENT_READ, None)
             while True:
                 self._start_due()
@@ -271,6 +271,7 @@ class Supervisor:
         slot.process = None
         slot.busy = False
         if self._stop_signals:
+            slot.finished = True
             logger.info("Worker process %d %s", slot.number, _words(code, lived), extra={"action": "process_stopped"})
             return
         if code == Exit.OK and self._burst:

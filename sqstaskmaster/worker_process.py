@@ -5,18 +5,33 @@ It says on a socket how it is, and stops at once, giving its message back, when 
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
+import signal
+import socket
 import sys
+import threading
 import traceback
+from collections.abc import Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqstaskmaster import logs
+from sqstaskmaster import logs, signals
 from sqstaskmaster.exits import CommandError, Exit, explain
+from sqstaskmaster.supervisor import BUSY, IDLE, LOADED, POLLED
 
 if TYPE_CHECKING:
     from sqstaskmaster.worker import Worker
+
+
+# From the moment that the supervisor is gone until this process is too, whatever its task does.
+_ORPHAN_SECONDS = 1.5
+
+_PR_SET_PDEATHSIG = 1
+
+_SAID = {"polled": POLLED, "busy": BUSY, "idle": IDLE}
 
 
 class Options(NamedTuple):
@@ -30,7 +45,7 @@ class Options(NamedTuple):
 
     def command(self) -> list[str]:
         """The arguments of the Python interpreter that runs such a process."""
-        return ["-m", __name__, self.worker, json.dumps(self[1:])]
+        return ["-m", "sqstaskmaster.worker_process", self.worker, json.dumps(self[1:])]
 
 
 def load(name: str) -> Worker:
@@ -75,3 +90,75 @@ def _broken(module_name: str, error: Exception) -> CommandError:
         Exit.MODULE,
         f"Module {module_name!r} cannot be imported: {type(error).__name__}: {said}{where} (--debug shows all)",
     )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The whole life of a worker process; gives its exit code.
+
+    :param arguments: those of `Options.command`, the descriptor of the socket to speak on, the supervisor's id.
+    """
+    options = Options(arguments[0], *json.loads(arguments[1]))
+    supervisor = socket.socket(fileno=int(arguments[2]))
+    _end_with_supervisor(int(arguments[3]), supervisor)
+    logs.configure(options.log_level, options.log_json)
+    try:
+        worker = load(options.worker)
+        _say(supervisor, LOADED)
+        worker.run(
+            burst=options.burst,
+            on_event=lambda event: _say(supervisor, _SAID[event]),
+            ecs_agent_uri=os.environ.get("ECS_AGENT_URI"),
+        )
+    except (Exception, KeyboardInterrupt) as error:
+        if options.debug:
+            traceback.print_exc()
+        code, sentence = explain(error)
+        print(f"sqstaskmaster: {sentence}", file=sys.stderr)
+        return code
+    return Exit.OK
+
+
+def _say(supervisor: socket.socket, what: bytes) -> None:
+    try:
+        supervisor.send(what, socket.MSG_DONTWAIT)
+    except OSError:
+        pass  # it is gone, which is noticed otherwise; or its inbox is full, and the next word counts as well
+
+
+# -- the end of the supervisor ----------------------------------------------------------------------------------------
+
+
+def _end_with_supervisor(pid: int, supervisor: socket.socket) -> None:
+    """Have this process stop, as on a second signal, when the supervisor is gone, SIGKILLed perhaps.
+
+    Linux sends a signal then. Elsewhere a thread notices that the other end of the socket is closed.
+    """
+    signals.Handlers(_orphaned, signal.SIGHUP).install()
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+    else:
+        threading.Thread(target=_wait_for_end, args=(supervisor,), daemon=True).start()
+    if os.getppid() != pid:
+        os._exit(Exit.FAILED)  # it was gone before any of this
+
+
+def _wait_for_end(supervisor: socket.socket) -> None:
+    signals.block_all()
+    supervisor.recv(1)  # it never says anything
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def _orphaned(signum: int, frame: FrameType | None) -> None:
+    """Stop at once and give the message back; and end in any case, from a thread in C that asks nobody."""
+    faulthandler.dump_traceback_later(_ORPHAN_SECONDS, exit=True)
+    stop = signal.getsignal(signal.SIGTERM)
+    if not callable(stop):
+        os._exit(Exit.FAILED)  # no worker is running, so there is nothing to give back
+    stop(signal.SIGTERM, frame)
+    stop(signal.SIGTERM, frame)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -285,7 +285,7 @@ class TestDoctor(CommandTestCase):
 
 
 class MoveServer(BaseHTTPRequestHandler):
-    """The part of SQS that no server for tests has: StartMessageMoveTask and its family, by the JSON protocol of AWS."""
+    """The part of SQS that no server for tests has, StartMessageMoveTask and its family, by the JSON protocol."""
 
     def do_POST(self):
         action = self.headers["X-Amz-Target"].rpartition(".")[2]

@@ -3,9 +3,7 @@
 import os
 import re
 import signal
-import sys
 import tempfile
-import time
 import unittest
 from pathlib import Path
 
@@ -41,8 +39,13 @@ class TestBackoff(unittest.TestCase):
 
 
 class TestSupervisor(unittest.TestCase):
-    def supervise(self, child, processes=1, burst="", alive="", seconds=DEADLINE_SECONDS):
-        return Script(self, SUPERVISE, child, processes, burst, alive, AWS_ENDPOINT_URL="")
+    def supervise(self, child, processes=1, burst="", alive="", source=SUPERVISE):
+        return Script(self, source, child, processes, burst, alive)
+
+    def folder(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return folder.name
 
     def working(self, script, number):
         """The ids of the processes that work, when there have been so many."""
@@ -55,9 +58,6 @@ class TestSupervisor(unittest.TestCase):
 
     def wait(self, script):
         return script.process.wait(DEADLINE_SECONDS)
-
-    def assert_gone(self, pid):
-        wait_until(lambda: not os.path.exists(f"/proc/{pid}") and not alive(pid), f"{pid} is gone")
 
     def test_a_process_that_is_killed_is_replaced(self):
         script = self.supervise(WORK, processes=2)
@@ -121,9 +121,7 @@ class TestSupervisor(unittest.TestCase):
 
     def test_the_other_processes_start_when_the_first_has_loaded_its_module(self):
         child = "print('works', os.getpid(), flush=True)\nwhile not os.path.exists(%r): time.sleep(0.01)\n"
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        go = os.path.join(folder.name, "go")
+        go = os.path.join(self.folder(), "go")
         script = self.supervise(child % go + "say(b'lp'); time.sleep(3600)", processes=3)
         self.working(script, 1)
         self.assertEqual(1, len(self.working(script, 1)))
@@ -134,19 +132,25 @@ class TestSupervisor(unittest.TestCase):
         script = self.supervise("sys.exit(3)", processes=3)
         self.assertEqual(3, self.wait(script))
 
-    def test_a_hopeless_queue_stops_the_other_processes_too(self):
-        child = "say(b'lp'); print('works', os.getpid(), flush=True)\nwhile not os.path.exists(%r): time.sleep(0.01)\n"
-        child += "os.path.exists(%r) and os.unlink(%r) == sys.exit(4)"
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        go = os.path.join(folder.name, "go")
-        script = self.supervise("try:\n " + (child % (go, go, go)).replace("\n", "\n ") + "\nexcept OSError: pass", 2)
-        del script
+    def test_a_hopeless_end_stops_the_other_processes_and_gives_its_code(self):
+        child = "signal.signal(15, lambda *_: (print('told', flush=True), sys.exit(0))); say(b'lp'); "
+        child += "print('works', os.getpid(), flush=True)\nwhile not os.path.exists(%r): time.sleep(0.01)\n"
+        child += "try: os.unlink(%r)\nexcept OSError: time.sleep(3600)\nsys.exit(4)"
+        go = os.path.join(self.folder(), "go")
+        script = self.supervise(child % (go, go), processes=2)
+        self.working(script, 2)
+        Path(go).touch()
+        self.assertEqual(4, self.wait(script))
+        self.assertEqual(1, script.lines().count("told"))
 
-    def test_processes_that_die_before_their_first_poll_are_given_up(self):
-        script = self.supervise("time.sleep(0)", processes=1)
-        script.process.send_signal(0)
-        del script
+    def test_processes_that_die_again_and_again_before_their_first_poll_are_given_up(self):
+        supervisor = SUPERVISE.replace(
+            "import logging", "from sqstaskmaster import supervisor\nimport logging"
+        ).replace("child, processes", "supervisor.Backoff.after = lambda *_, **__: 0.0\nchild, processes")
+        script = self.supervise("print('starts', flush=True); os.kill(os.getpid(), 11)", source=supervisor)
+        self.assertEqual(6, self.wait(script))
+        self.assertEqual(8, script.lines().count("starts"))
+        script.wait_for("giving up")
 
     def test_burst_ends_when_every_process_has_found_the_queue_empty(self):
         script = self.supervise("say(b'lp'); print('works', os.getpid(), flush=True)", processes=2, burst="burst")
@@ -154,10 +158,9 @@ class TestSupervisor(unittest.TestCase):
         self.assertEqual(2, len(self.working(script, 2)))
 
     def test_burst_replaces_a_process_that_was_killed(self):
-        child = "say(b'lp'); print('works', os.getpid(), flush=True); os.path.exists(%r) or (open(%r, 'w'), time.sleep(3600))"
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        again = os.path.join(folder.name, "again")
+        child = "say(b'lp'); print('works', os.getpid(), flush=True); "
+        child += "os.path.exists(%r) or (open(%r, 'w'), time.sleep(3600))"
+        again = os.path.join(self.folder(), "again")
         script = self.supervise(child % (again, again), burst="burst")
         pid = self.working(script, 1)[0]
         wait_until(lambda: os.path.exists(again), "the first process has left its mark")
@@ -165,9 +168,81 @@ class TestSupervisor(unittest.TestCase):
         self.assertEqual(0, self.wait(script))
         self.assertEqual(2, len(self.working(script, 2)))
 
+    def test_a_process_that_does_not_end_after_the_second_signal_is_killed(self):
+        source = SUPERVISE.replace("import logging", "from sqstaskmaster import supervisor\nimport logging").replace(
+            "child, processes", "supervisor._LAST_GRACE_SECONDS = 0.2\nchild, processes"
+        )
+        child = "signal.signal(15, lambda *_: print('told', flush=True)); "
+        child += "say(b'lp'); print('works', os.getpid(), flush=True)\nwhile True: time.sleep(3600)"
+        script = self.supervise(child, source=source)
+        pid = self.working(script, 1)[0]
+        script.process.send_signal(signal.SIGTERM)
+        script.wait_for("told")
+        script.process.send_signal(signal.SIGTERM)
+        self.assertEqual(10, self.wait(script))
+        self.assertFalse(alive(pid))
 
-class TestAliveFile(TestSupervisor):
-    pass
+    def test_orphans_that_come_to_process_1_are_reaped(self):
+        # As process 1 does, the supervisor here adopts what its descendants leave behind.
+        source = "import ctypes; ctypes.CDLL(None).prctl(36, 1)\n" + SUPERVISE
+        child = "pid = os.fork()\nif not pid:\n    pid = os.fork()\n    if not pid: time.sleep(0.05)\n"
+        child += "    else: print('orphan', pid, flush=True)\n    os._exit(0)\n" + WORK
+        script = self.supervise(child, source=source)
+        pid = int(script.wait_for("orphan").split()[1])
+        self.working(script, 1)
+        wait_until(lambda: not alive(pid), "the orphan is reaped")
+
+
+class TestAliveFile(unittest.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name, "alive")
+
+    def start(self, child, processes=1, patience="90.0"):
+        source = SUPERVISE.replace("import logging", "from sqstaskmaster import supervisor\nimport logging").replace(
+            "child, processes",
+            f"supervisor._TOUCH_SECONDS, supervisor.POLL_PATIENCE_SECONDS = 0.02, {patience}\nchild, processes",
+            1,
+        )
+        return Script(self, source, child, processes, "", self.path)
+
+    def is_touched_again(self):
+        """Touched now, not only once: its time is set back first."""
+        if not self.path.exists():
+            return False
+        os.utime(self.path, (0, 0))
+        return wait_until(lambda: self.path.stat().st_mtime > 0, "the file is touched")
+
+    def test_it_is_touched_again_and_again_while_polls_succeed(self):
+        self.start("say(b'lp')\nwhile True: say(b'p'); time.sleep(0.01)")
+        wait_until(self.path.exists, "the file is there")
+        self.assertTrue(self.is_touched_again())
+
+    def test_it_is_touched_while_a_task_runs(self):
+        self.start("say(b'lpb'); time.sleep(3600)", patience="0.0")
+        wait_until(self.path.exists, "the file is there")
+        self.assertTrue(self.is_touched_again())
+
+    def test_it_is_not_touched_before_every_process_has_polled(self):
+        child = "say(b'l'); print('works', os.getpid(), flush=True)\n"
+        child += "os.path.exists(%r) or (open(%r, 'w'), say(b'p'))\nprint('ready', flush=True); time.sleep(3600)"
+        mark = str(self.path) + "-mark"
+        script = self.start(child % (mark, mark), processes=2)
+        wait_until(lambda: script.lines().count("ready") == 2, "both run")
+        self.wait_for_a_stop(script)
+        self.assertFalse(self.path.exists())
+
+    def test_it_is_not_touched_when_the_last_poll_is_long_ago(self):
+        script = self.start("say(b'lp'); print('ready', flush=True); time.sleep(3600)", patience="-1.0")
+        script.wait_for("ready")
+        self.wait_for_a_stop(script)
+        self.assertFalse(self.path.exists())
+
+    def wait_for_a_stop(self, script):
+        script.process.send_signal(signal.SIGTERM)
+        script.process.wait(DEADLINE_SECONDS)
 
 
 def alive(pid):
