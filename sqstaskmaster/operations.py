@@ -232,8 +232,8 @@ def redrive(arguments: argparse.Namespace) -> Exit:
         reason = found.get("FailureReason", "no reason given")
         raise CommandError(
             Exit.QUEUE,
-            f"The redrive ended as {found.get('Status')} after about {moved:,} messages ({reason}): mend that, then run "
-            "it again for the rest",
+            f"The redrive ended as {found.get('Status')} after about {moved:,} messages ({reason}): mend that, then "
+            "run it again for the rest",
         )
     print(f"About {moved:,} messages moved")
     return Exit.OK

@@ -207,7 +207,8 @@ class Supervisor:
         now = self._clock()
         if self._alive_file is None or now - self._touched < _TOUCH_SECONDS:
             return
-        if all(slot.finished or slot.is_alive(now) for slot in self._slots):
+        unfinished = [slot for slot in self._slots if not slot.finished]
+        if unfinished and all(slot.is_alive(now) for slot in unfinished):
             self._touched = now
             try:
                 self._alive_file.touch()

@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,33 +10,10 @@ import threading
 import unittest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, environment, free_port
+from tests.commands import command, offline, online, run
+from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port
 
 COMMANDS = ("worker", "submit", "status", "redrive", "purge", "doctor", "demo")
-
-
-def command():
-    """The installed command where there is one beside this interpreter."""
-    installed = shutil.which("sqstaskmaster", path=os.path.dirname(sys.executable))
-    return [installed] if installed else [sys.executable, "-m", "sqstaskmaster"]
-
-
-def offline(**environ):
-    """An environment that leads nowhere: for commands that must not need SQS, or must not find it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    nowhere = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
-    return {**kept, **nowhere, "PYTHONPATH": os.pathsep.join(sys.path), **environ}
-
-
-def run(*arguments, environ=None, **options):
-    return subprocess.run(
-        [*command(), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        env=environ or {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
-        **{"stdin": subprocess.DEVNULL, **options},
-    )
 
 
 class CommandTestCase(ServerTestCase):
@@ -185,7 +161,7 @@ class TestStatus(CommandTestCase):
             [*command(), "status", url, "--watch", "0.1"],
             stdout=subprocess.PIPE,
             text=True,
-            env={**environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=online(),
         )
         self.addCleanup(watching.stdout.close)
         self.addCleanup(watching.wait)
@@ -213,7 +189,7 @@ class TestStatus(CommandTestCase):
             stdout=theirs,
             stderr=theirs,
             stdin=subprocess.DEVNULL,
-            env={**environment(), "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", **environ},
+            env=online(TERM="xterm", **environ),
         ) as process:
             os.close(theirs)
             written = b""
