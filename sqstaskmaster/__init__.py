@@ -11,30 +11,39 @@ from typing import TYPE_CHECKING, Any
 from sqstaskmaster.version import __version__
 
 if TYPE_CHECKING:
+    from sqstaskmaster.backoff import ExponentialBackoff
     from sqstaskmaster.local import LocalMessage, LocalQueue
     from sqstaskmaster.message_handler import MessageHandler, Outcome
+    from sqstaskmaster.process_handler import ProcessMessageHandler
     from sqstaskmaster.queue_scale import Provisioner, ServiceState
     from sqstaskmaster.task_manager import TaskManager
+    from sqstaskmaster.worker import Worker
 
 __all__ = [
+    "ExponentialBackoff",
     "LocalMessage",
     "LocalQueue",
     "MessageHandler",
     "Outcome",
+    "ProcessMessageHandler",
     "Provisioner",
     "ServiceState",
     "TaskManager",
+    "Worker",
     "__version__",
 ]
 
 _HOME = {
+    "ExponentialBackoff": "backoff",
     "LocalMessage": "local",
     "LocalQueue": "local",
     "MessageHandler": "message_handler",
     "Outcome": "message_handler",
+    "ProcessMessageHandler": "process_handler",
     "Provisioner": "queue_scale",
     "ServiceState": "queue_scale",
     "TaskManager": "task_manager",
+    "Worker": "worker",
 }
 
 

@@ -26,6 +26,8 @@ _CALL_SECONDS = 2.0
 # From the hard timeout to the end of the protection: for a task that is slow to stop, and for deleting its message.
 _MARGIN_SECONDS = 300.0
 
+_LOOK_AGAIN_SECONDS = 0.01
+
 _MINUTES = (1, 2880)
 
 
@@ -75,7 +77,7 @@ class ScaleInProtection:
         if not self._url:
             return
         if self._lock is not None and not self._busy:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits at most for another process's bounded call
+            self._share(self._lock)
         self._busy = True
         if self._expires < self._clock() + seconds:
             lowest, highest = _MINUTES
@@ -92,11 +94,22 @@ class ScaleInProtection:
         self._expires = -math.inf
         if self._lock is None:
             return
-        with contextlib.suppress(BlockingIOError):  # another process is busy
+        with contextlib.suppress(OSError):  # another process is busy
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._put({"ProtectionEnabled": False})
             fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _share(self, lock: int) -> None:
+        """Wait until no other process is just returning the protection: at most for its bounded call."""
+        until = time.monotonic() + self._call_seconds
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                if not isinstance(error, BlockingIOError) or time.monotonic() > until:
+                    return _warn("Another worker process may return this one's scale-in protection: %s", error)
+                time.sleep(_LOOK_AGAIN_SECONDS)
 
     def _put(self, state: dict[str, object]) -> bool:
         call = BoundedCall(lambda: _request(str(self._url), state, self._call_seconds))

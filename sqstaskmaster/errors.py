@@ -5,6 +5,8 @@ Where the classic library raised a built-in, the error here is one too, so that 
 
 from __future__ import annotations
 
+import signal
+
 
 class SQSTaskMasterError(Exception):
     """Everything this package raises on its own account, bad arguments (ValueError, TypeError) aside."""
@@ -52,6 +54,78 @@ class HandlerStuck(SQSTaskMasterError, RuntimeError):
 
 class NoAnswer(SQSTaskMasterError, TimeoutError):
     """A call to SQS had not answered when it could be waited for no longer. It may still take effect."""
+
+
+class TaskDied(SQSTaskMasterError, RuntimeError):
+    """A task's process ended without the task having finished. The message is kept.
+
+    `task` (its name), `pid`, `seconds` (how long it ran), `stack` (where its Python code was, "" if not known).
+    """
+
+    def __init__(self, what: str, *, task: str, pid: int | None, seconds: float, stack: str) -> None:
+        super().__init__(f"Task {task} (pid {pid}) {what} after {seconds:.1f} seconds, without having finished")
+        self.task = task
+        self.pid = pid
+        self.seconds = seconds
+        self.stack = stack
+
+
+class TaskKilled(TaskDied):
+    """A signal ended the task: a crash, the kernel's out-of-memory killer, somebody's `kill`. `signal` is its number.
+
+    `signal` is None where the process that watched over the task was killed, and the task with it.
+    """
+
+    def __init__(self, number: int | None, *, task: str, pid: int | None, seconds: float, stack: str) -> None:
+        super().__init__(f"was killed by {_named(number)}", task=task, pid=pid, seconds=seconds, stack=stack)
+        self.signal = number
+
+
+class TaskExited(TaskDied):
+    """The task's process exited before the task had finished, with whatever exit code: 0 is no success either."""
+
+    def __init__(self, code: int, how: str, *, task: str, pid: int | None, seconds: float, stack: str) -> None:
+        super().__init__(f"exited with code {code} ({how})", task=task, pid=pid, seconds=seconds, stack=stack)
+        self.exit_code = code
+
+
+class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
+    """A task and what it started held more than `max_memory`. `size` and `limit` are in bytes."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"Task {task} was stopped: it held {size:,} bytes of memory and may hold {limit:,} (max_memory)"
+        )
+        self.task = task
+        self.size = size
+        self.limit = limit
+
+
+class RemoteError(SQSTaskMasterError, RuntimeError):
+    """What a task raised in its process, as text, because it cannot be unpickled here. `traceback` is the task's."""
+
+    def __init__(self, task: str, summary: str, traceback: str) -> None:
+        super().__init__(f"Task {task} raised {summary}")
+        self.task = task
+        self.summary = summary
+        self.traceback = traceback
+
+
+class TaskNotPicklable(SQSTaskMasterError, TypeError):
+    """The start method needs to pickle the handler, and that cannot be done. Nothing was started."""
+
+
+def _named(number: int | None) -> str:
+    if number is None:
+        return "an unknown signal (the process that watches over it was killed)"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    words = signal.strsignal(number)
+    if number == signal.SIGKILL:
+        words = "killed: most likely the system ran out of memory"
+    return f"{name} ({words})" if words else name
 
 
 class TaskQuit(SQSTaskMasterError, RuntimeError):

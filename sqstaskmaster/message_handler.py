@@ -134,9 +134,11 @@ class MessageHandler(abc.ABC):
         self._alarm: signals.Alarm | None = None
         self._extension: BoundedCall | None = None
         self._retry_in: float | None = None
+        self._end_margin = _END_MARGIN_SECONDS
         self._stopped_as: Outcome | None = None
         self._stop_at_first_alarm: Exception | None = None
         self._claim_is_lost = False
+        self._ended_at: float | None = None
         self._leaving = False
 
     # -- for subclasses ------------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ class MessageHandler(abc.ABC):
     def _begin(self) -> None:
         now = self._clock()
         self._start_time = now
-        self.outcome = self._stopped_as = self._retry_in = None
+        self.outcome = self._stopped_as = self._retry_in = self._ended_at = None
         self._claim_is_lost = self._leaving = False
         self._claim = claims.of(self._message) or claims.Claim(received=now)
         claims.note(self._message, self._claim)
@@ -228,6 +230,7 @@ class MessageHandler(abc.ABC):
 
     def _conclude(self, exception: BaseException | None) -> bool:
         """The one verdict: what becomes of the message. True where the exception is swallowed."""
+        self._ended_at = self._clock()
         if exception is None and self._stopped_as is not None:
             # The task swallowed the exception that stopped it. It cannot be taken for finished.
             exception = self._stop_exception(self._stopped_as)
@@ -242,12 +245,16 @@ class MessageHandler(abc.ABC):
             self.outcome = Outcome.INTERRUPTED
             self._report(exception)
             self._give_back()
+        facts = self._facts("finished")
         logger.info(
-            "Task %s %s after %.3f s",
-            self._claim.task or type(self).__name__,
+            "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s",
+            facts["task"],
             self.outcome,
-            self._run_time(),
-            extra=self._facts("finished"),
+            facts["message_id"],
+            facts["receive_count"],
+            "?" if facts["queued"] is None else f"{facts['queued']:.3f}",
+            facts["elapsed"],
+            extra=facts,
         )
         return exception is None or isinstance(exception, Exception)
 
@@ -261,7 +268,7 @@ class MessageHandler(abc.ABC):
         """Until the hard timeout, or until the claim's 12 hours are nearly over, whichever is earlier."""
         return min(
             self.hard_timeout - self._run_time(),
-            self._claim.ends - _END_MARGIN_SECONDS - self._clock(),
+            self._claim.ends - self._end_margin - self._clock(),
         )
 
     def _decide(self) -> Decision:
@@ -342,7 +349,7 @@ class MessageHandler(abc.ABC):
             self._retry_in = None
             return
         call = self._extension
-        if call is None or not call.wait(self._wait_seconds()):
+        if call is None or not self._wait_for(call):
             self._retry_in = self._seconds_to_retry()
         elif call.error is None:
             self._retry_in = None
@@ -355,6 +362,9 @@ class MessageHandler(abc.ABC):
                 self.claim_lost(call.error)
         else:
             self._retry_in = None if self._claim.is_final() else self._seconds_to_retry()
+
+    def _wait_for(self, call: BoundedCall) -> bool:
+        return call.wait(self._wait_seconds())
 
     def _start_extension(self, seconds: int) -> bool:
         """Send the extension from a thread of its own. False where there is nothing to be had by it."""
@@ -487,14 +497,15 @@ class MessageHandler(abc.ABC):
         """The fields that every log record about this message carries, for formatters that write them."""
         attributes = self._message.attributes or {}
         sent = attributes.get("SentTimestamp")
-        run_time = self._run_time()
+        now = self._clock()
+        queued = time.time() - (now - self._start_time) - int(sent) / 1000 if sent else None
         return {
             "action": action,
             "task": self._claim.task or type(self).__name__,
             "message_id": getattr(self._message, "message_id", None),
             "receive_count": attributes.get("ApproximateReceiveCount"),
-            "queued": time.time() - run_time - int(sent) / 1000 if sent else None,
-            "elapsed": run_time,
+            "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours
+            "elapsed": (now if self._ended_at is None else self._ended_at) - self._start_time,
             "outcome": self.outcome and self.outcome.value,
         }
 

@@ -11,13 +11,14 @@ The real timer is always set to the earliest of them, and the signal handler on 
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -224,6 +225,50 @@ def _is_past_body(frame: FrameType) -> bool:
         return False
     rest = [found for found in instructions[done + 1 : done + 6] if found.opname not in _BETWEEN_BODY_AND_EXIT]
     return bool(rest) and (rest[0].opname, rest[0].arg) == ("CALL_FUNCTION", 3)
+
+
+class Terminated(SystemExit):
+    """SIGTERM in a task's process: raised in its main thread, so that `finally` blocks run."""
+
+
+@contextlib.contextmanager
+def all_blocked() -> Iterator[None]:
+    """No Python signal handler runs in the block; signals that arrive are handled after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_afresh() -> None:
+    """In a new child process: the signal state of a Python process that has just started, nothing inherited.
+
+    SIGTERM raises Terminated. Called with all signals blocked, lest a handler of the parent's runs here.
+    """
+    Alarm._top = None
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def ignore_stop_requests() -> None:
+    """In a new child process that has to outlast them: a terminal's or a service manager's signals to the group."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated(128 + signum)
 
 
 class Handlers:

@@ -18,12 +18,15 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
+from sqstaskmaster import isolation
 from sqstaskmaster.backoff import ExponentialBackoff
 from sqstaskmaster.bounded import BoundedCall
 from sqstaskmaster.ecs import ScaleInProtection
 from sqstaskmaster.errors import ArgumentsDoNotFit, PollRefused, ShutdownRequested, TaskQuit, UnknownTask
+from sqstaskmaster.function_handler import FunctionHandler
 from sqstaskmaster.limits import MAX_WAIT_SECONDS, check_whole_seconds, is_number
 from sqstaskmaster.message_handler import MessageHandler, Outcome, check_timeouts
+from sqstaskmaster.process_handler import ProcessMessageHandler
 from sqstaskmaster.shutdown import Shutdown
 from sqstaskmaster.sqs_errors import POLL_ERRORS, code_of, remedy_for
 from sqstaskmaster.task_manager import Task, TaskManager
@@ -40,6 +43,8 @@ _STOP_AGAIN_SECONDS = 1.0
 
 # The longest that giving back a message is waited for.
 _GIVE_BACK_SECONDS = 5.0
+
+_NO_MESSAGE: Any = None
 
 GIVEN_BACK = "given back"
 REFUSED = "refused"
@@ -110,12 +115,19 @@ class Worker:
         :param sqs_timeout, alarm_timeout, hard_timeout: where they differ from the worker's.
         :param options: `retry_delay` (see MessageHandler.retry_delay: a callable of the exception and the receive
             count), and `term_grace`, `start_method`, `max_memory` of ProcessMessageHandler.
+        :raises TypeError: for an option there is not, and for anything but a function that takes keyword arguments.
+        :raises ValueError: for a setting out of its range, or a name that is taken.
+
+        The function must be importable from its module where the start method is not fork. What it raises is notified
+        through the manager's `notify`.
         """
-        timeouts = self._timeouts(sqs_timeout, alarm_timeout, hard_timeout)
-        check_timeouts(**timeouts)
+        settings = {**self._timeouts(sqs_timeout, alarm_timeout, hard_timeout), **options}
+        # Made once here, so that what is wrong with the settings is told to whoever wrote them.
+        FunctionHandler(_NO_MESSAGE, _nothing, {}, **settings)
 
         def register(function: Function) -> Function:
-            raise NotImplementedError
+            notify = self.manager.notify
+            self._add(name, _entry_of_function(name, function, {"notify": notify, **settings}))
             return function
 
         return register
@@ -140,7 +152,7 @@ class Worker:
         """
         counts: collections.Counter[str] = collections.Counter()
         with Shutdown(self.shutdown_grace) as stop, ScaleInProtection(ecs_agent_uri) as protection:
-            run = _Run(self, stop, protection, on_event or _nobody)
+            run = _Run(self, stop, protection, on_event or _nothing)
             while not stop.requested:
                 received = run.poll()
                 for task in received:
@@ -162,9 +174,13 @@ class Worker:
         if entry is None:
             raise UnknownTask(task, sorted(self._entries))
         try:
+            entry.fits(kwargs)
+        except TypeError as error:
+            raise ArgumentsDoNotFit(task, error, entry.expected) from None
+        try:
             return entry.make(message, kwargs)
         except Exception as error:
-            raise ArgumentsDoNotFit(task, error, entry.expected) from error
+            raise ArgumentsDoNotFit(task, repr(error), entry.expected) from error
 
     def notify(self, exception: BaseException, message: Any) -> None:
         """Tell the manager's `notify`. What it raises is logged and goes no further."""
@@ -194,8 +210,9 @@ class Worker:
 
 
 class _Entry(NamedTuple):
-    """One task that a worker has: how its handler is made, and what its messages must look like."""
+    """One task that a worker has: what its messages' kwargs must fit, and how its handler is made of them."""
 
+    fits: Callable[[dict[str, Any]], object]
     make: Callable[[Any, dict[str, Any]], MessageHandler]
     expected: str
 
@@ -268,7 +285,10 @@ class _Run:
         try:
             with handler:
                 try:
-                    self._stop.interruptible(handler.run, _stops_in_process, _STOP_AGAIN_SECONDS)
+                    if isinstance(handler, ProcessMessageHandler):
+                        self._stop.interruptible(handler.run, isolation.is_waiting)
+                    else:
+                        self._stop.interruptible(handler.run, _is_outside_heartbeat, _STOP_AGAIN_SECONDS)
                 except (Exception, ShutdownRequested):
                     raise
                 except BaseException as error:
@@ -296,6 +316,7 @@ class _Run:
 
 
 def _entry_of_class(name: str, handler: Callable[..., MessageHandler], timeouts: dict[str, Any]) -> _Entry:
+    called = getattr(handler, "__name__", repr(handler))
     if not callable(handler):
         raise TypeError(f"The handler of task {name!r} must be a handler class, not {handler!r}")
     signature = inspect.signature(handler)
@@ -303,18 +324,36 @@ def _entry_of_class(name: str, handler: Callable[..., MessageHandler], timeouts:
         signature.bind_partial(None, **timeouts)
     except TypeError as error:
         raise TypeError(
-            f"The handler of task {name!r} cannot be constructed as {getattr(handler, '__name__', handler)}(message, "
-            f"sqs_timeout=..., alarm_timeout=..., hard_timeout=..., **kwargs): {error}"
+            f"The handler of task {name!r} cannot be constructed as {called}(message, sqs_timeout=..., "
+            f"alarm_timeout=..., hard_timeout=..., **kwargs): {error}"
         ) from error
+    return _Entry(
+        fits=lambda kwargs: signature.bind(None, **timeouts, **kwargs),
+        make=lambda message, kwargs: handler(message, **timeouts, **kwargs),
+        expected=f"{called}{signature}",
+    )
 
-    def make(message: Any, kwargs: dict[str, Any]) -> MessageHandler:
-        return handler(message, **timeouts, **kwargs)
 
-    return _Entry(make, f"{getattr(handler, '__name__', handler)}{signature}")
+def _entry_of_function(name: str, function: Callable[..., Any], settings: dict[str, Any]) -> _Entry:
+    called = getattr(function, "__name__", repr(function))
+    if not callable(function) or isinstance(function, type) or inspect.iscoroutinefunction(function):
+        raise TypeError(f"Task {name!r} must be a plain function, not {function!r}: call what you want from one")
+    signature = inspect.signature(function)
+    unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if unnamed:
+        raise TypeError(
+            f"Task {name!r}: {called}{signature} takes {', '.join(unnamed)} by position only, and tasks are called "
+            "with keyword arguments"
+        )
+    return _Entry(
+        fits=lambda kwargs: signature.bind(**kwargs),
+        make=lambda message, kwargs: FunctionHandler(message, function, kwargs, **settings),
+        expected=f"{called}{signature}",
+    )
 
 
-def _stops_in_process(frame: FrameType | None) -> bool:
-    """Not within the heartbeat, which may be sending an extension that has to be waited for."""
+def _is_outside_heartbeat(frame: FrameType | None) -> bool:
+    """Whether no heartbeat is under way there: it may be sending an extension, which has to be waited for later."""
     while frame is not None:
         if frame.f_code is MessageHandler._handle_alarm.__code__:
             return False
@@ -322,5 +361,5 @@ def _stops_in_process(frame: FrameType | None) -> bool:
     return True
 
 
-def _nobody(event: str) -> None:
+def _nothing(*_: object) -> None:
     pass

@@ -1,0 +1,258 @@
+"""ProcessMessageHandler: MessageHandler, its `run` in a process of its own.
+
+worker: with handler:                                          task's process
+          handler.run()  ---- isolation.Child ---------------> run() of the subclass
+            loop: wait --- every alarm_timeout: _decide -----> extend | stop, keep the claim until all is gone
+          <-------------------- value, or exception ---------- returns, or raises
+        __exit__: the verdict, as in MessageHandler
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from sqstaskmaster import isolation, process_tree
+from sqstaskmaster.bounded import BoundedCall
+from sqstaskmaster.errors import MemoryLimitExceeded, UnsupportedContext
+from sqstaskmaster.limits import is_number
+from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
+from sqstaskmaster.protocols import Message
+
+logger = logging.getLogger(__name__)
+
+Self = TypeVar("Self", bound="ProcessMessageHandler")
+
+# How often the memory of a task with max_memory is looked at: a process fills about a gigabyte in this time.
+_MEMORY_LOOK_SECONDS = 0.1
+
+# How often an extension under way is asked after: it takes milliseconds.
+_CALL_LOOK_SECONDS = 0.005
+
+
+class ProcessMessageHandler(MessageHandler):
+    """A MessageHandler for tasks that cannot be trusted to return to the interpreter: `run` has a process of its own.
+
+    Same constructor, same block, same worker script; inside the block `handler.run()` runs the subclass's `run` in a
+    child process and waits for it, and nothing that the task does can stop the heartbeat or the limit. What `run`
+    returns is returned, what it raises is raised, with the child's traceback as its cause.
+
+    At the hard timeout, when `running()` is false, over `max_memory`, and when the wait is interrupted (Ctrl-C, a
+    worker's shutdown), the task is stopped: its Python stack is taken, even inside C code, for the log and for
+    `notify`'s context (under `stack`); SIGTERM raises SystemExit in it, so that `finally` blocks run; after
+    `term_grace` everything it has started is SIGKILLed. The claim is held until the last of its processes is gone.
+
+    All times are in seconds; `sqs_timeout`, `alarm_timeout`, `hard_timeout`, `clock` as for MessageHandler.
+
+    :param term_grace: from SIGTERM to SIGKILL, 0 or more.
+    :param start_method: "fork", "forkserver" or "spawn"; None is fork on Linux and spawn elsewhere. With fork the
+        handler need not be picklable. The worker must not have run native code that starts threads (OpenMP) before it
+        forks: that is detected and logged. With the others the handler is pickled, and the script's main module is
+        imported in the child, so it needs the usual `if __name__ == "__main__":`.
+    :param max_memory: bytes that the task and all it starts may hold together (proportional set size, looked at ten
+        times a second), None for no limit. Linux only.
+    :raises ValueError: for an argument out of its range.
+    :raises UnsupportedContext: for `max_memory` where memory cannot be read; on entering, where there is no fork.
+
+    Raised by `run()` beside the task's own exceptions: HardTimeout, HandlerStuck, MemoryLimitExceeded; TaskKilled and
+    TaskExited for a task that ended without having finished (os._exit(0) and sys.exit() included); RemoteError for an
+    exception that cannot be unpickled; TaskNotPicklable.
+
+    Limits: only `run()` is watched; what else is in the `with` block runs in the worker, with neither heartbeat nor
+    limit. The task has the message's content in `self._message`, but not its claim. What the task sets on `self` stays
+    in its process: return it, or `report` it. A task that blocks all signals is stopped too, but tells no stack.
+    Without Linux there is no kernel help to find processes that made themselves daemons: those are lost sight of.
+    """
+
+    def __init__(
+        self,
+        message: Message,
+        sqs_timeout: int,
+        alarm_timeout: float,
+        hard_timeout: float,
+        *,
+        term_grace: float = 5.0,
+        start_method: str | None = None,
+        max_memory: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, clock=clock)
+        if not is_number(term_grace) or term_grace < 0:
+            raise ValueError(f"term_grace must be a number of seconds, 0 or more, not {term_grace!r}")
+        if start_method is not None and start_method not in isolation.START_METHODS:
+            raise ValueError(f"start_method must be None or one of {isolation.START_METHODS}, not {start_method!r}")
+        if max_memory is not None and (not isinstance(max_memory, int) or max_memory <= 0):
+            raise ValueError(f"max_memory must be a whole number of bytes over 0, or None, not {max_memory!r}")
+        if max_memory is not None and not process_tree.LINUX:
+            raise UnsupportedContext("max_memory needs Linux, where the memory of other processes can be read")
+        self.term_grace = term_grace
+        self.start_method = start_method
+        self.max_memory = max_memory
+        self.progress: dict[str, Any] = {}
+        self._end_margin += term_grace
+        self._stack = ""
+        self._child: isolation.Child | None = None
+        self._next_alarm_at = 0.0
+        self._send_report: Callable[[dict[str, Any]], None] | None = None
+
+    def report(self, **progress: Any) -> None:
+        """Called by the task: becomes `self.progress` in the worker, for `running()` and for people to see.
+
+        Replaces the report before. Meant for some reports a second. Values of types whose module only the task has
+        loaded arrive as their `repr`. To be called in the task's own process, in any of its threads.
+        """
+        if self._send_report is None:
+            self.progress = progress
+        else:
+            self._send_report(progress)
+
+    def __enter__(self: Self) -> Self:
+        """Claim the message. No signal is touched, so this works in any thread.
+
+        :raises UnsupportedContext: on a platform without fork; nothing has been sent then.
+        """
+        isolation.require_processes()
+        self._begin()
+        self._stack = ""
+        # Shadows the subclass's method in this block only, so that the script's `handler.run()` need not change.
+        self.__dict__["run"] = self._run_in_child
+        return self
+
+    def __exit__(self, *exception: Any) -> bool:
+        self.__dict__.pop("run", None)
+        return super().__exit__(*exception)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _run_in_child(self) -> Any:
+        if self._stop_at_first_alarm is not None:
+            error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
+            raise error
+        child = isolation.Child(
+            functools.partial(_run_task, self._task_side()),
+            name=self._task_name(),
+            start_method=self.start_method,
+            term_grace=self.term_grace,
+        )
+        child.start()
+        self._child = child
+        try:
+            self._set_next_alarm()
+            while not child.wait(self._seconds_to_attend()):
+                self.progress = child.progress
+                self._attend(child)
+            self.progress = child.progress
+            return child.result()
+        except BaseException as error:
+            self._stop(child)
+            self._stack = child.stack
+            _show(error, self._stack)
+            raise
+        finally:
+            self._child = None
+
+    def _attend(self, child: isolation.Child) -> None:
+        """What is due now. Raises what the task is to be stopped for."""
+        if self.max_memory is not None:
+            size = child.memory(self.max_memory)
+            if size > self.max_memory:
+                raise MemoryLimitExceeded(self._task_name(), size, self.max_memory)
+        if self._clock() < self._next_alarm_at:
+            return
+        decision = self._decide()
+        if decision is not Decision.EXTEND:
+            self._stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
+            raise self._stop_exception(self._stopped_as)
+        self._extend_timeout(self.sqs_timeout)
+        self._set_next_alarm()
+
+    def _stop(self, child: isolation.Child) -> None:
+        """Stop the task, and hold the claim until its last process is gone. Nothing that is raised here keeps it alive.
+
+        A second Ctrl-C or shutdown means now.
+        """
+        child.stop()
+        while True:
+            try:
+                while not child.wait(max(0.0, self._next_alarm_at - self._clock())):
+                    self._extend_timeout(self.sqs_timeout)
+                    self._set_next_alarm(self.alarm_timeout)
+                return
+            except BaseException as error:
+                logger.warning("Stopping task %s at once, because of %r", self._task_name(), error)
+                child.kill()
+                self._set_next_alarm(self.alarm_timeout)
+
+    def _set_next_alarm(self, seconds: float | None = None) -> None:
+        self._next_alarm_at = self._clock() + (self._seconds_to_next_alarm() if seconds is None else seconds)
+
+    def _seconds_to_attend(self) -> float:
+        to_alarm = max(0.0, self._next_alarm_at - self._clock())
+        return to_alarm if self.max_memory is None else min(to_alarm, _MEMORY_LOOK_SECONDS)
+
+    def _wait_for(self, call: BoundedCall) -> bool:
+        """The child is attended to while SQS is slow to answer, and the limit is not missed for it."""
+        child = self._child
+        if child is None:
+            return super()._wait_for(call)
+        until = self._clock() + min(self._wait_seconds(), max(0.0, self._seconds_to_limit()))
+        while not call.done and self._clock() < until and not child.wait(_CALL_LOOK_SECONDS):
+            pass
+        return call.done
+
+    # -- what goes to the task, and what comes back --------------------------------------------------------------
+
+    def _task_name(self) -> str:
+        return self._claim.task or type(self).__name__
+
+    def _task_side(self: Self) -> Self:
+        """This handler as the task has it: without the claim, which is the worker's."""
+        task_side = object.__new__(type(self))
+        task_side.__dict__.update(self.__dict__)
+        del task_side.__dict__["run"]
+        task_side._message = _Content(self._message)
+        task_side._clock = time.monotonic
+        task_side._extension = task_side._child = None
+        return task_side
+
+    def _failure_context(self) -> dict[str, Any]:
+        context = super()._failure_context()
+        return {**context, "stack": self._stack} if self._stack else context
+
+
+class _Content:
+    """A message as the task has it: what it says, but no claim on it."""
+
+    def __init__(self, message: Any) -> None:
+        self.body: str = message.body
+        attributes: Mapping[str, Any] | None = message.attributes
+        self.attributes = None if attributes is None else dict(attributes)
+        self.message_attributes = getattr(message, "message_attributes", None)
+        self.message_id = getattr(message, "message_id", None)
+
+    def change_visibility(self, **_: Any) -> NoReturn:
+        raise UnsupportedContext("The claim on the message is the worker's, the task cannot change it")
+
+    def delete(self) -> NoReturn:
+        raise UnsupportedContext("The message is the worker's: it deletes it when the task has returned")
+
+
+def _run_task(handler: ProcessMessageHandler, report: Callable[[dict[str, Any]], None]) -> Any:
+    """In the task's process."""
+    handler._send_report = report
+    return handler.run()
+
+
+class _Stack(Exception):
+    """Where the task was, shown as the cause of the exception that tells why it was stopped."""
+
+    def __str__(self) -> str:
+        return f"the task was here:\n{self.args[0]}"
+
+
+def _show(error: BaseException, stack: str) -> None:
+    if stack and error.__cause__ is None:
+        error.__cause__ = _Stack(stack)

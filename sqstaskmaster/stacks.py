@@ -1,0 +1,60 @@
+"""What faulthandler writes, made readable: innermost call last, with source lines, as Python's own tracebacks are.
+
+Fatal Python error: Segmentation fault           Segmentation fault
+                                                 Thread of the signal, most recent call last:
+Current thread 0x7f.. (most recent call first):    File "task.py", line 12, in run
+  File "task.py", line 7 in fit             ->       self.fit()
+  File "task.py", line 12 in run                   File "task.py", line 7, in fit
+                                                     booster.update(data)
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import re
+
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
+_THREAD = re.compile(r"(?P<current>Current t|T)hread 0x[0-9a-f]+(?P<name>.*) \(most recent call first\):")
+_FATAL = "Fatal Python error: "
+
+
+def readable(dump: str, starter: str) -> str:
+    """The dump as text for people; "" for an empty one.
+
+    `starter` is the file that called the task: its frames, those outside them, and those of its package next to them
+    are not where a task hangs, and left out.
+    """
+    shown: list[str] = []
+    frames: list[re.Match[str]] = []
+    for line in dump.splitlines():
+        frame = _FRAME.match(line)
+        if frame:
+            frames.append(frame)
+            continue
+        shown += _traceback(frames, starter)
+        frames = []
+        thread = _THREAD.match(line)
+        if thread:
+            which = "Current thread" if thread["current"] == "Current t" else "Another thread"
+            shown.append(f"{which}{thread['name']}, most recent call last:")
+        elif line.strip():
+            shown.append(line.removeprefix(_FATAL))
+    return "\n".join(shown + _traceback(frames, starter))
+
+
+def _traceback(frames: list[re.Match[str]], starter: str) -> list[str]:
+    """From frames, innermost first, to lines, innermost last."""
+    package = os.path.dirname(starter)
+    outermost = next((i for i, frame in enumerate(frames) if frame["file"] == starter), len(frames))
+    # A task that is stopped while it reports progress stands in the starter's file too: then that is where it is.
+    calls = frames[:outermost] if outermost else frames
+    while len(calls) > 1 and outermost < len(frames) and os.path.dirname(calls[-1]["file"]) == package:
+        calls = calls[:-1]
+    return [line for frame in reversed(calls) for line in _lines(frame)]
+
+
+def _lines(frame: re.Match[str]) -> list[str]:
+    source = linecache.getline(frame["file"], int(frame["line"])).strip()
+    where = f'  File "{frame["file"]}", line {frame["line"]}, in {frame["function"]}'
+    return [where, f"    {source}"] if source else [where]
