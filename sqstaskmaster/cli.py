@@ -101,7 +101,8 @@ def _operation(name: str) -> Callable[[argparse.Namespace], Exit]:
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster import demo
 
-    return int(demo.run(arguments))
+    code: int = demo.run(arguments)
+    return Exit.QUEUE if code == 2 else code  # 2 is a wrong command line here
 
 
 # -- the arguments ----------------------------------------------------------------------------------------------------
@@ -203,6 +204,9 @@ def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--json", metavar="OBJECT", help="arguments as one JSON object")
     command.add_argument("--file", metavar="TASKS.jsonl", help="one task a line; - is standard input")
     command.add_argument("--sender", metavar="NAME", help="the message attribute service_name")
+    command.add_argument("--delay", type=int, metavar="SECONDS", help="received no sooner: 0 to 900 seconds")
+    command.add_argument("--group", metavar="ID", help="the message group: required on a FIFO queue")
+    command.add_argument("--deduplication-id", metavar="ID", help="FIFO queues only")
 
 
 def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:

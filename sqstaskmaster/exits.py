@@ -58,7 +58,6 @@ _REMEDIES = {
     "ResourceNotFoundException": "a redrive starts from a queue that is a dead-letter queue: check its URL",
 }
 _DENIED = {"AccessDenied", "AccessDeniedException"}
-_TRY_AGAIN = {"Throttling", "ThrottlingException", "RequestThrottled", "ServiceUnavailable", "InternalError"}
 
 
 def explain(error: BaseException) -> tuple[Exit, str]:
@@ -100,13 +99,12 @@ def _explain_botocore(error: BaseException) -> tuple[Exit, str] | None:
 
 
 def _explain_answer(error: Any) -> tuple[Exit, str]:
-    from sqstaskmaster.sqs_errors import code_of, remedy_for
+    from sqstaskmaster.sqs_errors import code_of, is_transient, remedy_for
 
     code = code_of(error)
     said = error.response.get("Error", {}).get("Message") or code
     sentence = f"SQS refused {error.operation_name}: {_one_line(said).rstrip('.')} ({code})"
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
-    if code in _TRY_AGAIN or status >= 500 and status != 501:
+    if is_transient(error):
         return Exit.UNREACHABLE, f"{sentence}: try again later"
     if code in _DENIED:
         return Exit.QUEUE, f"{sentence}: grant sqs:{error.operation_name} on the queue to this role"

@@ -13,7 +13,9 @@ from typing import IO, Any
 
 from sqstaskmaster import tables
 from sqstaskmaster.doctor import dead_letter_url
+from sqstaskmaster.errors import SubmitInterrupted, TasksNotSent
 from sqstaskmaster.exits import CommandError, Exit
+from sqstaskmaster.results import SubmitResult
 from sqstaskmaster.task_manager import TaskManager
 
 _MOVE_POLL_SECONDS = 1.0
@@ -40,7 +42,12 @@ def submit(arguments: argparse.Namespace) -> Exit:
 
 
 def _manager(arguments: argparse.Namespace) -> TaskManager:
-    return TaskManager(arguments.url, sender_name=arguments.sender or "sqstaskmaster submit")
+    manager = TaskManager(arguments.url, sender_name=arguments.sender or "sqstaskmaster submit")
+    return manager.options(
+        delay_seconds=arguments.delay,
+        message_group_id=arguments.group,
+        message_deduplication_id=arguments.deduplication_id,
+    )
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -77,6 +84,8 @@ def _json_object(text: str | None) -> dict[str, Any]:
 class _Lines:
     """The tasks of a JSON-lines file, read as they are needed; remembers which line each came from.
 
+    `refused`: the lines that are no task, by number. `last`: the last line that was read; `stopped`: there may be more.
+
     A line is `{"task": "Name", "kwargs": {...}}`, or, where the command names the task, the kwargs alone.
     """
 
@@ -85,9 +94,12 @@ class _Lines:
         self._task = task
         self._numbers = array("Q")  # eight bytes a task: a file of ten millions still fits
         self.refused: list[tuple[int, str]] = []
+        self.last = 0
+        self.stopped = True
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(self._lines, 1):
+            self.last = number
             if not line.strip():
                 continue
             try:
@@ -97,6 +109,7 @@ class _Lines:
                 continue
             self._numbers.append(number)
             yield task
+        self.stopped = False
 
     def number_of(self, index: int) -> int:
         """The line of the task with this index among those given."""
@@ -119,15 +132,30 @@ class _Lines:
 
 def _submit_file(manager: TaskManager, path: str, task: str | None) -> Exit:
     with _opened(path) as file:
-        total = _count_lines(file)
         lines = _Lines(file, task)
+        total = _count_lines(file)
         with tables.progress("Sent", total) as update:
-            sent, failures = _send(manager, lines, lambda done: update(done, total))
-    failed = sorted([*lines.refused, *failures])
+            unsent, result = _send(manager, lines, lambda result: update(result.sent + result.failed, total))
+    failures = unsent.failures if unsent is not None else ()
+    failed = [(lines.number_of(failure.index), f"{failure.code}: {failure.reason}") for failure in failures]
+    failed = sorted([*lines.refused, *failed])
     for number, reason in failed:
         print(f"line {number}: {reason}", file=sys.stderr)
-    print(f"{sent:,} sent, {len(failed):,} not")
+    if lines.stopped:
+        print(f"the lines after {lines.last} were not tried", file=sys.stderr)
+    print(f"{result.sent:,} sent, {len(failed):,} not")
+    if isinstance(unsent, SubmitInterrupted):
+        return Exit.INTERRUPTED
     return Exit.NOT_ALL_SENT if failed else Exit.OK
+
+
+def _send(
+    manager: TaskManager, lines: _Lines, on_progress: Callable[[SubmitResult], None]
+) -> tuple[TasksNotSent | SubmitInterrupted | None, SubmitResult]:
+    try:
+        return None, manager.submit_many(lines, on_progress=on_progress)
+    except (TasksNotSent, SubmitInterrupted) as unsent:
+        return unsent, unsent.result
 
 
 def _opened(path: str) -> contextlib.AbstractContextManager[IO[str]]:
@@ -148,10 +176,6 @@ def _count_lines(file: IO[str]) -> int | None:
     total = sum(1 for line in file if line.strip())
     file.seek(0)
     return total
-
-
-def _send(manager: TaskManager, lines: _Lines, on_progress: Callable[[int], None]) -> tuple[int, list[tuple[int, str]]]:
-    raise NotImplementedError
 
 
 # -- status -----------------------------------------------------------------------------------------------------------

@@ -207,8 +207,7 @@ class Supervisor:
         now = self._clock()
         if self._alive_file is None or now - self._touched < _TOUCH_SECONDS:
             return
-        unfinished = [slot for slot in self._slots if not slot.finished]
-        if unfinished and all(slot.is_alive(now) for slot in unfinished):
+        if all(slot.finished or slot.is_alive(now) for slot in self._slots):
             self._touched = now
             try:
                 self._alive_file.touch()
@@ -272,7 +271,6 @@ class Supervisor:
         slot.process = None
         slot.busy = False
         if self._stop_signals:
-            slot.finished = True
             logger.info("Worker process %d %s", slot.number, _words(code, lived), extra={"action": "process_stopped"})
             return
         if code == Exit.OK and self._burst:

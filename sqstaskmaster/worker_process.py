@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqstaskmaster import logs, signals
+from sqstaskmaster import logs, process_tree, signals
 from sqstaskmaster.exits import CommandError, Exit, explain
 from sqstaskmaster.supervisor import BUSY, IDLE, LOADED, POLLED
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # From the moment that the supervisor is gone until this process is too, whatever its task does.
 _ORPHAN_SECONDS = 1.5
-
-_PR_SET_PDEATHSIG = 1
 
 _SAID = {"polled": POLLED, "busy": BUSY, "idle": IDLE}
 
@@ -134,11 +132,8 @@ def _end_with_supervisor(pid: int, supervisor: socket.socket) -> None:
     Linux sends a signal then. Elsewhere a thread notices that the other end of the socket is closed.
     """
     signals.Handlers(_orphaned, signal.SIGHUP).install()
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
-    else:
+    process_tree.die_with_parent(signal.SIGHUP)
+    if not process_tree.LINUX:
         threading.Thread(target=_wait_for_end, args=(supervisor,), daemon=True).start()
     if os.getppid() != pid:
         os._exit(Exit.FAILED)  # it was gone before any of this

@@ -141,6 +141,75 @@ class TestSubmit(CommandTestCase):
         self.assertEqual((0, 0, 0), self.counts(url))
 
 
+class TestSubmitFile(CommandTestCase):
+    def file(self, *lines):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = os.path.join(folder.name, "tasks.jsonl")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+        return path
+
+    def sent(self, url):
+        found = []
+        while messages := self.receive(url):
+            found += [json.loads(message["Body"]) for message in messages]
+        return sorted((body["task"], body["kwargs"].get("x")) for body in found)
+
+    def test_each_line_is_a_task(self):
+        url = self.create_queue()
+        path = self.file(
+            *(json.dumps({"task": "Train", "kwargs": {"x": x}}) for x in range(25)), "", '{"task": "Bare"}'
+        )
+        finished = run("submit", url, "--file", path)
+        self.assertEqual((0, "26 sent, 0 not\n"), (finished.returncode, finished.stdout), finished.stderr)
+        self.assertEqual([("Bare", None), *(("Train", x) for x in range(25))], self.sent(url))
+
+    def test_with_a_task_each_line_is_its_kwargs(self):
+        url = self.create_queue()
+        finished = run("submit", url, "Train", "--file", self.file('{"x": 1}', '{"x": 2}'))
+        self.assertEqual(0, finished.returncode, finished.stderr)
+        self.assertEqual([("Train", 1), ("Train", 2)], self.sent(url))
+
+    def test_standard_input_is_a_file_too(self):
+        url = self.create_queue()
+        finished = run("submit", url, "Train", "--file", "-", stdin=None, input='{"x": 1}\n{"x": 2}\n')
+        self.assertEqual((0, "2 sent, 0 not\n"), (finished.returncode, finished.stdout), finished.stderr)
+
+    def test_every_line_that_failed_is_named_by_its_number_and_the_others_are_sent(self):
+        url = self.create_queue()
+        path = self.file(
+            '{"task": "Train", "kwargs": {"x": 1}}',
+            "no JSON",
+            "",
+            "[1]",
+            '{"task": "Train", "kwargs": [1]}',
+            '{"task": "", "kwargs": {}}',
+            json.dumps({"task": "Train", "kwargs": {"x": "y" * 1024 * 1024}}),
+            '{"task": "Train", "kwargs": {"x": 2}}',
+        )
+        finished = run("submit", url, "--file", path)
+        self.assertEqual((7, "2 sent, 5 not\n"), (finished.returncode, finished.stdout), finished.stderr)
+        self.assertEqual(
+            ["line 2", "line 4", "line 5", "line 6", "line 7"],
+            [line.partition(":")[0] for line in finished.stderr.splitlines()],
+        )
+        self.assertIn("1,048,", finished.stderr.splitlines()[-1])
+        self.assertEqual([("Train", 1), ("Train", 2)], self.sent(url))
+
+    def test_a_fifo_queue_gets_its_group_and_an_option_that_cannot_be_is_refused(self):
+        url = self.create_queue(FifoQueue="true", ContentBasedDeduplication="true")
+        finished = run("submit", url, "Train", "--group", "a")
+        self.assertEqual(0, finished.returncode, finished.stderr)
+        self.assertEqual("a", self.receive(url)[0]["Attributes"]["MessageGroupId"])
+        self.assert_refused(run("submit", self.create_queue(), "Train", "--delay", "901"), 2, "901")
+
+    def test_a_delay_holds_a_task_back(self):
+        url = self.create_queue()
+        self.assertEqual(0, run("submit", url, "Train", "--delay", "900").returncode)
+        self.assertEqual((0, 0, 1), self.counts(url))
+
+
 class TestStatus(CommandTestCase):
     def test_status_counts_the_queue_and_its_dead_letters(self):
         url = self.create_queue(max_receive_count=1)
@@ -277,7 +346,10 @@ class MoveServer(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/x-amz-json-1.0")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.wfile.write(body)
+        except BrokenPipeError:
+            pass  # the client was interrupted
 
     def log_message(self, *arguments):
         pass
