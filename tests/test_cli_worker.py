@@ -59,6 +59,14 @@ worker = Worker(
     shutdown_grace=float(os.environ.get("GRACE", "600")),
 )
 not_a_worker = 5
+
+@worker.task("Isolated")
+def isolated():
+    import ctypes, subprocess
+    daemon = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+    print("daemon", daemon.pid, flush=True)
+    print("runs", os.getpid(), flush=True)
+    ctypes.PyDLL(None).sleep(3600)  # C code that holds the interpreter
 """
 
 
@@ -246,6 +254,21 @@ class TestDeath(WorkerTestCase):
         wait_until(lambda: not any(map(alive, pids)), "both are gone", 15)
         self.assertEqual([], self.pids(worker, "finished"))
         self.assert_given_back()
+
+    def test_when_the_supervisor_is_killed_nothing_is_left_of_a_task_in_a_process_of_its_own(self):
+        self.submit("Isolated")
+        worker = self.worker()
+        pids = self.wait_for_runs(worker) + self.pids(worker, "daemon") + self.worker_processes(worker)
+        worker.stop(signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "all are gone", 15)
+
+    def test_when_a_process_is_killed_nothing_is_left_of_its_task(self):
+        self.submit("Isolated")
+        worker = self.worker()
+        pids = self.wait_for_runs(worker) + self.pids(worker, "daemon")
+        os.kill(self.worker_processes(worker)[0], signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "all are gone", 15)
+        wait_until(lambda: len(self.worker_processes(worker)) == 2, "another process is started")
 
     def test_when_the_supervisor_is_killed_a_task_that_swallows_everything_ends_too(self):
         self.submit("Deaf")
