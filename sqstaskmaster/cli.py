@@ -9,12 +9,11 @@ import argparse
 import os
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqstaskmaster.exits import MEANINGS, CommandError, Exit, explain
+from sqstaskmaster.exits import MEANINGS, CommandError, Exit, explain, report
 from sqstaskmaster.logs import LEVELS
 from sqstaskmaster.version import __version__
 
@@ -36,11 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
     except (Exception, KeyboardInterrupt) as error:
-        if arguments.debug:
-            traceback.print_exc()
-        code, sentence = explain(error)
-        print(f"sqstaskmaster: {sentence}", file=sys.stderr)
-        return code
+        return report(error, arguments.debug)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

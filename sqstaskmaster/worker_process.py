@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqstaskmaster import logs, process_tree, signals
-from sqstaskmaster.exits import CommandError, Exit, explain
+from sqstaskmaster.exits import CommandError, Exit, report
 from sqstaskmaster.supervisor import BUSY, IDLE, LOADED, POLLED
 
 if TYPE_CHECKING:
@@ -108,11 +108,7 @@ def main(arguments: Sequence[str]) -> int:
             ecs_agent_uri=os.environ.get("ECS_AGENT_URI"),
         )
     except (Exception, KeyboardInterrupt) as error:
-        if options.debug:
-            traceback.print_exc()
-        code, sentence = explain(error)
-        print(f"sqstaskmaster: {sentence}", file=sys.stderr)
-        return code
+        return report(error, options.debug)
     return Exit.OK
 
 

@@ -342,7 +342,7 @@ class MoveServer(BaseHTTPRequestHandler):
         if callable(answer):
             answer = answer(asked)
         body = json.dumps(answer).encode()
-        self.send_response(400 if "__type" in answer else 200)
+        self.send_response(answer.get("__status", 400 if "__type" in answer else 200))
         self.send_header("Content-Type", "application/x-amz-json-1.0")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -423,6 +423,15 @@ class TestRedrive(CommandTestCase):
         }
         finished = run("redrive", f"{self.endpoint}/1/dead", environ=self.environ)
         self.assert_refused(finished, 4, "must be configured as a Dead Letter Queue")
+
+    def test_whoever_waits_at_a_terminal_waits_for_three_tries_unless_told_otherwise(self):
+        self.server.answers["GetQueueAttributes"] = {"__status": 503, "__type": "ServiceUnavailable"}
+        finished = run("status", f"{self.endpoint}/1/tasks", environ=self.environ)
+        self.assert_refused(finished, 5, "try again later")
+        self.assertEqual(3, len(self.server.requests))
+        finished = run("status", f"{self.endpoint}/1/tasks", environ={**self.environ, "AWS_MAX_ATTEMPTS": "1"})
+        self.assert_refused(finished, 5, "try again later")
+        self.assertEqual(4, len(self.server.requests))
 
     def test_ctrl_c_cancels_the_move(self):
         process = None
