@@ -234,6 +234,9 @@ class Terminated(SystemExit):
 @contextlib.contextmanager
 def all_blocked() -> Iterator[None]:
     """No Python signal handler runs in the block; signals that arrive are handled after it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         yield
