@@ -33,10 +33,8 @@ class BoundedCall:
         self._running = _thread.allocate_lock()
         self._running.acquire()
         try:
-            # A signal that the kernel hands to another thread does not wake the main thread from a system call. A
-            # thread begins with the mask of the one that starts it: blocked in the new one, it would be too late.
-            with signals.all_blocked():
-                _thread.start_new_thread(contextvars.copy_context().run, (self._run, function))
+            with signals.starting_thread():
+                _thread.start_new_thread(contextvars.copy_context().run, (self._run_apart, function))
         except RuntimeError:
             # No more threads to be had: late is better than never.
             self._run(function)
@@ -46,6 +44,11 @@ class BoundedCall:
         if not self.done and self._running.acquire(timeout=max(0.0, seconds)):
             self._running.release()
         return self.done
+
+    def _run_apart(self, function: Callable[[], Any]) -> None:
+        # A signal that the kernel handed to this thread would not wake the main thread from a system call.
+        signals.block_all()
+        self._run(function)
 
     def _run(self, function: Callable[[], Any]) -> None:
         try:
