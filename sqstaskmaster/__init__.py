@@ -12,15 +12,18 @@ from sqstaskmaster.version import __version__
 
 if TYPE_CHECKING:
     from sqstaskmaster.backoff import ExponentialBackoff
+    from sqstaskmaster.errors import Failure, SubmitInterrupted, TasksNotSent
     from sqstaskmaster.local import LocalMessage, LocalQueue
     from sqstaskmaster.message_handler import MessageHandler, Outcome
     from sqstaskmaster.process_handler import ProcessMessageHandler
     from sqstaskmaster.queue_scale import Provisioner, ServiceState
+    from sqstaskmaster.results import SubmitResult
     from sqstaskmaster.task_manager import TaskManager
     from sqstaskmaster.worker import Worker
 
 __all__ = [
     "ExponentialBackoff",
+    "Failure",
     "LocalMessage",
     "LocalQueue",
     "MessageHandler",
@@ -28,13 +31,17 @@ __all__ = [
     "ProcessMessageHandler",
     "Provisioner",
     "ServiceState",
+    "SubmitInterrupted",
+    "SubmitResult",
     "TaskManager",
     "Worker",
+    "TasksNotSent",
     "__version__",
 ]
 
 _HOME = {
     "ExponentialBackoff": "backoff",
+    "Failure": "errors",
     "LocalMessage": "local",
     "LocalQueue": "local",
     "MessageHandler": "message_handler",
@@ -42,8 +49,11 @@ _HOME = {
     "ProcessMessageHandler": "process_handler",
     "Provisioner": "queue_scale",
     "ServiceState": "queue_scale",
+    "SubmitInterrupted": "errors",
+    "SubmitResult": "results",
     "TaskManager": "task_manager",
     "Worker": "worker",
+    "TasksNotSent": "errors",
 }
 
 
