@@ -5,6 +5,7 @@
     while not child.wait(seconds):      True once everything that the task started is gone
         ...                             what has to be done while it runs; child.stop(), child.kill()
     child.result()
+    child.close()
 
 The parent never blocks but in `wait`, which reads what comes, lets time pass, and takes a stop from step to step:
 
@@ -17,6 +18,7 @@ picklable, and runs about 2 ms later; with `spawn` or `forkserver` it must be, a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import logging
 import math
@@ -50,6 +52,9 @@ _STACK_PAUSE_SECONDS = 0.005
 _THREADS_SECONDS = 0.02
 
 _READ_BYTES = 1 << 20
+
+# Tasks that close "all" descriptors mostly close those below this one.
+_OUT_OF_REACH = 512
 
 # The parent's ends of the pipes of all children, which a keeper must not inherit: it would keep lifelines from ending.
 _own_ends: set[int] = set()
@@ -100,7 +105,8 @@ class Child:
         process_tree.load()
         pipes = [os.pipe() for _ in range(4)]
         (results, results_end), (stack, stack_end), (news, news_end), (lifeline_end, self._lifeline) = pipes
-        ends = keeper.Ends(results_end, stack_end, news_end, lifeline_end)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        ends = keeper.Ends(_out_of_reach(results_end), _out_of_reach(stack_end), news_end, lifeline_end, nothing)
         _own_ends.update((results, stack, news, self._lifeline))
         for descriptor, reader in ((results, self._read_results), (stack, self._read_stack), (news, self._read_news)):
             os.set_blocking(descriptor, False)
@@ -186,7 +192,7 @@ class Child:
         _warn_of_threads()
         _flush()
         # No signal handler of the worker's may run in the child, nor here before the pid is known.
-        with signals.all_blocked():
+        with signals.held() as caught:
             with warnings.catch_warnings():
                 # Python 3.12 warns of any thread, also one that is just ending; ours above says what to do.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -194,14 +200,14 @@ class Child:
             if pid == 0:
                 try:
                     _close(*list(_own_ends))
-                    keeper.keep(ends, lambda: self._function)
+                    keeper.keep(ends, lambda: self._function, caught)
                 finally:
                     os._exit(1)
             self._keeper = pid
 
     def _spawn(self, ends: keeper.Ends, payload: bytes) -> None:
         context: Any = multiprocessing.get_context(self._method)
-        given = [Connection(os.dup(end), readable=end == ends.lifeline, writable=end != ends.lifeline) for end in ends]
+        given = [Connection(os.dup(end), readable=end in ends[3:], writable=end in ends[:3]) for end in ends]
         self._keeper = context.Process(target=_keep_spawned, args=(given, payload))
         try:
             self._keeper.start()
@@ -221,15 +227,15 @@ class Child:
     # -- attending -----------------------------------------------------------------------------------------------
 
     def _attend(self, milliseconds: int) -> None:
+        over = False
         for descriptor, _ in self._await_events(milliseconds):
             if descriptor == self._pidfd:
-                self._end()
-                return
-            if not self._read(descriptor):
+                over = True
+            elif not self._read(descriptor):
                 self._events.unregister(descriptor)
-                if self._readers[descriptor] == self._read_news:
-                    self._end()
-                    return
+                over = over or self._readers[descriptor] == self._read_news
+        if over or self._status is not None:
+            self._end()
 
     def _await_events(self, milliseconds: int) -> list[tuple[int, int]]:
         return self._events.poll(milliseconds)  # in a frame of its own: see `is_waiting`
@@ -284,17 +290,11 @@ class Child:
         self._status = numbers[1] if len(numbers) > 1 else None
 
     def _end(self) -> None:
-        """The keeper has ended, and so has everything below it: read what is left, and clean up."""
+        """Everything below the keeper is gone: read what is left, and clean up."""
         for descriptor in self._readers:
             with contextlib.suppress(OSError):  # nothing more to read
                 while self._drain(descriptor):
                     pass
-        if isinstance(self._keeper, int):
-            with contextlib.suppress(ChildProcessError):  # somebody else's waitpid(-1), or SIGCHLD ignored
-                os.waitpid(self._keeper, 0)
-        elif self._keeper is not None and self._keeper.pid is not None:
-            self._keeper.join()
-            self._keeper.close()
         if self._status is None and self.pid is not None:
             # The keeper was killed; the task died with it, but what it started may not have.
             with contextlib.suppress(OSError):
@@ -304,6 +304,16 @@ class Child:
         self._cut_lifeline()
         _close(*self._readers, *([] if self._pidfd is None else [self._pidfd]))
         self._readers.clear()
+
+    def close(self) -> None:
+        """Reap the keeper, which has nothing left to do. It takes the system half a millisecond to end a process."""
+        keeper_process, self._keeper = self._keeper, None
+        if isinstance(keeper_process, int):
+            with contextlib.suppress(ChildProcessError):  # somebody else's waitpid(-1), or SIGCHLD ignored
+                os.waitpid(keeper_process, 0)
+        elif keeper_process is not None and keeper_process.pid is not None:
+            keeper_process.join()
+            keeper_process.close()
 
     def _cut_lifeline(self) -> None:
         if self._lifeline is not None:
@@ -424,6 +434,16 @@ def require_processes() -> None:
         raise UnsupportedContext(f"Tasks in processes of their own need Linux or macOS, not {sys.platform}")
 
 
+def _out_of_reach(descriptor: int) -> int:
+    """The same open file under a number that a task which closes descriptors is unlikely to close."""
+    try:
+        high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_REACH)
+    except OSError:
+        return descriptor  # over this process's limit
+    os.close(descriptor)
+    return high
+
+
 def _close(*descriptors: int) -> None:
     for descriptor in descriptors:
         _own_ends.discard(descriptor)
@@ -433,9 +453,8 @@ def _close(*descriptors: int) -> None:
 
 def _keep_spawned(ends: list[Any], payload: bytes) -> None:
     """What a process started by spawn or forkserver runs: the keeper. The payload is the task's to load."""
-    # All signals blocked, as `keep` has it: nothing of the main module's may handle one.
-    signals.block_all()
-    keeper.keep(keeper.Ends(*(end.fileno() for end in ends)), lambda: pickle.loads(payload))
+    with signals.held() as caught:  # the main module may have installed handlers
+        keeper.keep(keeper.Ends(*(end.fileno() for end in ends)), lambda: pickle.loads(payload), caught)
 
 
 def _flush() -> None:

@@ -15,10 +15,9 @@ since it is the one who reaps the task, and so the only one who cannot hit a pro
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import faulthandler
-import fcntl
+import gc
 import os
 import pickle
 import select
@@ -48,42 +47,45 @@ _LOOK_MILLISECONDS = 1000
 # The same for the task, on systems that cannot tell at once when a process ends (no pidfd).
 _LOOK_WITHOUT_PIDFD_MILLISECONDS = 20
 
-# Tasks that close "all" descriptors mostly close those below this one.
-_OUT_OF_REACH = 512
-
 Report = Callable[[dict[str, Any]], None]
 Function = Callable[[Report], Any]
 
 
 class Ends(NamedTuple):
-    """The descriptors that the keeper and its task have: where results, stacks and news go, whence orders come."""
+    """The descriptors that the keeper and its task have: where results, stacks and news go, whence orders come.
+
+    `nothing` is an open os.devnull, for the task's standard input.
+    """
 
     results: int
     stack: int
     news: int
     lifeline: int
+    nothing: int
 
 
 class ChannelMisused(RuntimeError):
     """Progress was reported from another process than the task's own."""
 
 
-def keep(ends: Ends, load: Callable[[], Function]) -> NoReturn:
-    """The keeper's whole life, in a process that was started for it with all signals blocked.
+def keep(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) -> NoReturn:
+    """The keeper's whole life, in a process that was started for it, in `signals.held`.
 
-    `load` is called in the task: what it loads may be the user's.
+    `load` is called in the task: what it loads may be the user's. `caught` are the signals with a handler. They and
+    requests to stop stay blocked here: the keeper outlasts them.
+
+    After a fork each page that is touched is copied, which takes longer than anything done with it here: so there is
+    little of it, and what can be done before the fork is done there.
     """
     try:
+        gc.disable()
         worker = os.getppid()
-        keeper = os.getpid()
         os.setsid()  # out of the terminal's reach: Ctrl-C is for the worker to decide on
         process_tree.adopt_orphans()
+        keeper = os.getpid()
         task = os.fork()
         if task == 0:
-            _be_task(ends, keeper, load)
-        signals.ignore_stop_requests()
-        with contextlib.suppress(OSError):
-            os.setpgid(task, task)  # on both sides, whoever comes first
+            _be_task(ends, keeper, load, caught)
         os.close(ends.results)
         os.close(ends.stack)
         os.write(ends.news, NUMBER.pack(task))
@@ -104,44 +106,51 @@ def _wait(task: int, lifeline: int, worker: int) -> None:
     """Until the task has ended, or must: it is not reaped here."""
     events = select.poll()
     events.register(lifeline, select.POLLIN)
-    look = _LOOK_WITHOUT_PIDFD_MILLISECONDS
-    with contextlib.suppress(AttributeError, OSError):
-        events.register(os.pidfd_open(task), select.POLLIN)
-        look = _LOOK_MILLISECONDS
-    while not os.waitid(os.P_PID, task, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        orders = b""
-        over = os.getppid() != worker
-        if lifeline in dict(events.poll(look)):
-            orders = os.read(lifeline, 64)
-            over = over or not orders
+    end, look = _pidfd(task), _LOOK_MILLISECONDS
+    if end is None:
+        look = _LOOK_WITHOUT_PIDFD_MILLISECONDS
+    else:
+        events.register(end, select.POLLIN)
+    while True:
+        happened = dict(events.poll(look))
+        if end in happened or end is None and os.waitid(os.P_PID, task, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        orders = os.read(lifeline, 64) if lifeline in happened else b""
         for number in orders:
             process_tree.kill(task, number)
-        if over:
+        if os.getppid() != worker or lifeline in happened and not orders:
             process_tree.kill(task, signal.SIGKILL)
             return
 
 
-def _be_task(ends: Ends, keeper: int, load: Callable[[], Function]) -> NoReturn:
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _be_task(ends: Ends, keeper: int, load: Callable[[], Function], caught: frozenset[int]) -> NoReturn:
     """The task's whole life. Its first acts clean what it inherited."""
     code = 1
     try:
+        # What was inherited stays: a collection that visits it would copy every page of it.
+        gc.enable()
+        gc.freeze()
         process_tree.die_with_parent()
         if os.getppid() != keeper:
             os._exit(1)
         os.setpgid(0, 0)
         os.close(ends.news)
         os.close(ends.lifeline)
-        stack = _out_of_reach(ends.stack)
-        faulthandler.enable(stack)
-        faulthandler.register(STACK_SIGNAL, stack, all_threads=True)
-        channel = _Channel(_out_of_reach(ends.results))
-        sys.stdin = open(os.devnull)
-        # The worker's are not this process's to run.
-        atexit._clear()
+        faulthandler.enable(ends.stack)
+        faulthandler.register(STACK_SIGNAL, ends.stack, all_threads=True)
+        channel = _Channel(ends.results)
+        os.dup2(ends.nothing, 0)  # a terminal is not for it to read from
         if "numpy.random" in sys.modules:
             # Forked processes would all draw the same; Python's own generator takes care of itself.
             sys.modules["numpy.random"].seed()
-        signals.start_afresh()
+        signals.start_afresh(caught)
         _run(load, channel)
         code = 0
     except signals.Terminated as terminated:
@@ -160,9 +169,9 @@ def _run(load: Callable[[], Function], channel: _Channel) -> None:
     try:
         channel.send("started")
         value = load()(channel.report)
-        # What Python does at the end of a process: wait for threads, then call what was registered for the exit.
+        # What Python does at the end of a process: wait for threads that are no daemons, idle pools sent home first.
+        # Not what was registered with atexit: most of that is the worker's.
         threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
     except signals.Terminated:
         channel.send("terminated")
         raise
@@ -220,13 +229,3 @@ def described(error: BaseException) -> tuple[bytes | None, str, str]:
         except Exception:
             whole = None  # many can be pickled but not loaded: they need more than their arguments
     return whole, "".join(traceback.format_exception_only(type(error), error)).strip(), text
-
-
-def _out_of_reach(descriptor: int) -> int:
-    """The same open file under a number that a task which closes descriptors is unlikely to close."""
-    try:
-        high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_REACH)
-    except OSError:
-        return descriptor  # over this process's limit
-    os.close(descriptor)
-    return high

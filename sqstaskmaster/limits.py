@@ -33,7 +33,10 @@ MAX_VISIBILITY_SECONDS = 12 * 60 * 60
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number (True and False are not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not isfinite for an int: beyond the range of floats it is an OverflowError.
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
 
 
 def is_whole(value: Any) -> bool:
