@@ -426,7 +426,8 @@ class TestRedrive(CommandTestCase):
 
     def test_whoever_waits_at_a_terminal_waits_for_three_tries_unless_told_otherwise(self):
         self.server.answers["GetQueueAttributes"] = {"__status": 503, "__type": "ServiceUnavailable"}
-        finished = run("status", f"{self.endpoint}/1/tasks", environ=self.environ)
+        # The mode that botocore had by default for long: five tries.
+        finished = run("status", f"{self.endpoint}/1/tasks", environ={**self.environ, "AWS_RETRY_MODE": "legacy"})
         self.assert_refused(finished, 5, "try again later")
         self.assertEqual(3, len(self.server.requests))
         finished = run("status", f"{self.endpoint}/1/tasks", environ={**self.environ, "AWS_MAX_ATTEMPTS": "1"})
