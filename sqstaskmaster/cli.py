@@ -143,7 +143,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_doctor(add)
     demo = add("demo", _demo, "show what happens to tasks, live", "sqstaskmaster demo")
     # The room is loaded for its arguments only where they are asked for.
-    if "demo" in argv[:1]:
+    if "demo" in argv[:1] or _is_completing():
         from sqstaskmaster.demo import add_arguments
 
         add_arguments(demo)
@@ -271,9 +271,13 @@ def _epilog(*examples: str) -> str:
     return "examples:\n" + "\n".join(f"  {example}" for example in examples)
 
 
+def _is_completing() -> bool:
+    return "_ARGCOMPLETE" in os.environ
+
+
 def _complete(parser: argparse.ArgumentParser) -> None:
     """Answer a shell that asks for completions (argcomplete, in the extra `cli`)."""
-    if "_ARGCOMPLETE" in os.environ:
+    if _is_completing():
         try:
             import argcomplete
         except ImportError:

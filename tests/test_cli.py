@@ -1,5 +1,6 @@
 """The command line as its users meet it: a subprocess, against a real SQS server. The worker has a file of its own."""
 
+import importlib.util
 import json
 import os
 import pty
@@ -60,6 +61,15 @@ class TestHelp(unittest.TestCase):
         code += "print(sorted({'boto3', 'botocore', 'rich', 'asyncio'} & set(sys.modules)))"
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline())
         self.assertEqual("[]", shown.stdout.splitlines()[-1], shown.stderr)
+
+    def test_a_shell_can_complete_commands_and_options(self):
+        if importlib.util.find_spec("argcomplete") is None:
+            self.skipTest("argcomplete is not installed: pip install -e '.[cli]'")
+        for line, answer in (("sqstaskmaster wo", "worker"), ("sqstaskmaster demo --que", "--queue-url")):
+            with self.subTest(line), tempfile.NamedTemporaryFile("r") as answers:
+                shell = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+                run(environ=offline(**shell, _ARGCOMPLETE_STDOUT_FILENAME=answers.name))
+                self.assertIn(answer, answers.read())
 
     def test_no_command_is_a_usage_error(self):
         self.assertEqual(2, run(environ=offline()).returncode)
