@@ -126,6 +126,9 @@ def _end_with_supervisor(pid: int, supervisor: socket.socket) -> None:
     """Have this process stop, as on a second signal, when the supervisor is gone, SIGKILLed perhaps.
 
     Linux sends a signal then. Elsewhere a thread notices that the other end of the socket is closed.
+
+    Limits: a plain MessageHandler in C code that holds the interpreter notices when it lets go, no sooner. The tasks of
+    ProcessMessageHandler never hold this process's interpreter.
     """
     signals.Handlers(_orphaned, signal.SIGHUP).install()
     process_tree.die_with_parent(signal.SIGHUP)
