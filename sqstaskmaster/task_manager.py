@@ -269,6 +269,10 @@ class TaskManager:
             yield from self._poll(wait_time, sqs_timeout, **({"MessageAttributeNames": [*names]} if names else {}))
 
     def _poll(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> Iterator[Task]:
+        return (task for task in self.receive(wait_time, sqs_timeout, **wanted) if task is not None)
+
+    def receive(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> list[Task | None]:
+        """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
         asked_at = time.monotonic()
         with _remedies():
             received = self.queue.receive_messages(
@@ -280,14 +284,16 @@ class TaskManager:
             )
         now = time.monotonic()
         expires = now + sqs_timeout if now - asked_at <= wait_time + _ON_TIME_SECONDS else None
-        for message in received:
-            try:
-                task, kwargs = messages.decode(message.body)
-            except MalformedMessage as error:
-                self._refuse(error, message)
-                continue
-            claims.note(message, claims.Claim(received=asked_at, expires=expires, task=task))
-            yield task, kwargs, message
+        return [self._open(message, asked_at, expires) for message in received]
+
+    def _open(self, message: Any, asked_at: float, expires: float | None) -> Task | None:
+        try:
+            task, kwargs = messages.decode(message.body)
+        except MalformedMessage as error:
+            self._refuse(error, message)
+            return None
+        claims.note(message, claims.Claim(received=asked_at, expires=expires, task=task))
+        return task, kwargs, message
 
     def _refuse(self, error: MalformedMessage, message: Any) -> None:
         logger.exception("Malformed message, left to the redrive policy: %s", message, extra={"action": "malformed"})
