@@ -1141,6 +1141,21 @@ class LeavingTest(SignalTestCase):
         self.check_done(handler)
         self.assertEqual("contextlib.py", os.path.basename(handler.landed[0].f_code.co_filename))
 
+    def test_a_second_alarm_in_the_handling_of_one_that_may_not_raise_may_not_either(self):
+        class Own(SignalledHandler):
+            def _keep_claim_meanwhile(self):
+                if len(self.landed) == 1:
+                    signal.raise_signal(signal.SIGALRM)
+
+        with contextlib.ExitStack() as stack:
+            handler = stack.enter_context(self.past_limit(Own))
+            self.clock.now += 100
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            1 in Gap.haystack
+        self.check_done(handler)
+        self.assertGreaterEqual(handler.deepest, 2)
+        self.assertFalse(MessageHandler._at_border)
+
     def test_pending_while_c_code_fails(self):
         """Where Python 3.10 looks for signals between the exception and __exit__; later ones don't."""
         failing = itertools.chain(Gap.haystack, map(len, [5]))
