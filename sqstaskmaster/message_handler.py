@@ -296,6 +296,7 @@ class MessageHandler(abc.ABC):
         self._keep_claim_meanwhile()
 
     def _attend(self) -> None:
+        """The task is running: decide about it, and arm the next alarm."""
         self._ask_again = _ASK_AGAIN_SECONDS
         # Armed before running() and the network call, so that neither can leave the task without a limit.
         limit = self._seconds_to_limit()
