@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqstaskmaster import claims, signals
 from sqstaskmaster.bounded import BoundedCall
@@ -112,6 +112,9 @@ class MessageHandler(abc.ABC):
     does not return stops the heartbeat and the limit. Use `ProcessMessageHandler` for such tasks. A task that takes
     SIGALRM for itself ends the heartbeat too; that is logged when the block is left.
     """
+
+    # An alarm that lands in the handling of another says nothing of where that one landed.
+    _at_border: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -298,14 +301,27 @@ class MessageHandler(abc.ABC):
         """
         if self._leaving:
             return  # whatever is due outside this block is armed again there
-        may_raise = not signals.is_outside_body(frame, MessageHandler)
-        if self._alarm is not None and self._alarm.hand_down(signum, frame, may_raise):
-            return
-        if not may_raise:
-            self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
-            self._arm(self._ask_again)
-            self._keep_claim_meanwhile()
-            return
+        interrupted = MessageHandler._at_border
+        at_border = interrupted or signals.is_outside_body(frame, MessageHandler)
+        MessageHandler._at_border = at_border
+        try:
+            if self._alarm is not None and self._alarm.hand_down(signum, frame, not at_border):
+                return
+            if at_border:
+                self._ask_again_soon()
+            else:
+                self._attend()
+        finally:
+            MessageHandler._at_border = interrupted
+
+    def _ask_again_soon(self) -> None:
+        """A block is being entered or left: nothing may be raised there."""
+        self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
+        self._arm(self._ask_again)
+        self._keep_claim_meanwhile()
+
+    def _attend(self) -> None:
+        """The task is running: decide about it, and arm the next alarm."""
         self._ask_again = _ASK_AGAIN_SECONDS
         # Armed before running() and the network call, so that neither can leave the task without a limit.
         limit = self._seconds_to_limit()
