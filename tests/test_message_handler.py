@@ -752,7 +752,7 @@ class LogTest(HandlerTestCase):
                 self.advance(10.5)
                 handler.alarm()
         (record,) = logs.records
-        line = r"^Task Train done: message id-1, receive 3, queued \d+\.\d{3} s, ran 10\.500 s$"
+        line = rf"^Task Train done: message {message.message_id}, receive 3, queued \d+\.\d{{3}} s, ran 10\.500 s$"
         self.assertRegex(record.getMessage(), line)
         facts = {name: getattr(record, name) for name in ("action", "task", "message_id", "receive_count", "outcome")}
         expected = {"action": "finished", "task": "Train", "message_id": message.message_id, "receive_count": "3"}
