@@ -1,118 +1,75 @@
-"""SQS servers for the benchmarks: a program of this Python environment on a random loopback port, or one that runs.
-
-with servers.running("roto") as endpoint:
-    ...
-"""
+"""Starts an SQS server for a benchmark, on loopback, and measures rows side by side."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 
-STARTUP_SECONDS = 30
-
-# What leads boto3 to a local server, and to nothing else.
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": os.devnull,
-    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-}
-
-# name: (pip requirement, program, arguments, environment)
-SERVERS: dict[str, tuple[str, str, list[str], dict[str, str]]] = {
-    "roto": ("roto-aws", "roto-server", ["--host", "127.0.0.1", "--port", "{port}", "--ephemeral"], {}),
-    "moto": ("moto[server,sqs]", "moto_server", ["-H", "127.0.0.1", "-p", "{port}"], {}),
-    "ministack": (
-        "ministack",
-        "ministack",
-        [],
-        {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": "{port}", "SERVICES": "sqs"},
-    ),
-}
-
-
-class NotInstalled(RuntimeError):
-    """The server that was asked for is not there; the text says how to get it."""
-
-
-def installed() -> list[str]:
-    return [name for name in SERVERS if _program(name)]
+REMEDY = "no fast SQS server is installed: pip install roto-aws, or set SQSTASKMASTER_TEST_ENDPOINT to one that runs"
 
 
 @contextlib.contextmanager
-def running(name: str | None = None) -> Iterator[str]:
-    """The endpoint of a server: `name` is one of SERVERS, or a URL, or None for the first that is installed."""
-    if name and "://" in name:
-        yield name.rstrip("/")
+def fast_server():
+    """The endpoint of a server that is faster than what is measured: roto, or SQSTASKMASTER_TEST_ENDPOINT."""
+    given = os.environ.get("SQSTASKMASTER_TEST_ENDPOINT")
+    if given:
+        yield configure(given)
         return
-    name = name or next(iter(installed()), None)
-    if name is None:
-        raise NotInstalled("No SQS server is installed: " + ", or ".join(map(_remedy, SERVERS)))
-    program = _program(name)
+    beside_python = os.path.join(os.path.dirname(sys.executable), "roto-server")
+    program = beside_python if os.path.exists(beside_python) else shutil.which("roto-server")
     if program is None:
-        raise NotInstalled(f"{name} is not installed: {_remedy(name)}")
-    _, _, arguments, environment = SERVERS[name]
-    port = _free_port()
-    with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(
-            [program, *(argument.format(port=port) for argument in arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={
-                **os.environ,
-                **CREDENTIALS,
-                **{key: value.format(port=port) for key, value in environment.items()},
-            },
-        )
-        try:
-            _wait(server, port, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait()
+        sys.exit(REMEDY)
+    port = free_port()
+    command = [program, "--host", "127.0.0.1", "--port", str(port), "--ephemeral"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        yield configure(f"http://127.0.0.1:{port}")
+    finally:
+        server.kill()
+        server.wait()
 
 
-def environment(endpoint: str) -> dict[str, str]:
-    """For the processes that are to use the server."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    return {**kept, **CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+def configure(endpoint):
+    """Point the standard AWS configuration of this process and its children at the endpoint, and nothing else."""
+    os.environ.update(
+        AWS_ENDPOINT_URL=endpoint,
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+        AWS_EC2_METADATA_DISABLED="true",
+    )
+    return endpoint
 
 
-def _program(name: str) -> str | None:
-    if name not in SERVERS:
-        raise NotInstalled(f"{name!r} is none of {', '.join(SERVERS)}, and no URL")
-    path = os.path.join(os.path.dirname(sys.executable), SERVERS[name][1])
-    return path if os.path.exists(path) else None
-
-
-def _remedy(name: str) -> str:
-    return f"pip install '{SERVERS[name][0]}'"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
+def free_port():
+    with contextlib.closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+        return listener.getsockname()[1]
 
 
-def _wait(server: subprocess.Popen[bytes], port: int, log: object) -> None:
-    until = time.monotonic() + STARTUP_SECONDS
-    while server.poll() is None and time.monotonic() < until:
-        with socket.socket() as client:
-            client.settimeout(1)
+def wait_for_port(port, seconds=30):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.closing(socket.socket()) as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.02)
-    log.seek(0)  # type: ignore[attr-defined]
-    raise RuntimeError(f"{server.args} did not start:\n{log.read()}")  # type: ignore[attr-defined]
+    sys.exit(f"the server did not answer on port {port} within {seconds} seconds")
+
+
+def row(name, ours, base, unit, goal):
+    """One printed row: a measure, ours and the base's median, their ratio, and the goal."""
+    our, other = statistics.median(ours), statistics.median(base)
+    ratio = our / other if other else float("nan")
+    print(f"{name:<44} {our:>10.3f} {other:>10.3f} {unit:<10} {ratio:>7.2f}   {goal}", flush=True)
+
+
+def heading(ours, base):
+    print(f"{'':<44} {ours:>10} {base:>10} {'':<10} {'ratio':>7}   goal", flush=True)

@@ -1,11 +1,11 @@
 """The torture table: what tasks do to a worker, through MessageHandler and through ProcessMessageHandler.
 
-    python benchmarks/torture.py                                everything, some minutes on two cores
-    python benchmarks/torture.py --handler process --kind BLAS  one row; --kind is any part of its name, again for more
+    python -m benchmarks.torture                                everything, two minutes on two cores
+    python -m benchmarks.torture --handler process --kind BLAS  one row; --kind is any part of its name, again for more
 
-Each row is a worker process of its own on a queue of its own, on a real SQS server over HTTP (`--server`). Visibility
-timeout 4, heartbeat 1, limit 3 for the kinds that hang; those that are not stopped are watched until 18 and their
-worker is then SIGKILLed. The columns:
+Each row is a worker process of its own on a queue of its own, on a real SQS server over HTTP. Visibility timeout 4,
+heartbeat 1, limit 3 for the kinds that hang; those that are not stopped are watched until 18 and their worker is then
+SIGKILLed. The columns:
 
     late      seconds past the limit until the block of the task was left, everything it started being gone
     next      the same worker then ran the next task of the queue
@@ -37,11 +37,11 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
-import servers
-import torture_kinds as kinds
-import torture_worker as worker
 from botocore.config import Config
 
+from benchmarks import torture_kinds as kinds
+from benchmarks import torture_worker as worker
+from benchmarks.servers import fast_server
 from sqstaskmaster import TaskManager
 
 LIMIT_SECONDS = 3
@@ -120,15 +120,14 @@ class Slots:
 class Case:
     """A queue, one or two workers on it, and what they write down."""
 
-    def __init__(self, sqs, folder, endpoint, handler, options):
+    def __init__(self, sqs, folder, handler, options):
         self._sqs = sqs
-        self._endpoint = endpoint
         self._handler = handler
         self._options = options if handler == "process" else {}
         name = uuid.uuid4().hex
         self._events = os.path.join(folder, name)
         self.url = sqs.create_queue(QueueName=name, Attributes={"VisibilityTimeout": "30"})["QueueUrl"]
-        self._manager = TaskManager(self.url, queue_constructor=boto3_queue(endpoint))
+        self._manager = TaskManager(self.url)
         self.workers = []
         self.lapsed = False
         self._expected_visible = 0
@@ -136,11 +135,11 @@ class Case:
     def start_worker(self):
         with open(f"{self._events}.log", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, worker.__file__, self._handler, self.url, json.dumps(self._options)],
+                [sys.executable, "-m", worker.__name__, self._handler, self.url, json.dumps(self._options)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**servers.environment(self._endpoint), worker.EVENTS: self._events, "PYTHONPATH": PYTHONPATH},
+                env={**os.environ, worker.EVENTS: self._events, "PYTHONPATH": PYTHONPATH},
             )
         self.workers.append(process)
 
@@ -341,20 +340,6 @@ def summary(rows, term_grace):
     return [goal for goal in goals if goal[2]]
 
 
-def boto3_queue(endpoint):
-    return lambda url: boto3.resource("sqs", **connection(endpoint)).Queue(url)
-
-
-def connection(endpoint):
-    return {
-        "endpoint_url": endpoint,
-        "region_name": servers.CREDENTIALS["AWS_DEFAULT_REGION"],
-        "aws_access_key_id": servers.CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": servers.CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-        "config": Config(max_pool_connections=100),
-    }
-
-
 def chosen(arguments):
     """[(row, its functions)] in the order of the table."""
     groups = {"hung": kinds.HUNG, "crash": kinds.CRASHES, "long": kinds.LONG, "killed": kinds.WORKER_KILLED}
@@ -379,9 +364,6 @@ def arguments_of(command_line):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--handler", action="append", choices=HANDLERS, help="only this one")
     parser.add_argument("--kind", action="append", metavar="TEXT", help="only kinds with this in their name")
-    parser.add_argument(
-        "--server", help=f"{', '.join(servers.SERVERS)}, or the URL of one (default: what is installed)"
-    )
     parser.add_argument("--start-method", choices=("fork", "forkserver", "spawn"), default="fork")
     parser.add_argument("--term-grace", type=float, default=0.5, help="seconds from SIGTERM to SIGKILL (%(default)s)")
     parser.add_argument("--slots", type=int, default=PER_PROCESSOR * (os.cpu_count() or 1), help=argparse.SUPPRESS)
@@ -398,13 +380,12 @@ def main(command_line=None):
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = arguments.logs or stack.enter_context(tempfile.TemporaryDirectory())
-        endpoint = stack.enter_context(servers.running(arguments.server))
-        sqs = boto3.client("sqs", **connection(endpoint))
+        stack.enter_context(fast_server())
+        sqs = boto3.client("sqs", config=Config(max_pool_connections=100))
         slots = Slots(arguments.slots)
         with ThreadPoolExecutor(arguments.slots) as pool:
             running = [
-                pool.submit(run, row, functions, slots, sqs, folder, endpoint, row.handler, options)
-                for row, functions in found
+                pool.submit(run, row, functions, slots, sqs, folder, row.handler, options) for row, functions in found
             ]
             rows = [future.result() for future in running]
     print(file=sys.stderr)
@@ -420,7 +401,4 @@ def main(command_line=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except servers.NotInstalled as problem:
-        sys.exit(str(problem))
+    main()

@@ -1,6 +1,6 @@
 """A worker like anybody's, which also writes down what happens: started by torture.py, one for each row of the table.
 
-python torture_worker.py {plain|process} QUEUE_URL [OPTIONS]
+python -m benchmarks.torture_worker {plain|process} QUEUE_URL [OPTIONS]
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import re
 import sys
 import time
 
-import torture_kinds
-
+from benchmarks import torture_kinds
 from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager
 
 VISIBILITY_SECONDS = 4

@@ -15,7 +15,6 @@ since it is the one who reaps the task, and so the only one who cannot hit a pro
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import faulthandler
 import gc
@@ -148,8 +147,6 @@ def _be_task(ends: Ends, keeper: int, load: Callable[[], Function], caught: froz
         faulthandler.register(STACK_SIGNAL, ends.stack, all_threads=True)
         channel = _Channel(ends.results)
         os.dup2(ends.nothing, 0)  # a terminal is not for it to read from
-        # The worker's are not this process's to run.
-        atexit._clear()
         if "numpy.random" in sys.modules:
             # Forked processes would all draw the same; Python's own generator takes care of itself.
             sys.modules["numpy.random"].seed()
@@ -172,9 +169,9 @@ def _run(load: Callable[[], Function], channel: _Channel) -> None:
     try:
         channel.send("started")
         value = load()(channel.report)
-        # What Python does at the end of a process: wait for threads, then call what was registered for the exit.
+        # What Python does at the end of a process: wait for threads that are no daemons, idle pools sent home first.
+        # Not what was registered with atexit: most of that is the worker's.
         threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
     except signals.Terminated:
         channel.send("terminated")
         raise
@@ -186,6 +183,10 @@ def _run(load: Callable[[], Function], channel: _Channel) -> None:
         channel.send("error", *described(error))
     else:
         channel.send("done", *pickled(value))
+
+
+#: Where the task is called from, for whoever reads its stack.
+STARTER = (_run.__code__.co_filename, _run.__name__)
 
 
 class _Channel:

@@ -6,6 +6,7 @@ A check builds its message from the same constant it compares with, so that the 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
@@ -20,10 +21,22 @@ MAX_WAIT_SECONDS = 20
 # request, extensions do not reset it.
 MAX_VISIBILITY_SECONDS = 12 * 60 * 60
 
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+# What SQS refuses in a message: control characters other than tab and line ends, surrogates, U+FFFE and U+FFFF.
+_NOT_SENDABLE = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def is_sendable(text: str) -> bool:
+    """Whether SQS takes `text` as the value of a message attribute: not empty, and of the characters it allows."""
+    return bool(text) and not _NOT_SENDABLE.search(text)
+
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number (True and False are not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    # math.isfinite raises OverflowError for an int beyond the floats.
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:

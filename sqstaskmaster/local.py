@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqstaskmaster.limits import MAX_BATCH_ENTRIES, MAX_WAIT_SECONDS, check_whole_seconds
+from sqstaskmaster.limits import MAX_BATCH_ENTRIES, MAX_WAIT_SECONDS, check_whole_seconds, is_whole
 
 _numbers = itertools.count(1)
 
@@ -94,8 +94,14 @@ class LocalQueue:
             pass
 
     def send_message(self, **kwargs: Any) -> dict[str, str]:
-        """Append a message: `MessageBody`, and `MessageAttributes` if any."""
-        message = LocalMessage(kwargs["MessageBody"], None, kwargs.get("MessageAttributes"))
+        """Append a message: `MessageBody`, and `MessageAttributes` if any.
+
+        :raises TypeError: for a body that is no string, as boto3 refuses one; nothing is appended then.
+        """
+        body = kwargs.get("MessageBody")
+        if not isinstance(body, str):
+            raise TypeError(f"MessageBody must be a string, not {body!r}")
+        message = LocalMessage(body, None, kwargs.get("MessageAttributes"))
         message.attributes = {"SentTimestamp": str(int(time.time() * 1000)), "ApproximateReceiveCount": "1"}
         self.queue.put(message)
         return {"MD5OfMessageBody": _md5(message.body), "MessageId": message.message_id}
@@ -107,8 +113,8 @@ class LocalQueue:
         """
         wait = check_whole_seconds("WaitTimeSeconds", kwargs.get("WaitTimeSeconds", MAX_WAIT_SECONDS), MAX_WAIT_SECONDS)
         most = kwargs.get("MaxNumberOfMessages", 1)
-        if not 1 <= most <= MAX_BATCH_ENTRIES:
-            raise ValueError(f"MaxNumberOfMessages must be from 1 to {MAX_BATCH_ENTRIES}, not {most!r}")
+        if not is_whole(most) or not 1 <= most <= MAX_BATCH_ENTRIES:
+            raise ValueError(f"MaxNumberOfMessages must be a whole number from 1 to {MAX_BATCH_ENTRIES}, not {most!r}")
         received: list[LocalMessage] = []
         try:
             received.append(self.queue.get(timeout=wait) if wait else self.queue.get_nowait())
@@ -124,4 +130,4 @@ class LocalQueue:
 
 def _md5(text: str) -> str:
     # The checksum of the SQS protocol, no security: without the flag, FIPS builds of Python refuse it.
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+    return hashlib.md5(text.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()

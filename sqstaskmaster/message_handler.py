@@ -47,7 +47,7 @@ _SOONEST_RETRY_SECONDS = 0.5
 # How far before the end of the claim's 12 hours a task is stopped, so that it is gone when the message comes back.
 _END_MARGIN_SECONDS = 2.0
 
-# An alarm that finds the block being left has nothing to stop; if it was mistaken, it asks again this soon.
+# An alarm that finds a block being entered or left may not raise, and asks again this soon; then doubled each time.
 _ASK_AGAIN_SECONDS = 0.005
 
 # Between two tries to delete the message of finished work: doubled each time, from and up to.
@@ -138,6 +138,7 @@ class MessageHandler(abc.ABC):
         self._stop_at_first_alarm: Exception | None = None
         self._claim_is_lost = False
         self._leaving = False
+        self._ask_again = _ASK_AGAIN_SECONDS
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -171,14 +172,9 @@ class MessageHandler(abc.ABC):
         """
         signals.require_alarm(type(self).__name__)
         self._begin()
-        alarm = signals.Alarm(self._handle_alarm)
         first = 0.0 if self._stop_at_first_alarm else self._seconds_to_next_alarm()
-        self._alarm = alarm
-        try:
-            alarm.borrow(first)
-        except BaseException:
-            self._alarm = None
-            raise
+        self._alarm = signals.Alarm(self._handle_alarm)
+        self._alarm.borrow(first)
         return self
 
     def __exit__(
@@ -202,6 +198,7 @@ class MessageHandler(abc.ABC):
         now = self._clock()
         self._start_time = now
         self.outcome = self._stopped_as = self._retry_in = None
+        self._extension = self._stop_at_first_alarm = None
         self._claim_is_lost = self._leaving = False
         self._claim = claims.of(self._message) or claims.Claim(received=now)
         claims.note(self._message, self._claim)
@@ -222,6 +219,9 @@ class MessageHandler(abc.ABC):
             # The task swallowed the exception that stopped it. It cannot be taken for finished.
             exception = self._stop_exception(self._stopped_as)
         if exception is None:
+            # What claim_lost raised in __enter__ counts also where the block ended before an alarm could raise it.
+            exception = self._stop_at_first_alarm
+        if exception is None:
             self.outcome = Outcome.DONE
             self._delete()
         elif isinstance(exception, Exception):
@@ -229,8 +229,8 @@ class MessageHandler(abc.ABC):
             self._report(exception)
         else:
             self.outcome = Outcome.INTERRUPTED
+            self._give_back()  # first: an error service that answers slowly is not what another worker waits for
             self._report(exception)
-            self._give_back()
         logger.info(
             "Task %s %s after %.3f s",
             self._claim.task or type(self).__name__,
@@ -272,27 +272,41 @@ class MessageHandler(abc.ABC):
         may interrupt any code: it arms the timer, and whatever can block (a call to SQS, a log handler) runs in a
         thread of its own and is waited for only so long.
         """
-        if self._alarm is not None and self._alarm.hand_down(signum, frame):
+        may_raise = not signals.is_outside_body(frame, MessageHandler)
+        if self._alarm is not None and self._alarm.hand_down(signum, frame, may_raise):
             return
         if self._leaving:
             return
+        if not may_raise:
+            self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
+            self._arm(self._ask_again)
+            self._keep_claim_meanwhile()
+            return
+        self._ask_again = _ASK_AGAIN_SECONDS
+        # Armed before running() and the network call, so that neither can leave the task without a limit.
+        limit = self._seconds_to_limit()
+        self._arm(limit if limit > 0 else self.alarm_timeout)
+        try:
+            self._ask()
+        except BaseException:
+            # For the task that swallows it.
+            limit = self._seconds_to_limit()
+            self._arm(min(self.alarm_timeout, limit) if limit > 0 else self.alarm_timeout)
+            raise
+        self._arm(self._seconds_to_next_alarm())
+
+    def _ask(self) -> None:
+        """Ask `_decide`, and do what it says."""
         if self._stop_at_first_alarm is not None:
             error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
-            self._arm(self.alarm_timeout)
             raise error
         decision = self._decide()
         if decision is Decision.EXTEND:
-            # Armed before the network call, so that no failure and no slow answer can leave the task without a limit.
-            self._arm(min(self.alarm_timeout, self._seconds_to_limit()))
             self._extend_timeout(self.sqs_timeout)
-            self._arm(self._seconds_to_next_alarm())
             return
-        if signals.is_leaving(frame, self):
-            self._arm(_ASK_AGAIN_SECONDS)
-            return
-        self._arm(self.alarm_timeout)  # for the task that swallows what is raised now
-        self._keep_claim_while_stopping()
         self._stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
+        self._settle()
+        self._keep_claim_meanwhile()
         raise self._stop_exception(self._stopped_as)
 
     def _arm(self, seconds: float) -> None:
@@ -314,8 +328,11 @@ class MessageHandler(abc.ABC):
     # -- the claim -----------------------------------------------------------------------------------------------
 
     def _wait_seconds(self) -> float:
-        """How long one call of the heartbeat is waited for: well inside what is left of the claim at an alarm."""
-        return min(_HEARTBEAT_WAIT_SECONDS, (self.sqs_timeout - self.alarm_timeout) / 3)
+        """How long one call of the heartbeat is waited for.
+
+        Well inside what is left of the claim at an alarm, and over before the next alarm, with time for the task.
+        """
+        return min(_HEARTBEAT_WAIT_SECONDS, self.alarm_timeout / 4, (self.sqs_timeout - self.alarm_timeout) / 3)
 
     def _extend_timeout(self, seconds: int) -> None:
         """Set the message's visibility timeout to `seconds` from now, or to what is left of the claim's 12 hours.
@@ -323,19 +340,29 @@ class MessageHandler(abc.ABC):
         A failure (SQS_ERRORS) is notified and logged, and the next alarm comes soon enough to try again; any other
         exception is raised. A call that does not answer in time goes on beside the task.
         """
-        previous, self._extension = self._extension, None
-        if previous is not None and not previous.done and not self._claim_is_lost:
+        self._settle()
+        previous = self._extension
+        if previous is not None and not self._claim_is_lost:
             error = NoAnswer(f"SQS has not answered the extension of the claim on {self._message}; trying another")
             self._quietly(lambda: self._extension_failed(error))
         if not self._start_extension(seconds):
             self._retry_in = None
             return
-        call = self._extension
-        if call is None or not self._wait_for(call):
+        if self._extension is not None and self._wait_for(self._extension):
+            self._settle()
+        else:
             self._retry_in = self._seconds_to_retry()
-        elif call.error is None:
+
+    def _settle(self) -> None:
+        """Act on the answer to the last extension, where it has come."""
+        call = self._extension
+        if call is None or not call.done:
+            return
+        self._extension = None
+        if call.error is None:
             self._retry_in = None
         elif not isinstance(call.error, SQS_ERRORS):
+            self._retry_in = self._seconds_to_retry()
             raise call.error
         elif is_claim_lost(call.error):
             self._retry_in = None
@@ -376,10 +403,10 @@ class MessageHandler(abc.ABC):
         left = self._claim.left(self._clock())
         return min(self.alarm_timeout, max(_SOONEST_RETRY_SECONDS, left / 4)) if left else self.alarm_timeout
 
-    def _keep_claim_while_stopping(self) -> None:
-        """A task that was told to stop may take long over it, or not stop: the claim must last to the next alarm.
+    def _keep_claim_meanwhile(self) -> None:
+        """Extend a claim that would not last to the next alarm, without waiting for it.
 
-        Not waited for: the task is stopped on time.
+        For a task that was told to stop, which may take long over it or swallow that; it is told on time.
         """
         if self._claim.left(self._clock()) < self.alarm_timeout + self._wait_seconds():
             self._start_extension(self.sqs_timeout)
@@ -399,6 +426,7 @@ class MessageHandler(abc.ABC):
             call = BoundedCall(self._message.delete)
             answered = call.wait(min(_DELETE_WAIT_SECONDS, max(give_up - self._clock(), 1.0)))
             if answered and call.error is None:
+                self._claim.expires = None
                 return
             error = call.error or NoAnswer(f"SQS has not answered the delete of {self._message}")
             if not isinstance(error, Exception):
@@ -420,7 +448,9 @@ class MessageHandler(abc.ABC):
             pause = min(pause * 2, longest_pause)
 
     def _give_back(self) -> None:
-        """Make the message visible to others at once."""
+        """Make the message visible to others at once, unless the claim was lost: another may be running it."""
+        if self._claim_is_lost:
+            return
         if self._extension is not None:
             # An extension still under way would hide the message again.
             self._extension.wait(_HEARTBEAT_WAIT_SECONDS)
@@ -464,17 +494,21 @@ class MessageHandler(abc.ABC):
     def _facts(self, action: str) -> dict[str, Any]:
         """The fields that every log record about this message carries, for formatters that write them."""
         attributes = self._message.attributes or {}
-        sent = attributes.get("SentTimestamp")
         run_time = self._run_time()
         return {
             "action": action,
             "task": self._claim.task or type(self).__name__,
             "message_id": getattr(self._message, "message_id", None),
             "receive_count": attributes.get("ApproximateReceiveCount"),
-            "queued": time.time() - run_time - int(sent) / 1000 if sent else None,
+            "queued": _seconds_since(attributes.get("SentTimestamp"), time.time() - run_time),
             "elapsed": run_time,
             "outcome": self.outcome and self.outcome.value,
         }
+
+
+def _seconds_since(timestamp: Any, now: float) -> float | None:
+    """From a timestamp of SQS (milliseconds, as text) until `now`; None for anything else."""
+    return now - int(timestamp) / 1000 if isinstance(timestamp, str) and timestamp.isdecimal() else None
 
 
 def _check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> None:

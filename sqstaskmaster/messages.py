@@ -26,7 +26,7 @@ def encode(task: str, kwargs: Mapping[str, Any]) -> str:
         raise InvalidTask(f"A task's name must be a non-empty string, not {task!r}")
     try:
         return _encoder.encode({"task": task, "kwargs": kwargs})
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # a value's own __str__ may raise anything
         raise InvalidTask(f"The arguments of task {task!r} cannot be written as JSON: {error}") from error
 
 
@@ -47,8 +47,11 @@ def decode(body: Any) -> tuple[str, dict[str, Any]]:
     if missing:
         raise MalformedMessage(f"The message body has no {' and no '.join(missing)}")
     task, kwargs = content["task"], content["kwargs"]
-    if not isinstance(task, str) or not task:
-        raise MalformedMessage(f"The message's task is no non-empty string: {task!r:.80}")
+    # Types, not values: this text is logged, and what is in a body is not.
+    if not isinstance(task, str):
+        raise MalformedMessage(f"The message's task is no string: it is a {type(task).__name__}")
+    if not task:
+        raise MalformedMessage("The message's task is an empty string")
     if not isinstance(kwargs, dict):
         raise MalformedMessage(f"The message's kwargs are no object: they are a {type(kwargs).__name__}")
     return task, kwargs

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from sqstaskmaster import isolation, process_tree
 from sqstaskmaster.bounded import BoundedCall
 from sqstaskmaster.errors import MemoryLimitExceeded, UnsupportedContext
-from sqstaskmaster.limits import is_number
+from sqstaskmaster.limits import is_number, is_whole
 from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
 from sqstaskmaster.protocols import Message
 
@@ -63,8 +63,9 @@ class ProcessMessageHandler(MessageHandler):
 
     Limits: only `run()` is watched; what else is in the `with` block runs in the worker, with neither heartbeat nor
     limit. The task has the message's content in `self._message`, but not its claim. What the task sets on `self` stays
-    in its process: return it, or `report` it. A task that blocks all signals is stopped too, but tells no stack.
-    Without Linux there is no kernel help to find processes that made themselves daemons: those are lost sight of.
+    in its process: return it, or `report` it. Functions registered with `atexit` are not called there. A task that
+    blocks all signals is stopped too, but tells no stack. Without Linux there is no kernel help to find processes that
+    made themselves daemons: those are lost sight of.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ProcessMessageHandler(MessageHandler):
             raise ValueError(f"term_grace must be a number of seconds, 0 or more, not {term_grace!r}")
         if start_method is not None and start_method not in isolation.START_METHODS:
             raise ValueError(f"start_method must be None or one of {isolation.START_METHODS}, not {start_method!r}")
-        if max_memory is not None and (not isinstance(max_memory, int) or max_memory <= 0):
+        if max_memory is not None and (not is_whole(max_memory) or max_memory <= 0):
             raise ValueError(f"max_memory must be a whole number of bytes over 0, or None, not {max_memory!r}")
         if max_memory is not None and not process_tree.LINUX:
             raise UnsupportedContext("max_memory needs Linux, where the memory of other processes can be read")

@@ -12,7 +12,6 @@ The real timer is always set to the earliest of them, and the signal handler on 
 from __future__ import annotations
 
 import contextlib
-import dis
 import math
 import signal
 import sys
@@ -29,15 +28,23 @@ SignalHandler = Callable[[int, "FrameType | None"], Any]
 # setitimer(0) disarms, so nothing that is due may be rounded to it.
 _SOONEST_SECONDS = 0.001
 
-# Not those for crashes: a handler for them (faulthandler's) is not the parent's business only.
-_CRASHES = {signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGILL, getattr(signal, "SIGBUS", signal.SIGSEGV)}
-_BLOCKABLE = tuple(sorted(set(map(int, signal.valid_signals())) - _CRASHES))
+# An alarm of foreign code that found a block being left is due again after this: leaving takes microseconds.
+_POSTPONED_SECONDS = 0.005
+
+
+def _numbers(*names: str) -> frozenset[int]:
+    """Those of the signals that this platform has."""
+    return frozenset(int(getattr(signal, name)) for name in names if hasattr(signal, name))
+
+
+# As plain numbers, and once: to make the set of Python's enum takes longer than a call to SQS may cost here.
+_ALL = frozenset(map(int, signal.valid_signals()))
+
+# Without those of crashes, whose handlers (faulthandler's) are as right in a child.
+_HOLDABLE = _ALL - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
 
 # What a terminal or a service manager sends to all processes of a group.
-_STOP_REQUESTS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
-
-# What Python 3.10 executes after the last instruction of a `with` body and before its `__exit__(None, None, None)`.
-_BETWEEN_BODY_AND_EXIT = {"POP_BLOCK", "ROT_TWO", "LOAD_CONST", "DUP_TOP"}
+_STOP_REQUESTS = _numbers("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
 
 class _Found:
@@ -51,7 +58,10 @@ class _Found:
     def earliest(self) -> float:
         return self.due
 
-    def fire(self, signum: int, frame: FrameType | None) -> None:
+    def fire(self, signum: int, frame: FrameType | None, may_raise: bool) -> None:
+        if not may_raise:
+            self.due = time.monotonic() + _POSTPONED_SECONDS
+            return
         self.due = time.monotonic() + self.interval if self.interval else math.inf
         if callable(self.handler):
             self.handler(signum, frame)
@@ -59,9 +69,8 @@ class _Found:
     def resume(self) -> None:
         # None stands for a handler that was not installed from Python, which Python cannot put back.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if self.handler is None else self.handler)
-        if self.due != math.inf:
-            left = max(_SOONEST_SECONDS, self.due - time.monotonic())
-            signal.setitimer(signal.ITIMER_REAL, left, self.interval)
+        left = 0.0 if self.due == math.inf else max(_SOONEST_SECONDS, self.due - time.monotonic())
+        signal.setitimer(signal.ITIMER_REAL, left, self.interval)
 
 
 class Alarm:
@@ -76,13 +85,14 @@ class Alarm:
     def __init__(self, handler: SignalHandler) -> None:
         self._handler = handler
         self._below: Alarm | _Found | None = None
+        self._outer: Alarm | None = None
         self._due = math.inf
 
     def borrow(self, seconds: float) -> None:
         """Install the handler and arm the timer. Where this raises, nothing is armed that was not before."""
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         try:
-            top = Alarm._top
+            self._outer = top = Alarm._top
             # Foreign code may have taken SIGALRM inside an outer Alarm's block: then its handler is to be put back.
             self._below = top if top is not None and top._is_installed() else _Found()
             if signal.SIGALRM in blocked:
@@ -107,15 +117,19 @@ class Alarm:
             left = seconds if earliest == self._due else earliest - now
             signal.setitimer(signal.ITIMER_REAL, 0 if left == math.inf else max(_SOONEST_SECONDS, left))
 
-    def hand_down(self, signum: int, frame: FrameType | None) -> bool:
-        """Call what is due below. True where that was all: this alarm itself is not due yet."""
+    def hand_down(self, signum: int, frame: FrameType | None, may_raise: bool = True) -> bool:
+        """Call what is due below. True where that was all: this alarm itself is not due yet.
+
+        Without `may_raise`, foreign code is not called but postponed. An outer Alarm is called all the same: its
+        handler knows when not to raise.
+        """
         below = self._below
         now = time.monotonic()
         if below is None or below.earliest() > now:
             return False
         due = self._due <= now
         try:
-            below.fire(signum, frame)
+            below.fire(signum, frame, may_raise)
         finally:
             self.arm(self._due - time.monotonic())
         return not due
@@ -131,17 +145,20 @@ class Alarm:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         try:
             undisturbed = signal.SIGALRM not in blocked and self._is_installed() and self._is_armed()
+            self._due = math.inf
             if Alarm._top is self:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                # signal.signal runs the Python handler of a signal that has arrived already, so this alarm stays whole
-                # until it is done.
+                # An alarm may have come just before: this calls its Python handler where Python has seen it, so this
+                # Alarm stays whole until here, and discards it where it is still blocked. Delivered below, it could
+                # end the process.
+                signal.signal(signal.SIGALRM, signal.SIG_IGN)
                 below.resume()
-                Alarm._top = below if isinstance(below, Alarm) else None
+                Alarm._top = self._outer
                 if isinstance(below, Alarm):
                     below.arm(below._due - time.monotonic())
             else:
-                self._step_out(below)
-            self._below, self._due = None, math.inf
+                self._step_out()
+            self._below = self._outer = None
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         return undisturbed
@@ -149,33 +166,34 @@ class Alarm:
     def earliest(self) -> float:
         return min(self._due, self._below.earliest() if self._below else math.inf)
 
-    def fire(self, signum: int, frame: FrameType | None) -> None:
+    def fire(self, signum: int, frame: FrameType | None, may_raise: bool) -> None:
         self._handler(signum, frame)
 
     def resume(self) -> None:
         signal.signal(signal.SIGALRM, self._handler)
 
-    def _step_out(self, below: Alarm | _Found) -> None:
+    def _step_out(self) -> None:
         """Leave the chain from its middle: the block of this alarm ended before one that was entered inside it."""
-        above: Any = Alarm._top
-        while isinstance(above, Alarm) and above._below is not self:
-            above = above._below
-        if isinstance(above, Alarm):
-            above._below = below
+        inner = Alarm._top
+        while inner is not None and inner._outer is not self:
+            inner = inner._outer
+        if inner is not None:
+            inner._outer = self._outer
+            if inner._below is self:
+                inner._below = self._below
 
     def _is_installed(self) -> bool:
         return signal.getsignal(signal.SIGALRM) == self._handler
 
     def _is_armed(self) -> bool:
-        return signal.getitimer(signal.ITIMER_REAL)[0] > 0 or self._due <= time.monotonic() + _SOONEST_SECONDS
+        return signal.getitimer(signal.ITIMER_REAL)[0] > 0 or self.earliest() <= time.monotonic() + _SOONEST_SECONDS
 
 
 def require_alarm(who: str) -> None:
     """Raises UnsupportedContext where an Alarm cannot be borrowed: no SIGALRM, or not the main thread."""
     if not hasattr(signal, "SIGALRM"):
         raise UnsupportedContext(
-            f"{who} needs SIGALRM, which this platform does not have: run the worker on Linux or macOS, or use "
-            "ProcessMessageHandler, which needs no signal in the worker"
+            f"{who} needs SIGALRM, which this platform does not have: run the worker on Linux or macOS"
         )
     if threading.current_thread() is not threading.main_thread():
         raise UnsupportedContext(
@@ -188,38 +206,33 @@ def require_alarm(who: str) -> None:
 def block_all() -> None:
     """Keep every signal from being delivered to the calling thread."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
 
 
-def is_leaving(frame: FrameType | None, manager: object) -> bool:
-    """Whether `frame`, where a signal landed, has already left the `with` block of `manager`.
+def is_outside_body(frame: FrameType | None, kind: type) -> bool:
+    """Whether `frame`, where a signal landed, is entering or leaving a `with` block of a manager of that kind.
 
     An exception raised there would not reach the block: it would escape, and `__exit__` would never run or be cut off.
     """
-    if frame is not None and _is_past_body(frame):
-        return True
-    while frame is not None:
+    if isinstance(frame, FrameType) and (_is_unwinding(frame) or frame.f_code.co_filename == contextlib.__file__):
+        return True  # in contextlib: an ExitStack may be about to call __exit__
+    while isinstance(frame, FrameType):  # whoever calls a handler by hand may pass anything
         code = frame.f_code
-        if code.co_name == "__exit__" and code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is manager:
-            return True
+        if code.co_name in ("__enter__", "__exit__") and code.co_argcount:
+            if isinstance(frame.f_locals.get(code.co_varnames[0]), kind):
+                return True
         frame = frame.f_back
     return False
 
 
-def _is_past_body(frame: FrameType) -> bool:
-    """Whether the frame stands between the end of a `with` body and the call of `__exit__`.
+def _is_unwinding(frame: FrameType) -> bool:
+    """Whether an exception has just been raised in `frame`, and its `except`, `finally` or `__exit__` not begun.
 
-    Python 3.10 runs signal handlers between any two instructions, these included; since 3.11 it does so only at calls,
-    starts of functions and jumps back, and there are none in between.
+    Python 3.10 runs signal handlers there; later ones do so only at the end of calls, the start of functions and jumps
+    back, where a `with` block is either whole or in its `__exit__`.
     """
-    if sys.version_info >= (3, 11):
-        return False
-    instructions = list(dis.get_instructions(frame.f_code))
-    done = next((i for i, found in enumerate(instructions) if found.offset == frame.f_lasti), None)
-    if done is None or instructions[done].opname not in _BETWEEN_BODY_AND_EXIT:
-        return False
-    rest = [found for found in instructions[done + 1 : done + 6] if found.opname not in _BETWEEN_BODY_AND_EXIT]
-    return bool(rest) and (rest[0].opname, rest[0].arg) == ("CALL_FUNCTION", 3)
+    traceback = sys.exc_info()[2]
+    return traceback is not None and traceback.tb_frame is frame and traceback.tb_lasti == frame.f_lasti
 
 
 class Terminated(SystemExit):
@@ -263,8 +276,8 @@ def _caught() -> frozenset[int]:
         with open("/proc/self/status", "rb") as status:
             mask = int(status.read().partition(b"SigCgt:")[2].split(None, 1)[0], 16)
     except (OSError, IndexError):
-        return frozenset(number for number in signal.valid_signals() if callable(signal.getsignal(number)))
-    return frozenset(number for number in _BLOCKABLE if mask >> (number - 1) & 1)
+        return frozenset(number for number in _HOLDABLE if callable(signal.getsignal(number)))
+    return frozenset(number for number in _HOLDABLE if mask >> (number - 1) & 1)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -7,7 +7,6 @@ task_generator -> queue.receive_messages -> messages.decode -> yields (task, kwa
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import re
 import time
@@ -17,7 +16,13 @@ from urllib.parse import urlsplit
 
 from sqstaskmaster import claims, messages
 from sqstaskmaster.errors import ConfigurationError, MalformedMessage, MessageTooLarge
-from sqstaskmaster.limits import MAX_MESSAGE_BYTES, MAX_VISIBILITY_SECONDS, MAX_WAIT_SECONDS, check_whole_seconds
+from sqstaskmaster.limits import (
+    MAX_MESSAGE_BYTES,
+    MAX_VISIBILITY_SECONDS,
+    MAX_WAIT_SECONDS,
+    check_whole_seconds,
+    is_sendable,
+)
 from sqstaskmaster.protocols import Queue
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,8 @@ _REGION_IN_HOST = re.compile(
     r"(?:^|\.)(?:sqs(?:-fips)?\.(?P<region>[a-z0-9-]+)(?:\.vpce)?|(?P<legacy>[a-z0-9-]+)\.queue)"
     r"\.amazonaws\.com(?:\.cn)?$"
 )
+# The oldest form of all names no region and means one.
+_REGION_OF_HOST = {"queue.amazonaws.com": "us-east-1", "sqs.amazonaws.com": "us-east-1"}
 
 
 class TaskManager:
@@ -65,8 +72,10 @@ class TaskManager:
             raise ValueError(f"A queue URL must be a non-empty string, not {sqs_url!r}")
         if notify is not None and not callable(notify):
             raise TypeError(f"notify must be callable as notify(exception, context=...), not {notify!r}")
-        if sender_name is not None and (not isinstance(sender_name, str) or not sender_name):
-            raise ValueError(f"A sender name must be a non-empty string, not {sender_name!r}")
+        if sender_name is not None and (not isinstance(sender_name, str) or not is_sendable(sender_name)):
+            raise ValueError(
+                f"A sender name must be non-empty text without control characters and surrogates, not {sender_name!r}"
+            )
         self.url = sqs_url
         self.sender_name = sender_name or f"Unknown sender to: {sqs_url}"
         self._notify = notify
@@ -171,13 +180,13 @@ def region_of(url: str) -> str | None:
 
     Requests are signed for a region, and SQS refuses those signed for another than the queue's.
     """
-    found = _REGION_IN_HOST.search(urlsplit(url).hostname or "")
-    return (found["region"] or found["legacy"]) if found else None
+    host = urlsplit(url).hostname or ""
+    found = _REGION_IN_HOST.search(host)
+    return (found["region"] or found["legacy"]) if found else _REGION_OF_HOST.get(host)
 
 
 def _boto3_queue(url: str) -> Queue:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/"):
+    if not _is_queue_url(url):
         raise ValueError(
             f"{url!r} is no queue URL: one looks like https://sqs.eu-west-1.amazonaws.com/123456789012/name. For an "
             "in-memory queue, give queue_constructor=LocalQueue"
@@ -199,18 +208,30 @@ def _boto3_queue(url: str) -> Queue:
     return queue
 
 
+def _is_queue_url(url: str) -> bool:
+    if any(character.isspace() for character in url):
+        return False  # the newline at the end of a file; urlsplit would not notice
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and bool(parts.path.strip("/"))
+
+
 def _custom_queue(constructor: Any, url: str) -> Queue:
     wrong = f"TaskManager invalid queue_constructor type {constructor!r}"
     remedy = "give LocalQueue, or a callable that takes the queue's URL and gives an object like boto3's SQS.Queue"
     if not callable(constructor):
         raise TypeError(f"{wrong}: not callable; {remedy}")
     try:
-        inspect.signature(constructor).bind(url)
-    except TypeError as error:
-        raise TypeError(f"{wrong}: cannot be called with one argument; {remedy}") from error
-    except ValueError:
-        pass  # a callable that tells no signature
-    queue: Queue = constructor(url)
+        queue: Queue = constructor(url)
+    except (TypeError, ValueError) as error:
+        # Raised by the call itself, as by `object` or `int`, the constructor does not take a URL. An error from within
+        # a constructor's own code is the user's to see as it is.
+        within = error.__traceback__ and error.__traceback__.tb_next
+        if within:
+            raise
+        raise TypeError(f"{wrong}: cannot be called with a queue URL ({error}); {remedy}") from error
     lacking = [
         method
         for method in ("send_message", "receive_messages", "load", "purge")

@@ -1,0 +1,1240 @@
+"""MessageHandler: the laws of one message. Time is a fake clock's; a real signal only where a signal is the subject."""
+
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import unittest
+from unittest import mock
+
+from sqstaskmaster import claims
+from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer, SQSTaskMasterError, UnsupportedContext
+from sqstaskmaster.message_handler import MessageHandler, Outcome
+from tests.handling import (
+    ATTRIBUTES,
+    BEYOND_TOTAL,
+    BODY,
+    NO_ANSWERS,
+    Answers,
+    Clock,
+    FakeMessage,
+    Handler,
+    SignalTestCase,
+    client_error,
+)
+from tests.support import wait_until
+
+CONTEXT = {"body": BODY, **ATTRIBUTES}
+LOST_CODES = (
+    "MessageNotInflight",
+    "AWS.SimpleQueueService.MessageNotInflight",
+    "ReceiptHandleIsInvalid",
+    "InvalidParameterValue",
+    "AWS.SimpleQueueService.NonExistentQueue",
+    "QueueDoesNotExist",
+)
+TWELVE_HOURS = 12 * 60 * 60
+NEVER = 60.0  # seconds: longer than any test, so that what waits for it fails its deadline
+
+
+def raise_(error):
+    raise error
+
+
+def spin(condition, seconds=NEVER):
+    """Python code that runs until the condition holds, and can be interrupted anywhere."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("the deadline of the test is over")
+
+
+class ConstructorTest(unittest.TestCase):
+    def refused(self, sqs, alarm, hard):
+        with self.assertRaises(ValueError) as caught:
+            Handler(FakeMessage(), sqs, alarm, hard)
+        return str(caught.exception)
+
+    def test_a_timeout_that_is_no_positive_number_is_refused_in_the_classic_words(self):
+        for wrong in (0, -1, None, "5", True, float("nan"), float("inf")):
+            with self.subTest(wrong=wrong):
+                self.assertEqual("Alarm timeout must be an integer greater than zero", self.refused(30, wrong, 60))
+                self.assertEqual("SQS timeout must be an integer greater than zero", self.refused(wrong, 10, 60))
+                self.assertEqual("Hard timeout must be an integer greater than zero", self.refused(30, 10, wrong))
+
+    def test_an_alarm_too_long_for_the_visibility_timeout_is_refused_in_the_classic_words(self):
+        self.assertEqual("Alarm timeout 12 is to long to reset the sqs timeout 13", self.refused(13, 12, 60))
+        self.assertEqual("Alarm timeout 13 is to long to reset the sqs timeout 13", self.refused(13, 13, 60))
+        Handler(FakeMessage(), 13, 11.9, 60)
+
+    def test_what_sqs_would_refuse_is_refused_at_once_naming_value_and_range(self):
+        self.assertIn("30.5", self.refused(30.5, 10, 60))
+        for sqs, hard in ((43201, 60), (30, 43200.5), (30, 10**400)):
+            with self.subTest(sqs=sqs):
+                text = self.refused(sqs, 10, hard)
+                self.assertIn(str(max(sqs, hard)), text)
+                self.assertIn("43200 seconds (12 hours)", text)
+        Handler(FakeMessage(), 43200, 10, 43200)
+
+    def test_fractions_are_fine_where_sqs_does_not_see_them(self):
+        handler = Handler(FakeMessage(), 30.0, 0.25, 0.5)
+        self.assertEqual((30, 0.25, 0.5), (handler.sqs_timeout, handler.alarm_timeout, handler.hard_timeout))
+        self.assertIs(int, type(handler.sqs_timeout))
+
+    def test_run_must_be_given(self):
+        with self.assertRaises(TypeError):
+            MessageHandler(FakeMessage(), 30, 10, 60)
+
+
+class HandlerTestCase(SignalTestCase):
+    def setUp(self):
+        super().setUp()
+        self.clock = Clock()
+        # In the handler's module only: sleep() is the real one for everybody else.
+        sleep = mock.patch("sqstaskmaster.message_handler.time", mock.Mock(wraps=time, sleep=self.advance))
+        # Calls to a fake are answered at once, but a loaded machine may take its time to run their threads.
+        wait = mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 5.0)
+        for patch in (sleep, wait):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def advance(self, seconds):
+        self.clock.now += seconds
+
+    def message(self, *args, expires_in=None, received_ago=0.0, task=None, **kwargs):
+        message = FakeMessage(*args, **kwargs)
+        if expires_in is not None:
+            now = self.clock.now
+            claims.note(message, claims.Claim(now - received_ago, now + expires_in, task))
+        return message
+
+    def handler(self, message=None, *args, kind=Handler, **kwargs):
+        return kind(self.message() if message is None else message, *args, clock=self.clock, **kwargs)
+
+
+class EnterTest(HandlerTestCase):
+    def test_entering_claims_the_message_then_arms_the_alarm_and_gives_the_handler(self):
+        handler = self.handler(self.message(on_change=lambda: self.assertEqual(0, handler.armed())))
+        with handler as entered:
+            self.assertIs(handler, entered)
+            self.assertEqual([30], handler._message.changes)
+            self.assertEqual(handler._handle_alarm, signal.getsignal(signal.SIGALRM))
+            self.assertAlmostEqual(10, handler.armed(), delta=1)
+        self.assertEqual([], handler.notified)
+
+    def test_the_hard_timeout_is_armed_where_it_comes_first(self):
+        with self.handler(None, 30, 10, 3.5) as handler:
+            self.assertAlmostEqual(3.5, handler.armed(), delta=0.5)
+
+    def test_a_fresh_claim_is_not_extended_and_a_short_task_costs_no_request_but_its_delete(self):
+        message = self.message(expires_in=29.0)
+        with self.handler(message):
+            pass
+        self.assertEqual(([], 1), (message.changes, message.deletes))
+
+    def test_a_claim_that_is_not_fresh_is_extended(self):
+        message = self.message(expires_in=28.9)
+        with self.handler(message):
+            self.assertEqual([30], message.changes)
+
+    def test_a_message_that_says_nothing_is_always_extended(self):
+        for _ in range(2):
+            message = self.message()
+            with self.handler(message):
+                self.assertEqual([30], message.changes)
+
+    def test_a_mock_is_a_message_that_says_nothing(self):
+        for kind in (mock.Mock, mock.MagicMock):
+            message = kind()
+            message.attributes = {}
+            with self.handler(message) as handler:
+                message.change_visibility.assert_called_once_with(VisibilityTimeout=30)
+            message.delete.assert_called_once_with()
+            self.assertEqual("done", handler.outcome)
+
+    def test_a_message_that_was_deleted_says_nothing_any_more(self):
+        message = self.message(expires_in=30.0)
+        for _ in range(2):
+            with self.handler(message):
+                pass
+        self.assertEqual([30], message.changes)
+
+    def test_a_fresh_claim_is_extended_as_long_after_the_receive_as_any_other_after_its_extension(self):
+        with self.handler(self.message(expires_in=44), 45, 20, 100):
+            self.assertAlmostEqual(19 + 1, signal.getitimer(signal.ITIMER_REAL)[0], delta=1.5)
+
+    def test_a_long_claim_from_the_receive_is_brought_down_at_the_alarm(self):
+        message = self.message(expires_in=3600)
+        with self.handler(message) as handler:
+            self.advance(10)
+            handler.alarm()
+        self.assertEqual([30], message.changes)
+
+    def test_defect_5_an_enter_that_fails_leaves_nothing_armed(self):
+        with self.assertRaises(ZeroDivisionError):
+            self.handler(self.message(on_change=lambda: raise_(ZeroDivisionError()))).__enter__()
+        self.check_signals()
+        with mock.patch("signal.setitimer", side_effect=[OSError("no timer"), mock.DEFAULT, mock.DEFAULT]):
+            with self.assertRaises(OSError):
+                self.handler().__enter__()
+        self.check_signals()
+
+    def test_a_first_extension_that_fails_is_a_failed_extension_like_any_other(self):
+        for error in (*NO_ANSWERS, client_error("RequestThrottled")):
+            with self.subTest(error=error):
+                with self.handler(self.message(on_change=Answers(error, None))) as handler:
+                    self.assertEqual([(error, CONTEXT)], handler.notified)
+                    handler.alarm()
+                self.assertEqual(([30, 30], 1), (handler._message.changes, handler._message.deletes))
+                self.assertEqual("done", handler.outcome)
+
+    def test_outside_the_main_thread_it_says_what_to_do_and_sends_nothing(self):
+        message, errors = self.message(), []
+
+        def enter():
+            try:
+                self.handler(message).__enter__()
+            except UnsupportedContext as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=enter, name="side-thread")
+        thread.start()
+        thread.join(NEVER)
+        self.assertIn("main thread", str(errors[0]))
+        self.assertIn("side-thread", str(errors[0]))
+        self.assertIn("ProcessMessageHandler", str(errors[0]))
+        self.assertEqual([], message.changes)
+
+    def test_without_sigalrm_it_says_what_to_do_and_sends_nothing(self):
+        message = self.message()
+        fake = mock.Mock(spec=[])
+        with mock.patch("sqstaskmaster.signals.signal", fake), self.assertRaises(UnsupportedContext) as caught:
+            self.handler(message).__enter__()
+        self.assertIn("Linux or macOS", str(caught.exception))
+        self.assertEqual([], message.changes)
+
+    def test_a_handler_can_be_used_again(self):
+        handler = self.handler()
+        with handler:
+            raise ValueError
+        self.assertEqual("failed", handler.outcome)
+        self.advance(1000)
+        with handler:
+            self.assertIsNone(handler.outcome)
+            handler.alarm()
+        self.assertEqual(("done", [30, 30, 30]), (handler.outcome, handler._message.changes))
+
+
+class VerdictTest(HandlerTestCase):
+    def test_a_block_that_ends_normally_deletes_the_message(self):
+        with self.handler() as handler:
+            handler.run()
+        self.assertEqual(1, handler._message.deletes)
+        self.assertIs(Outcome.DONE, handler.outcome)
+        self.assertEqual("done", handler.outcome)
+        self.assertEqual("done", str(handler.outcome))
+
+    def test_an_exception_is_notified_logged_and_swallowed_and_the_message_stays(self):
+        error = ValueError("broken")
+        with self.assertLogs("sqstaskmaster", logging.ERROR) as logs:
+            with self.handler() as handler:
+                raise error
+        self.assertEqual([(error, CONTEXT)], handler.notified)
+        self.assertEqual((0, [30]), (handler._message.deletes, handler._message.changes))
+        self.assertEqual("failed", handler.outcome)
+        (record,) = logs.records
+        self.assertEqual(("Failed for message: %s", (handler._message,)), (record.msg, record.args))
+        self.assertIs(error, record.exc_info[1])
+        self.assertIn("raise error", logs.output[0])
+
+    def test_an_interruption_gives_the_claim_back_at_once_is_reported_and_propagates(self):
+        for kind in (KeyboardInterrupt, SystemExit, GeneratorExit):
+            with self.subTest(kind=kind):
+                handler = self.handler()
+                with mock.patch.object(handler, "notify") as notify, self.assertRaises(kind) as caught:
+                    notify.side_effect = lambda *args, **kwargs: self.assertEqual(0, handler._message.changes[-1])
+                    with self.assertLogs("sqstaskmaster", logging.ERROR) as logs, handler:
+                        raise kind
+                notify.assert_called_once_with(caught.exception, context=CONTEXT)
+                self.assertEqual(["Failed for message: %s"], [record.msg for record in logs.records])
+                self.assertEqual(([30, 0], 0), (handler._message.changes, handler._message.deletes))
+                self.assertEqual("interrupted", handler.outcome)
+
+    def test_a_claim_that_cannot_be_given_back_is_told_and_the_interruption_propagates(self):
+        error = NO_ANSWERS[0]
+        handler = self.handler(self.message(on_change=Answers(None, error)))
+        with self.assertRaises(KeyboardInterrupt), handler:
+            raise KeyboardInterrupt
+        self.assertEqual(error, handler.notified[0][0])
+
+    def test_a_lost_claim_is_not_given_back_since_another_may_be_running_it(self):
+        handler = self.handler(self.message(on_change=Answers(LOST)))
+        with self.assertRaises(KeyboardInterrupt), handler:
+            raise KeyboardInterrupt
+        self.assertEqual([30], handler._message.changes)
+
+    def test_defect_10_a_notify_that_raises_is_logged_and_takes_nothing_down(self):
+        class Grumpy(Handler):
+            def notify(self, exception, context=None):
+                raise RuntimeError("the error service is down")
+
+        message = self.message(on_change=Answers(NO_ANSWERS[0], LOST), on_delete=lambda: client_error("AccessDenied"))
+        with self.assertLogs("sqstaskmaster", logging.ERROR) as logs:
+            with self.handler(message, kind=Grumpy) as handler:
+                handler.alarm()
+            self.assertEqual("done", handler.outcome)
+            with self.handler(kind=Grumpy) as handler:
+                raise ValueError("the real error")
+        self.assertEqual("failed", handler.outcome)
+        self.assertIn("the real error", "".join(logs.output))
+        self.assertEqual(4, sum("notify failed" in line for line in logs.output))
+
+    def test_defect_10_attributes_of_none_break_nothing(self):
+        for error in (None, ValueError("x")):
+            with self.handler(self.message(attributes=None, on_change=Answers(NO_ANSWERS[0]))) as handler:
+                if error:
+                    raise error
+            self.assertEqual("failed" if error else "done", handler.outcome)
+            self.assertEqual({"body": BODY}, handler.notified[-1][1])
+
+    def test_attributes_of_another_make_break_nothing(self):
+        for sent in ("yesterday", object(), "", 5):
+            with self.handler(self.message(attributes={"SentTimestamp": sent})) as handler:
+                pass
+            self.assertEqual("done", handler.outcome)
+
+    def test_a_task_that_ends_itself_by_an_own_time_out_has_failed_not_timed_out(self):
+        with self.handler() as handler:
+            raise TimeoutError("of the task's own")
+        self.assertEqual("failed", handler.outcome)
+
+
+LOST = client_error("MessageNotInflight")
+
+
+class DecisionTest(HandlerTestCase):
+    def test_an_alarm_extends_the_claim_and_arms_the_next(self):
+        with self.handler() as handler:
+            self.advance(10)
+            handler.alarm()
+            self.assertEqual([30, 30], handler._message.changes)
+            self.assertAlmostEqual(10, handler.armed(), delta=1)
+            self.advance(86)
+            handler.alarm()
+            self.assertAlmostEqual(4, handler.armed(), delta=1)
+
+    def test_at_the_hard_timeout_the_task_is_stopped_in_the_classic_words(self):
+        with self.handler() as handler:
+            self.advance(99.9)
+            handler.alarm()
+            self.advance(0.1)
+            with self.assertRaises(TimeoutError) as caught:
+                handler.alarm()
+            raise caught.exception
+        self.assertEqual("Hit Hard Timeout for message handler", str(caught.exception))
+        self.assertIsInstance(caught.exception, (HardTimeout, SQSTaskMasterError))
+        self.assertEqual(("timed out", 0), (handler.outcome, handler._message.deletes))
+        self.assertEqual([(caught.exception, CONTEXT)], handler.notified)
+
+    def test_run_time_is_counted_from_start_time_by_the_clock_given(self):
+        handler = self.handler()
+        handler._start_time = self.clock.now - 100
+        self.assertEqual(100, handler._run_time())
+        for frame in (None, "anything"):
+            with self.assertRaises(TimeoutError):
+                handler._handle_alarm(signal.SIGALRM, frame)
+
+    def test_defect_11_a_stuck_task_is_stopped_with_a_text_that_is_whole(self):
+        with self.handler(None, 30, 2.5, 99.5) as handler:
+            self.advance(2.5)
+            handler.makes_progress = False
+            with self.assertRaises(RuntimeError) as caught:
+                handler.alarm()
+            raise caught.exception
+        self.assertEqual(f"Handler is stuck on {handler._message} after 2.5 seconds", str(caught.exception))
+        self.assertIsInstance(caught.exception, HandlerStuck)
+        self.assertEqual(("stuck", 0), (handler.outcome, handler._message.deletes))
+
+    def test_past_the_limit_the_task_is_not_asked_whether_it_runs(self):
+        with self.handler() as handler:
+            handler.makes_progress = False
+            self.advance(100)
+            with self.assertRaises(HardTimeout):
+                handler.alarm()
+        self.assertEqual("timed out", handler.outcome)
+
+    def test_defect_8_a_body_that_ends_after_its_limit_has_failed(self):
+        with self.handler() as handler:
+            self.advance(100)
+            with contextlib.suppress(Exception):
+                handler.alarm()
+        self.assertEqual(("timed out", 0), (handler.outcome, handler._message.deletes))
+        self.assertIsInstance(handler.notified[-1][0], HardTimeout)
+
+    def test_a_body_that_swallowed_that_it_is_stuck_has_failed(self):
+        with self.handler() as handler:
+            handler.makes_progress = False
+            with contextlib.suppress(Exception):
+                handler.alarm()
+            handler.makes_progress = True
+            handler.alarm()
+        self.assertEqual(("stuck", 0), (handler.outcome, handler._message.deletes))
+
+    def test_the_task_that_turns_its_stop_into_another_error_has_timed_out(self):
+        error = ValueError("cleaned up badly")
+        with self.handler() as handler:
+            self.advance(100)
+            try:
+                handler.alarm()
+            except HardTimeout:
+                raise error from None
+        self.assertEqual("timed out", handler.outcome)
+        self.assertIs(error, handler.notified[0][0])
+
+    def test_defect_8_the_limit_is_raised_again_every_alarm_and_the_claim_lasts_meanwhile(self):
+        with self.handler() as handler:
+            self.advance(100)
+            for _ in range(20):
+                with self.assertRaises(HardTimeout):
+                    handler.alarm()
+                self.assertAlmostEqual(10, handler.armed(), delta=1)
+                wait_until(lambda: handler._extension is None or handler._extension.done, "it is answered", 5)
+                self.assertGreaterEqual(handler._claim.left(self.clock.now), 10)
+                self.advance(10)
+        self.assertEqual("timed out", handler.outcome)
+
+    def test_a_stuck_task_is_told_again_every_alarm_and_stopped_at_its_limit(self):
+        with self.handler() as handler:
+            handler.makes_progress = False
+            for _ in range(9):
+                self.advance(10)
+                with self.assertRaises(HandlerStuck):
+                    handler.alarm()
+                self.assertAlmostEqual(10, handler.armed(), delta=1)
+            self.advance(6)
+            with self.assertRaises(HandlerStuck):
+                handler.alarm()
+            self.assertAlmostEqual(4, handler.armed(), delta=1)
+            self.advance(4)
+            with self.assertRaises(HardTimeout):
+                handler.alarm()
+
+    def test_a_running_that_raises_ends_neither_heartbeat_nor_limit(self):
+        with self.handler() as handler:
+            self.advance(10)
+            with mock.patch.object(handler, "running", side_effect=ZeroDivisionError):
+                with self.assertRaises(ZeroDivisionError):
+                    handler.alarm()
+            self.assertAlmostEqual(10, handler.armed(), delta=1)
+            handler.alarm()
+            self.assertEqual([30, 30], handler._message.changes)
+
+    def test_running_and_the_extension_are_asked_with_the_limit_armed(self):
+        armed = []
+        message = self.message(on_change=lambda: armed.append(signal.getitimer(signal.ITIMER_REAL)[0]))
+        with self.handler(message) as handler:
+            self.advance(10)
+            with mock.patch.object(handler, "running", lambda: armed.append(handler.armed()) or True):
+                handler.alarm()
+        self.assertEqual(0, armed[0])  # the first extension, before anything is armed
+        for seconds in armed[1:]:
+            self.assertAlmostEqual(90, seconds, delta=5)
+
+
+class ExtensionTest(HandlerTestCase):
+    def test_defects_1_and_2_a_failed_extension_never_ends_the_task_and_is_told_and_tried_again_soon(self):
+        for error in (*NO_ANSWERS, client_error("RequestThrottled"), client_error("AccessDenied")):
+            with self.subTest(error=error), self.assertLogs("sqstaskmaster", logging.WARNING) as logs:
+                with self.handler(self.message(on_change=Answers(None, error, error, error, None))) as handler:
+                    self.advance(10)
+                    for _ in range(3):
+                        handler.alarm()
+                        armed = handler.armed()
+                        self.assertTrue(0 < armed <= handler._claim.left(self.clock.now) / 4 + 0.01, armed)
+                        self.advance(armed)
+                    handler.alarm()
+                    self.assertAlmostEqual(10, handler.armed(), delta=1)
+                self.assertEqual("done", handler.outcome)
+                self.assertEqual([(error, CONTEXT)] * 3, handler.notified)
+                self.assertEqual(["WARNING"] * 3, [record.levelname for record in logs.records])
+                self.assertEqual([], handler.lost)
+
+    def test_the_tries_to_save_a_claim_come_sooner_and_sooner_but_no_storm(self):
+        with self.handler(self.message(on_change=Answers(None, NO_ANSWERS[0]))) as handler:
+            self.advance(10)
+            tries = 0
+            while handler._claim.left(self.clock.now):
+                handler.alarm()
+                tries += 1
+                self.advance(max(handler.armed(), 0.45))
+            self.assertTrue(5 <= tries <= 20, tries)
+
+    def test_while_extensions_fail_the_limit_holds(self):
+        with self.handler(self.message(on_change=Answers(NO_ANSWERS[0])), 30, 10, 12) as handler:
+            self.advance(10)
+            handler.alarm()
+            self.assertTrue(0 < handler.armed() <= 2, handler.armed())
+            self.advance(2)
+            handler.alarm()
+        self.assertEqual("timed out", handler.outcome)
+
+    def test_a_mistake_in_the_message_object_is_raised_in_the_task_with_the_next_alarm_armed(self):
+        with self.handler(self.message(on_change=Answers(None, TypeError("no such argument")))) as handler:
+            self.advance(10)
+            with self.assertRaises(TypeError):
+                handler.alarm()
+            self.assertAlmostEqual(10, handler.armed(), delta=1)
+
+    def test_an_extension_without_an_answer_is_told_and_another_tried(self):
+        answer = threading.Event()
+        self.addCleanup(answer.set)
+        calls = iter([lambda: None, lambda: answer.wait(NEVER) and None, lambda: None])
+        message = self.message(on_change=lambda: next(calls)())
+        with mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 0.05):
+            with self.handler(message) as handler:
+                self.advance(10)
+                handler.alarm()
+                self.assertTrue(0 < handler.armed() <= 5, handler.armed())
+                self.assertEqual([], handler.notified)
+                handler.alarm()
+                wait_until(lambda: handler.notified, "the missing answer is told")
+        self.assertIsInstance(handler.notified[0][0], NoAnswer)
+        self.assertEqual([30, 30, 30], message.changes)
+
+    def test_a_late_answer_that_the_claim_is_gone_is_heard(self):
+        answer = threading.Event()
+        calls = iter([lambda: None, lambda: answer.wait(NEVER) and LOST])
+        with mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 0.05):
+            with self.handler(self.message(on_change=lambda: next(calls)())) as handler:
+                self.advance(10)
+                handler.alarm()
+                self.assertEqual([], handler.lost)
+                answer.set()
+                wait_until(lambda: handler._extension.done, "the late answer comes")
+                handler.alarm()
+                self.assertEqual([LOST], handler.lost)
+                self.assertEqual([30, 30], handler._message.changes)
+
+    def test_the_protected_extend_timeout_asks_for_what_it_is_given(self):
+        handler = self.handler()
+        handler._extend_timeout(20)
+        self.assertEqual([20], handler._message.changes)
+
+
+class ClaimLostTest(HandlerTestCase):
+    def test_a_lost_claim_is_told_once_and_the_task_goes_on(self):
+        for code in LOST_CODES:
+            error = client_error(code, "The receipt handle has expired")
+            with self.subTest(code=code), self.assertLogs("sqstaskmaster", logging.ERROR) as logs:
+                with self.handler(self.message(on_change=Answers(None, error))) as handler:
+                    for _ in range(3):
+                        self.advance(10)
+                        handler.alarm()
+                        self.assertAlmostEqual(10, handler.armed(), delta=1)
+                self.assertEqual([error], handler.lost)
+                self.assertEqual([(error, CONTEXT)], handler.notified)
+                self.assertEqual(["ERROR"], [record.levelname for record in logs.records])
+                self.assertEqual("claim_lost", logs.records[0].action)
+                self.assertEqual(([30, 30], 1), (handler._message.changes, handler._message.deletes))
+                self.assertEqual("done", handler.outcome)
+
+    def test_a_lost_claim_does_not_end_the_limit(self):
+        with self.handler(self.message(on_change=Answers(LOST))) as handler:
+            self.advance(100)
+            handler.alarm()
+        self.assertEqual("timed out", handler.outcome)
+
+    def test_an_exception_raised_in_claim_lost_stops_the_task(self):
+        class Strict(Handler):
+            def claim_lost(self, exception):
+                raise InterruptedError("not ours any more")
+
+        with self.handler(self.message(on_change=Answers(None, LOST)), kind=Strict) as handler:
+            self.advance(10)
+            with self.assertRaises(InterruptedError) as caught:
+                handler.alarm()
+            self.assertAlmostEqual(10, handler.armed(), delta=1)
+            raise caught.exception
+        self.assertEqual(("failed", 0), (handler.outcome, handler._message.deletes))
+
+    def test_raised_while_entering_it_stops_the_task_inside_its_block(self):
+        class Strict(Handler):
+            def claim_lost(self, exception):
+                raise InterruptedError("not ours any more")
+
+        with self.handler(self.message(on_change=Answers(LOST)), kind=Strict) as handler:
+            spin(lambda: False)
+        self.assertEqual(("failed", 0), (handler.outcome, handler._message.deletes))
+        self.assertIsInstance(handler.notified[-1][0], InterruptedError)
+
+    def test_raised_while_entering_it_counts_though_the_block_ends_before_the_first_alarm(self):
+        class Strict(Handler):
+            def claim_lost(self, exception):
+                raise InterruptedError("not ours any more")
+
+        handler = self.handler(self.message(on_change=Answers(LOST)), kind=Strict)
+        with mock.patch("sqstaskmaster.signals._SOONEST_SECONDS", NEVER), handler:
+            pass
+        self.assertEqual(("failed", 0), (handler.outcome, handler._message.deletes))
+
+    def test_raised_while_entering_it_waits_until_an_enter_of_the_subclass_is_over(self):
+        alarms = []
+
+        class Strict(Handler):
+            def claim_lost(self, exception):
+                raise InterruptedError("not ours any more")
+
+            def __enter__(self):
+                super().__enter__()
+                spin(lambda: len(alarms) >= 2)
+                return self
+
+            def _handle_alarm(self, signum, frame):
+                alarms.append(frame)
+                super()._handle_alarm(signum, frame)
+
+        with self.handler(self.message(on_change=Answers(LOST)), kind=Strict) as handler:
+            spin(lambda: False)
+        self.assertEqual("failed", handler.outcome)
+
+    def test_a_claim_lost_after_the_stop_is_told_too(self):
+        with self.handler(self.message(on_change=Answers(None, LOST))) as handler:
+            self.advance(100)
+            with contextlib.suppress(HardTimeout):
+                handler.alarm()
+            wait_until(lambda: handler._extension.done, "the extension is answered", 5)
+            with contextlib.suppress(HardTimeout):
+                handler.alarm()
+        self.assertEqual([LOST], handler.lost)
+        self.assertEqual("timed out", handler.outcome)
+
+
+class TwelveHoursTest(HandlerTestCase):
+    def run_to_the_end(self, handler):
+        """The seconds after entering at which the task was stopped."""
+        entered = self.clock.now
+        while True:
+            self.advance(min(handler.alarm_timeout, max(handler._seconds_to_limit(), 0)))
+            try:
+                handler.alarm()
+            except HardTimeout:
+                return self.clock.now - entered
+
+    def test_defect_12_the_last_extension_is_cut_to_what_is_left_of_the_12_hours(self):
+        message = self.message(expires_in=300)
+        end = self.clock.now + TWELVE_HOURS
+
+        def on_change():
+            if self.clock.now + message.changes[-1] > end:
+                return BEYOND_TOTAL
+
+        message.on_change = on_change
+        with self.handler(message, 300, 70, TWELVE_HOURS) as handler:
+            stopped = self.run_to_the_end(handler)
+        self.assertEqual([], handler.notified[:-1])
+        self.assertEqual("timed out", handler.outcome)
+        self.assertEqual(TWELVE_HOURS - 2, stopped)
+        self.assertEqual({300}, set(message.changes[:-1]))
+        self.assertEqual(290, message.changes[-1])
+
+    def test_the_12_hours_are_counted_from_the_receive_not_from_the_block(self):
+        message = self.message(expires_in=0, received_ago=TWELVE_HOURS - 100.5)
+        with self.handler(message, 60, 15, 3600) as handler:
+            self.assertEqual([60], message.changes)
+            self.assertEqual(98.5, self.run_to_the_end(handler))
+        self.assertEqual([60, 60, 60, 55], message.changes)
+
+    def test_the_hard_timeout_holds_where_it_is_earlier(self):
+        message = self.message(expires_in=0, received_ago=TWELVE_HOURS - 100)
+        with self.handler(message, 60, 20, 50) as handler:
+            self.assertEqual(50, self.run_to_the_end(handler))
+
+    def test_a_visibility_timeout_of_12_hours_is_cut_at_once(self):
+        message = self.message(expires_in=10, received_ago=0.5)
+        with self.handler(message, TWELVE_HOURS, 20, 3600):
+            self.assertEqual([TWELVE_HOURS - 1], message.changes)
+
+    def test_a_refusal_because_of_the_12_hours_is_no_lost_claim_and_not_asked_again(self):
+        message = self.message(on_change=Answers(None, BEYOND_TOTAL))
+        with self.handler(message) as handler:
+            self.advance(10)
+            handler.alarm()
+            self.assertEqual([], handler.lost)
+            self.assertEqual([(BEYOND_TOTAL, CONTEXT)], handler.notified)
+            self.advance(10)
+            handler.alarm()
+            self.assertEqual([30, 30], message.changes)
+            self.assertAlmostEqual(8, handler.armed(), delta=1)  # the claim held now is all there will be
+            self.advance(8)
+            handler.alarm()
+        self.assertEqual("timed out", handler.outcome)
+
+
+class DeleteTest(HandlerTestCase):
+    def test_defect_7_a_delete_is_tried_again_until_it_goes_through(self):
+        for error in (*NO_ANSWERS, client_error("InternalError")):
+            with self.subTest(error=error), self.assertLogs("sqstaskmaster", logging.WARNING) as logs:
+                with self.handler(self.message(on_delete=Answers(error, error, error, None))) as handler:
+                    pass
+                self.assertEqual((4, "done", []), (handler._message.deletes, handler.outcome, handler.notified))
+                self.assertEqual({"WARNING"}, {record.levelname for record in logs.records})
+
+    def test_defect_7_it_is_given_up_and_reported_when_the_claim_ends_and_the_loop_lives(self):
+        entered = self.clock.now
+        error = NO_ANSWERS[0]
+        with self.assertLogs("sqstaskmaster", logging.ERROR) as logs:
+            with self.handler(self.message(on_delete=Answers(error))) as handler:
+                pass
+        self.assertTrue(20 < self.clock.now - entered <= 30, self.clock.now - entered)
+        self.assertEqual("done", handler.outcome)
+        self.assertEqual([(error, CONTEXT)], handler.notified)
+        self.assertEqual("delete_failed", logs.records[-1].action)
+
+    def test_a_claim_that_is_gone_is_no_reason_to_try_again(self):
+        with self.handler(self.message(on_delete=Answers(client_error("ReceiptHandleIsInvalid")))) as handler:
+            pass
+        self.assertEqual((1, 1), (handler._message.deletes, len(handler.notified)))
+
+    def test_a_delete_whose_answer_was_lost_may_find_the_message_gone(self):
+        gone = client_error("InvalidParameterValue")
+        with self.handler(self.message(on_delete=Answers(NO_ANSWERS[1], gone))) as handler:
+            pass
+        self.assertEqual((2, []), (handler._message.deletes, handler.notified))
+
+    def test_a_mistake_in_the_message_object_is_reported_and_the_loop_lives(self):
+        error = AttributeError("delete")
+        with self.handler(self.message(on_delete=Answers(error))) as handler:
+            pass
+        self.assertEqual((1, [(error, CONTEXT)]), (handler._message.deletes, handler.notified))
+
+    def test_a_delete_that_does_not_answer_is_tried_again(self):
+        answer = threading.Event()
+        self.addCleanup(answer.set)
+        calls = iter([lambda: answer.wait(NEVER) and None, lambda: None])
+        with mock.patch("sqstaskmaster.message_handler._DELETE_WAIT_SECONDS", 0.05):
+            with self.handler(self.message(on_delete=lambda: next(calls)())) as handler:
+                pass
+        self.assertEqual((2, []), (handler._message.deletes, handler.notified))
+
+
+class LogTest(HandlerTestCase):
+    def test_defect_11_no_body_is_logged_above_debug_whatever_happens(self):
+        errors = Answers(None, NO_ANSWERS[0], LOST)
+        with self.assertLogs("sqstaskmaster", logging.DEBUG) as logs:
+            with self.handler(self.message(on_change=errors, on_delete=Answers(NO_ANSWERS[0], LOST))) as handler:
+                for _ in range(3):
+                    self.advance(10)
+                    handler.alarm()
+            with self.handler() as handler:
+                raise ValueError("x")
+            with self.handler() as handler:
+                self.advance(100)
+                handler.alarm()
+        self.assertGreater(len(logs.output), 6)
+        for record, line in zip(logs.records, logs.output):
+            if record.levelno > logging.DEBUG:
+                self.assertNotIn("body-secret", line + repr(record.__dict__))
+
+    def test_ticks_are_silent_at_info_and_a_finished_task_is_one_line_with_its_facts(self):
+        message = self.message(expires_in=0, task="Train")
+        with self.assertLogs("sqstaskmaster", logging.INFO) as logs:
+            with self.handler(message, 30, 10.5, 99.5) as handler:
+                self.advance(10.5)
+                handler.alarm()
+        (record,) = logs.records
+        self.assertEqual("Task Train done after 10.500 s", record.getMessage())
+        facts = {name: getattr(record, name) for name in ("action", "task", "message_id", "receive_count", "outcome")}
+        expected = {"action": "finished", "task": "Train", "message_id": message.message_id, "receive_count": "3"}
+        self.assertEqual({**expected, "outcome": "done"}, facts)
+        self.assertEqual(10.5, record.elapsed)
+        self.assertAlmostEqual(time.time() - 10.5 - 1700000000, record.queued, delta=NEVER)
+
+    def test_each_extension_is_a_debug_line(self):
+        message = self.message()
+        with self.assertLogs("sqstaskmaster", logging.DEBUG) as logs, self.handler(message):
+            pass
+        self.assertIn(("DEBUG", "extended", (30, message)), [(r.levelname, r.action, r.args) for r in logs.records])
+
+
+class SignalledHandler(Handler):
+    """Remembers where its alarms landed."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.landed = []
+        self.depth = self.deepest = 0
+
+    def _handle_alarm(self, signum, frame):
+        self.landed.append(frame)
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+        try:
+            super()._handle_alarm(signum, frame)
+        finally:
+            self.depth -= 1
+
+    def landed_in(self):
+        return [frame.f_code.co_name for frame in self.landed]
+
+
+class RealAlarmTest(SignalTestCase):
+    """With real signals and the real clock. Margins are wide: they tell seconds from what broken code would take."""
+
+    def test_the_claim_is_extended_while_python_code_runs(self):
+        message = FakeMessage()
+        with Handler(message, 2, 0.05, 60) as handler:
+            spin(lambda: len(message.changes) >= 4)
+        self.assertEqual(("done", 1), (handler.outcome, message.deletes))
+
+    def test_defect_3_the_hard_timeout_is_met_on_time_not_at_the_next_alarm(self):
+        began = time.monotonic()
+        with Handler(FakeMessage(), 60, 40, 0.2) as handler:
+            spin(lambda: False)
+        self.assertEqual("timed out", handler.outcome)
+        self.assertTrue(0.2 <= time.monotonic() - began < 20)
+
+    def test_defect_4_an_extension_that_blocks_does_not_delay_the_limit(self):
+        answer = threading.Event()
+        self.addCleanup(answer.set)
+        message = FakeMessage(on_change=Answers(None))
+        began = time.monotonic()
+        with Handler(message, 30, 0.3, 1) as handler:
+            message.on_change = lambda: answer.wait(NEVER) and None
+            spin(lambda: False)
+        self.assertGreater(len(message.changes), 1)
+        self.assertEqual("timed out", handler.outcome)
+        self.assertLess(time.monotonic() - began, 20)
+
+    def test_defect_4_not_even_where_a_subclass_does_the_waiting(self):
+        class Slow(Handler):
+            def _extend_timeout(self, seconds):
+                if self._alarm is not None and self.armed():
+                    spin(lambda: False)
+
+        began = time.monotonic()
+        with Slow(FakeMessage(), 30, 0.1, 0.5) as handler:
+            spin(lambda: False)
+        self.assertEqual("timed out", handler.outcome)
+        self.assertLess(time.monotonic() - began, 20)
+
+    def test_while_extensions_block_the_task_goes_on_and_alarms_do_not_pile_up(self):
+        answer = threading.Event()
+        self.addCleanup(answer.set)
+        message = FakeMessage(on_change=lambda: answer.wait(NEVER) and None)
+        with SignalledHandler(message, 3, 0.1, 60) as handler:
+            steps = []
+            for number in range(8):
+                spin(lambda: len(handler.landed) >= number)
+                steps.append(number)
+        self.assertEqual("done", handler.outcome)
+        self.assertLessEqual(handler.deepest, 2)
+
+    def test_a_log_handler_whose_lock_the_interrupted_code_holds_does_not_deadlock_the_task(self):
+        lock = threading.Lock()  # not re-entrant
+        got = []
+
+        class Locking(logging.Handler):
+            def emit(self, record):
+                got.append(lock.acquire(timeout=NEVER / 4))
+                lock.release()
+
+        logger = logging.getLogger("sqstaskmaster.message_handler")
+        locking = Locking()
+        logger.addHandler(locking)
+        self.addCleanup(logger.removeHandler, locking)
+        for error in (NO_ANSWERS[0], LOST):
+            message = FakeMessage(on_change=Answers(None, error))
+            with self.subTest(error=error), Handler(message, 30, 0.1, 60) as handler:
+                with lock:
+                    spin(lambda: len(message.changes) >= 2)
+                    spin(lambda began=time.monotonic(): time.monotonic() > began + 0.2)
+            self.assertEqual("done", handler.outcome)
+        wait_until(lambda: len(got) >= 4, "two warnings and two finished tasks are logged")
+        self.assertNotIn(False, got)
+
+    def test_defect_8_a_swallowed_limit_is_raised_again_and_again(self):
+        swallowed = []
+        with Handler(FakeMessage(), 30, 0.05, 0.05) as handler:
+            while len(swallowed) < 4:
+                try:
+                    spin(lambda: False)
+                except Exception as error:
+                    swallowed.append(error)
+        self.assertEqual({HardTimeout}, {type(error) for error in swallowed})
+        self.assertEqual(("timed out", 0), (handler.outcome, handler._message.deletes))
+
+    def test_defect_13_sigalrm_left_blocked_by_one_task_does_not_disable_the_next_limit(self):
+        with self.assertLogs("sqstaskmaster", logging.WARNING) as logs:
+            with Handler(FakeMessage()) as handler:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+                signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+        self.assertIn("alarm_taken", self.actions(logs, handler))
+        self.assertEqual("done", handler.outcome)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # by code outside any block
+        signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+        with SignalledHandler(FakeMessage(), 30, 10, 0.1) as handler:
+            self.assertEqual([], handler.landed)  # what was pending was not meant for this task
+            spin(lambda: False)
+        self.assertEqual("timed out", handler.outcome)
+
+    def test_defect_5_a_task_that_takes_sigalrm_for_itself_is_logged(self):
+        def takes_handler():
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+        def takes_timer():
+            signal.alarm(0)
+
+        def blocks():
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+
+        for take in (takes_handler, takes_timer, blocks):
+            with self.subTest(take=take), self.assertLogs("sqstaskmaster", logging.WARNING) as logs:
+                with Handler(FakeMessage()) as handler:
+                    take()
+                self.assertIn("alarm_taken", self.actions(logs, handler))
+                self.assertIn("ProcessMessageHandler", logs.output[0])
+                self.assertEqual("done", handler.outcome)
+
+    def test_a_task_that_leaves_sigalrm_alone_is_not_accused(self):
+        with self.assertLogs("sqstaskmaster", logging.INFO) as logs:
+            with Handler(FakeMessage(), 30, 0.02, 60) as handler:
+                spin(lambda began=time.monotonic(): time.monotonic() > began + 0.1)
+        self.assertNotIn("alarm_taken", self.actions(logs, handler))
+
+
+class NestedTest(SignalTestCase):
+    def test_defect_5_both_heartbeats_go_on_and_both_are_put_back(self):
+        outer_message, inner_message = FakeMessage(), FakeMessage()
+        with self.assertLogs("sqstaskmaster", logging.INFO) as logs:
+            with Handler(outer_message, 3, 0.05, 60) as outer:
+                with Handler(inner_message, 3, 0.08, 60) as inner:
+                    spin(lambda: len(outer_message.changes) >= 4 and len(inner_message.changes) >= 4)
+                self.assertEqual(outer._handle_alarm, signal.getsignal(signal.SIGALRM))
+                before = len(outer_message.changes)
+                spin(lambda: len(outer_message.changes) >= before + 3)
+        self.assertEqual(("done", "done"), (outer.outcome, inner.outcome))
+        for handler in (outer, inner):
+            self.assertNotIn("alarm_taken", self.actions(logs, handler))
+
+    def test_the_inner_limit_stops_the_inner_task_only(self):
+        with Handler(FakeMessage(), 30, 10, 60) as outer:
+            with Handler(FakeMessage(), 30, 10, 0.1) as inner:
+                spin(lambda: False)
+        self.assertEqual(("done", "timed out"), (outer.outcome, inner.outcome))
+
+    def test_the_outer_limit_stops_both(self):
+        with Handler(FakeMessage(), 30, 0.1, 0.1) as outer:
+            with Handler(FakeMessage(), 30, 10, 60) as inner:
+                spin(lambda: False)
+        self.assertEqual(("timed out", "failed"), (outer.outcome, inner.outcome))
+        self.assertIsInstance(inner.notified[0][0], HardTimeout)
+
+    def test_the_outer_limit_does_not_cut_off_the_inner_verdict(self):
+        outer = SignalledHandler(FakeMessage(), 30, 0.05, 0.05)
+        message = FakeMessage(on_delete=lambda: wait_until(lambda: outer.landed, "the outer limit comes") and None)
+        with outer:
+            with Handler(message) as inner:
+                pass
+            spin(lambda: False)
+        self.assertEqual(("timed out", "done"), (outer.outcome, inner.outcome))
+
+    def test_blocks_left_out_of_order_leave_nothing_behind(self):
+        outer, inner = Handler(FakeMessage()), Handler(FakeMessage())
+        outer.__enter__()
+        inner.__enter__()
+        outer.__exit__(None, None, None)
+        self.assertEqual(inner._handle_alarm, signal.getsignal(signal.SIGALRM))
+        inner.__exit__(None, None, None)
+
+
+class ForeignAlarmTest(SignalTestCase):
+    def setUp(self):
+        super().setUp()
+        self.calls = []
+        self.foreign = lambda signum, frame: self.calls.append(time.monotonic())
+        signal.signal(signal.SIGALRM, self.foreign)
+        self.addCleanup(signal.signal, signal.SIGALRM, self.found)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+
+    def test_defect_5_a_foreign_handler_and_its_one_shot_timer_are_put_back(self):
+        signal.setitimer(signal.ITIMER_REAL, 50)
+        with Handler(FakeMessage(), 30, 10, 60):
+            self.assertLess(signal.getitimer(signal.ITIMER_REAL)[0], 11)
+        self.assertIs(self.foreign, signal.getsignal(signal.SIGALRM))
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        self.assertTrue(20 < left < 50 and interval == 0, (left, interval))
+
+    def test_a_foreign_handler_without_a_timer_is_put_back_without_one(self):
+        with Handler(FakeMessage()):
+            pass
+        self.assertIs(self.foreign, signal.getsignal(signal.SIGALRM))
+        self.assertEqual((0.0, 0.0), signal.getitimer(signal.ITIMER_REAL))
+
+    def test_a_foreign_one_shot_timer_goes_off_once_inside_the_block_at_its_time(self):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        message = FakeMessage()
+        with Handler(message, 30, 0.2, 60):
+            spin(lambda: self.calls)
+            spin(lambda: len(message.changes) >= 3)
+        self.assertEqual(1, len(self.calls))
+        self.assertEqual((0.0, 0.0), signal.getitimer(signal.ITIMER_REAL))
+
+    def test_a_foreign_interval_timer_goes_on_inside_the_block_and_after(self):
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        message = FakeMessage()
+        with Handler(message, 30, 0.08, 60) as handler:
+            spin(lambda: len(self.calls) >= 3 and len(message.changes) >= 3)
+        before = len(self.calls)
+        spin(lambda: len(self.calls) >= before + 2)
+        self.assertEqual("done", handler.outcome)
+        self.assertEqual(0.05, signal.getitimer(signal.ITIMER_REAL)[1])
+
+    def test_a_foreign_timer_that_was_due_while_the_task_held_the_interpreter_goes_off_after(self):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with Handler(FakeMessage(), 30, 10, 60):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            spin(lambda: signal.SIGALRM in signal.sigpending())
+        spin(lambda: self.calls)
+        self.assertEqual(1, len(self.calls))
+
+    def test_a_foreign_limit_round_the_block_still_raises_through_it(self):
+        def limit(signum, frame):
+            raise InterruptedError("the foreign limit")
+
+        signal.signal(signal.SIGALRM, limit)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with Handler(FakeMessage(), 30, 10, 60) as handler:
+            spin(lambda: False)
+        self.assertEqual("failed", handler.outcome)
+        self.assertIsInstance(handler.notified[0][0], InterruptedError)
+
+    def test_what_the_outer_block_found_is_put_back_though_its_task_took_sigalrm_before_an_inner_block(self):
+        def of_the_task(signum, frame):
+            raise AssertionError
+
+        with Handler(FakeMessage()):
+            signal.signal(signal.SIGALRM, of_the_task)
+            with Handler(FakeMessage()):
+                pass
+            self.assertIs(of_the_task, signal.getsignal(signal.SIGALRM))
+        self.assertIs(self.foreign, signal.getsignal(signal.SIGALRM))
+        self.assertEqual((0.0, 0.0), signal.getitimer(signal.ITIMER_REAL))
+
+
+class Gap:
+    """C code that takes a while and ends without running signal handlers: a search through a long list of zeros."""
+
+    haystack = [0] * 3_000_000
+
+
+class LeavingTest(SignalTestCase):
+    """Defect 6: an alarm between the body's end and the disarming. Each test forces the order."""
+
+    def past_limit(self, kind=SignalledHandler, **kwargs):
+        """A handler whose limit is reached as soon as `clock.now` is moved, and no timer goes off by itself."""
+        self.clock = Clock()
+        return kind(FakeMessage(**kwargs), 300, 200, 100, clock=self.clock)
+
+    def check_done(self, handler):
+        self.assertTrue(handler.landed, "the alarm came")
+        self.assertEqual(("done", 1), (handler.outcome, handler._message.deletes))
+        self.assertEqual([], handler.notified)
+
+    def test_in_an_exit_of_the_subclass(self):
+        class Own(SignalledHandler):
+            def __exit__(self, *details):
+                signal.raise_signal(signal.SIGALRM)
+                return super().__exit__(*details)
+
+        with self.past_limit(Own) as handler:
+            self.clock.now += 100
+        self.check_done(handler)
+
+    def test_in_a_long_exit_of_the_subclass_the_claim_is_kept(self):
+        class Own(SignalledHandler):
+            def __exit__(self, *details):
+                spin(lambda: self._message.changes.count(3) >= 2)
+                return super().__exit__(*details)
+
+        with Own(FakeMessage(), 3, 1.5, 60) as handler:
+            pass
+        self.check_done(handler)
+
+    def test_where_the_claim_is_found_lost_and_claim_lost_raises(self):
+        class Own(SignalledHandler):
+            def claim_lost(self, exception):
+                raise InterruptedError
+
+            def __exit__(self, *details):
+                signal.raise_signal(signal.SIGALRM)
+                return super().__exit__(*details)
+
+        with self.past_limit(Own, on_change=Answers(None, LOST)) as handler:
+            pass
+        self.assertEqual("done", handler.outcome)
+
+    def test_where_the_task_is_found_stuck_because_it_has_ended(self):
+        class Own(SignalledHandler):
+            def __exit__(self, *details):
+                self.makes_progress = False
+                signal.raise_signal(signal.SIGALRM)
+                return super().__exit__(*details)
+
+        with self.past_limit(Own) as handler:
+            pass
+        self.check_done(handler)
+
+    def test_at_each_line_of_exit(self):
+        """Traced: the alarm comes before each line in turn of __exit__, while it is still armed."""
+        lines = 0
+        for nth in range(1, 100):
+            seen = 0
+
+            def trace(frame, event, argument):
+                nonlocal seen
+                if frame.f_code is not MessageHandler.__exit__.__code__:
+                    return None
+                if event in ("call", "line"):
+                    seen += 1
+                    if seen == nth and signal.getsignal(signal.SIGALRM) == handler._handle_alarm:
+                        signal.raise_signal(signal.SIGALRM)
+                return trace
+
+            handler = self.past_limit()
+            previous = sys.gettrace()
+            try:
+                with handler:
+                    self.clock.now += 100
+                    sys.settrace(trace)
+            finally:
+                sys.settrace(previous)
+            self.assertEqual(("done", 1), (handler.outcome, handler._message.deletes))
+            if not handler.landed:
+                break
+            lines = nth
+        self.assertGreater(lines, 3)
+
+    def test_pending_while_c_code_ends_the_body(self):
+        with self.past_limit() as handler:
+            self.clock.now += 100
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            1 in Gap.haystack
+        self.check_done(handler)
+        self.assertEqual("__exit__", handler.landed_in()[0])
+
+    def test_pending_while_c_code_ends_the_body_of_an_exit_stack(self):
+        with contextlib.ExitStack() as stack:
+            handler = stack.enter_context(self.past_limit())
+            self.clock.now += 100
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            1 in Gap.haystack
+        self.check_done(handler)
+        self.assertEqual("contextlib.py", os.path.basename(handler.landed[0].f_code.co_filename))
+
+    def test_pending_while_c_code_fails(self):
+        """Where Python 3.10 looks for signals between the exception and __exit__; later ones don't."""
+        failing = itertools.chain(Gap.haystack, map(len, [5]))
+        with self.past_limit() as handler:
+            self.clock.now += 100
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            1 in failing
+        self.assertEqual(("failed", 0), (handler.outcome, handler._message.deletes))
+        self.assertTrue(handler.landed)
+        with self.past_limit() as handler:
+            self.clock.now += 100
+            sum(map(signal.raise_signal, [signal.SIGALRM]))
+        self.assertIn(handler.outcome, ("failed", "timed out"))
+        self.assertTrue(handler.landed)
+
+    def test_a_failure_stays_the_failure_it_was(self):
+        class Own(SignalledHandler):
+            def __exit__(self, *details):
+                signal.raise_signal(signal.SIGALRM)
+                return super().__exit__(*details)
+
+        with self.past_limit(Own) as handler:
+            self.clock.now += 100
+            raise ValueError
+        self.assertEqual("failed", handler.outcome)
+
+    def in_the_disarming(self, handler):
+        """Leave the block with an alarm that comes when it is blocked, just before the timer is switched off."""
+        real = signal.setitimer
+
+        def late(which, seconds, interval=0.0):
+            if seconds == 0 and not handler.landed_late:
+                handler.landed_late = True
+                signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+            return real(which, seconds, interval)
+
+        handler.landed_late = False
+        with handler:
+            patch = mock.patch("signal.setitimer", late)
+            patch.start()
+            self.addCleanup(patch.stop)
+        patch.stop()
+        self.assertTrue(handler.landed_late)
+        self.assertEqual(("done", 1), (handler.outcome, handler._message.deletes))
+
+    def test_in_the_disarming_it_reaches_nobody(self):
+        calls = []
+        found = signal.signal(signal.SIGALRM, lambda signum, frame: calls.append(signum))
+        self.addCleanup(signal.signal, signal.SIGALRM, found)
+        handler = self.past_limit()
+        self.in_the_disarming(handler)
+        signal.signal(signal.SIGALRM, found)
+        self.assertEqual(([], []), (calls, handler.landed))
+
+    def test_in_the_disarming_of_a_nested_block_the_outer_goes_on(self):
+        message = FakeMessage()
+        with Handler(message, 30, 0.1, 60) as outer:
+            self.in_the_disarming(self.past_limit())
+            before = len(message.changes)
+            spin(lambda: len(message.changes) >= before + 2)
+        self.assertEqual("done", outer.outcome)
+
+    def test_a_foreign_alarm_that_raises_waits_until_the_block_is_left(self):
+        """Raised in the midst of __exit__ it would leave SIGALRM with a handler whose task is over."""
+        handler_calls = []
+
+        def limit(signum, frame):
+            handler_calls.append(frame)
+            raise InterruptedError("the foreign limit")
+
+        class Own(SignalledHandler):
+            def __exit__(self, *details):
+                spin(lambda: len(self.landed) >= 2)
+                return super().__exit__(*details)
+
+        found = signal.signal(signal.SIGALRM, limit)
+        self.addCleanup(signal.signal, signal.SIGALRM, found)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        handler = self.past_limit(Own, on_delete=None)
+        with self.assertRaises(InterruptedError):
+            with handler:
+                pass
+            spin(lambda: False)
+        self.assertIs(limit, signal.signal(signal.SIGALRM, found))
+        self.assertEqual(1, len(handler_calls))
+        self.assertIsNone(handler._alarm)
+
+    def test_an_alarm_of_two_tasks_at_once_as_the_inner_is_left(self):
+        class Own(SignalledHandler):
+            def __exit__(self, *details):
+                signal.raise_signal(signal.SIGALRM)
+                return super().__exit__(*details)
+
+        with SignalledHandler(FakeMessage(), 30, 0.05, 0.05) as outer:
+            with self.past_limit(Own) as inner:
+                self.clock.now += 100
+                with contextlib.suppress(HardTimeout):
+                    spin(lambda: False)
+        self.assertEqual(("timed out", "done"), (outer.outcome, inner.outcome))
+
+
+if __name__ == "__main__":
+    unittest.main()
