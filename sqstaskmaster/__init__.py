@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from sqstaskmaster.version import __version__
 
 if TYPE_CHECKING:
+    from sqstaskmaster.errors import Failure, SubmitInterrupted, TasksNotSent
     from sqstaskmaster.local import LocalMessage, LocalQueue
     from sqstaskmaster.message_handler import MessageHandler, Outcome
     from sqstaskmaster.process_handler import ProcessMessageHandler
     from sqstaskmaster.queue_scale import Provisioner, ServiceState
+    from sqstaskmaster.results import SubmitResult
     from sqstaskmaster.task_manager import TaskManager
 
 __all__ = [
+    "Failure",
     "LocalMessage",
     "LocalQueue",
     "MessageHandler",
@@ -25,11 +28,15 @@ __all__ = [
     "ProcessMessageHandler",
     "Provisioner",
     "ServiceState",
+    "SubmitInterrupted",
+    "SubmitResult",
     "TaskManager",
+    "TasksNotSent",
     "__version__",
 ]
 
 _HOME = {
+    "Failure": "errors",
     "LocalMessage": "local",
     "LocalQueue": "local",
     "MessageHandler": "message_handler",
@@ -37,7 +44,10 @@ _HOME = {
     "ProcessMessageHandler": "process_handler",
     "Provisioner": "queue_scale",
     "ServiceState": "queue_scale",
+    "SubmitInterrupted": "errors",
+    "SubmitResult": "results",
     "TaskManager": "task_manager",
+    "TasksNotSent": "errors",
 }
 
 

@@ -5,7 +5,13 @@ Where the classic library raised a built-in, the error here is one too, so that 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqstaskmaster.results import SubmitResult
 
 
 class SQSTaskMasterError(Exception):
@@ -126,3 +132,60 @@ def _named(number: int | None) -> str:
     if number == signal.SIGKILL:
         words = "killed: most likely the system ran out of memory"
     return f"{name} ({words})" if words else name
+
+
+# How many failures a text lists; the attribute has them all.
+_LISTED = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A task that `submit_many` did not send: the `index`-th of the iterable, counted from 0.
+
+    `code` is SQS's error code, the name of an exception, or one of `submit_many`'s own; `reason` is its text. Iterating
+    gives `(task, kwargs)`, so that failures can be given to `submit_many` as they are.
+    """
+
+    index: int
+    task: Any
+    kwargs: Any
+    code: str
+    reason: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.task, self.kwargs))
+
+    def __str__(self) -> str:
+        return f"{self.index} {self.task!r:.80}: {self.code}: {self.reason}"
+
+
+class _Unsent(BaseException):
+    """Tasks that were not sent. Iterating gives them as `(task, kwargs)`, in order, with all that were never taken.
+
+    `failures`: one Failure for each task that was taken and not sent, in order. `rest`: what was never taken from the
+    iterable; a generator that was interrupted in its own code is at its end. `result`: the SubmitResult.
+    """
+
+    def __init__(
+        self, why: str, failures: Sequence[Failure], rest: Iterable[tuple[str, Mapping[str, Any]]], result: SubmitResult
+    ) -> None:
+        listed = "".join(f"\n    {failure}" for failure in failures[:_LISTED])
+        more = f"\n    and {len(failures) - _LISTED:,} more, see .failures" if len(failures) > _LISTED else ""
+        super().__init__(
+            f"{why}{result.sent:,} of the {result.taken:,} tasks that were taken have been sent, {len(failures):,} "
+            f"have not; give this error to submit_many to send those{':' if failures else ''}{listed}{more}"
+        )
+        self.failures = failures
+        self.rest = rest
+        self.result = result
+
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        return itertools.chain(((failure.task, failure.kwargs) for failure in self.failures), self.rest)
+
+
+class TasksNotSent(_Unsent, SQSTaskMasterError):
+    """`submit_many` could not send some of the tasks; it has sent all the others."""
+
+
+class SubmitInterrupted(_Unsent, KeyboardInterrupt):
+    """Ctrl-C in `submit_many`: a KeyboardInterrupt that knows what was sent."""

@@ -16,6 +16,15 @@ MAX_BATCH_ENTRIES = 10
 MAX_DELAY_SECONDS = 900
 MAX_WAIT_SECONDS = 20
 
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagegroupid-property.html
+# Message group ids and message deduplication ids: letters, digits and punctuation of ASCII.
+MAX_IDENTIFIER_CHARACTERS = 128
+_IDENTIFIER = re.compile(f"[!-~]{{1,{MAX_IDENTIFIER_CHARACTERS}}}")
+
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
+# A FIFO queue accepts a message with the deduplication id of an earlier one, and drops it, for so long.
+DEDUPLICATION_SECONDS = 5 * 60
+
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
 # The ceiling of one visibility timeout, and of a claim as a whole: the total is counted from the ReceiveMessage
 # request, extensions do not reset it.
@@ -51,4 +60,24 @@ def check_whole_seconds(name: str, value: Any, highest: int) -> int:
     """
     if not is_whole(value) or not 0 <= value <= highest:
         raise ValueError(f"{name} must be a whole number of seconds from 0 to {highest}, not {value!r}")
+    return int(value)
+
+
+def check_identifier(name: str, value: Any) -> str:
+    """`value`, when SQS takes it as a message group id or a deduplication id.
+
+    Raises ValueError naming the argument, the value and what is allowed.
+    """
+    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
+        raise ValueError(
+            f"{name} must be a string of 1 to {MAX_IDENTIFIER_CHARACTERS} ASCII letters, digits and punctuation "
+            f"characters (no spaces), not {value!r:.200}"
+        )
+    return value
+
+
+def check_whole(name: str, value: Any, lowest: int, highest: int) -> int:
+    """`value` as an int, when it is a whole number in `lowest`..`highest`. Raises ValueError naming all of them."""
+    if not is_whole(value) or not lowest <= value <= highest:
+        raise ValueError(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
     return int(value)

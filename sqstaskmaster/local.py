@@ -1,21 +1,40 @@
 """LocalQueue: an in-memory stand-in for an SQS queue, for tests that producer and consumer agree on message content.
 
 It is honest about what it is: one first-in-first-out line per URL for the whole process, no visibility timeout, no
-redelivery. A message that is received is gone from the queue. For anything else, test against a real SQS server.
+redelivery. A message that is received is gone from the queue. Delays are kept, in real time. Where the URL ends in
+.fifo a message group is required, as by SQS, and a deduplication id (which is not) drops repetitions for five minutes;
+the body alone never does. Message attributes come without being asked for. For anything else, test against a real SQS
+server.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import queue
+import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqstaskmaster.limits import MAX_BATCH_ENTRIES, MAX_WAIT_SECONDS, check_whole_seconds, is_whole
+from sqstaskmaster.limits import (
+    DEDUPLICATION_SECONDS,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_ENTRIES,
+    MAX_DELAY_SECONDS,
+    MAX_MESSAGE_BYTES,
+    MAX_WAIT_SECONDS,
+    check_identifier,
+    check_whole_seconds,
+    is_whole,
+)
 
 _numbers = itertools.count(1)
+
+# How often a receive that waits looks for delayed messages, which another thread may have sent meanwhile.
+_LOOK_SECONDS = 0.05
 
 
 class LocalMessage:
@@ -58,6 +77,23 @@ class LocalMessage:
         return f"LocalMessage(message_id={self.message_id!r}, deleted={self.deleted})"
 
 
+class _Aside:
+    """What a queue keeps beside its line: messages that are delayed, and deduplication ids. Seconds, monotonic."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.delayed: list[tuple[float, int, LocalMessage]] = []
+        self.known: dict[str, tuple[float, LocalMessage]] = {}
+
+    def earlier(self, deduplication_id: str, message: LocalMessage) -> LocalMessage:
+        """The message that had this id first, in the last five minutes: `message` itself where there was none."""
+        now = time.monotonic()
+        with self.lock:
+            self.known = {name: kept for name, kept in self.known.items() if kept[0] > now}
+            _, earlier = self.known.setdefault(deduplication_id, (now + DEDUPLICATION_SECONDS, message))
+            return earlier
+
+
 class LocalQueue:
     """An in-memory queue with the parts of boto3's `SQS.Queue` that TaskManager uses.
 
@@ -65,19 +101,22 @@ class LocalQueue:
     """
 
     local_queues: dict[str, queue.SimpleQueue[LocalMessage]] = {}
+    _asides: weakref.WeakKeyDictionary[queue.SimpleQueue[LocalMessage], _Aside] = weakref.WeakKeyDictionary()
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.queue = self.local_queues.setdefault(url, queue.SimpleQueue())
+        self._aside = self._asides.setdefault(self.queue, _Aside())
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What `SQS.Queue.attributes` would say, always as of now."""
+        self._let_in()
         return {
             "QueueArn": f"LocalQueue replacing: {self.url}",
             "ApproximateNumberOfMessages": self.queue.qsize(),
             "ApproximateNumberOfMessagesNotVisible": 0,
-            "ApproximateNumberOfMessagesDelayed": 0,
+            "ApproximateNumberOfMessagesDelayed": len(self._aside.delayed),
             "FifoQueue": True,
             "ContentBasedDeduplication": False,
         }
@@ -86,7 +125,9 @@ class LocalQueue:
         """Nothing: `attributes` is never out of date."""
 
     def purge(self) -> None:
-        """Drop every message that waits."""
+        """Drop every message that waits, the delayed ones too."""
+        with self._aside.lock:
+            self._aside.delayed.clear()
         try:
             while True:
                 self.queue.get_nowait()
@@ -94,17 +135,71 @@ class LocalQueue:
             pass
 
     def send_message(self, **kwargs: Any) -> dict[str, str]:
-        """Append a message: `MessageBody`, and `MessageAttributes` if any.
+        """Append a message: `MessageBody`, and `MessageAttributes`, `DelaySeconds`, `MessageGroupId` and
+        `MessageDeduplicationId` if any.
 
         :raises TypeError: for a body that is no string, as boto3 refuses one; nothing is appended then.
+        :raises botocore.exceptions.ClientError: for what SQS refuses, with its code; nothing is appended then.
         """
         body = kwargs.get("MessageBody")
         if not isinstance(body, str):
             raise TypeError(f"MessageBody must be a string, not {body!r}")
-        message = LocalMessage(body, None, kwargs.get("MessageAttributes"))
+        wrong = _wrong(kwargs, self.url.endswith(".fifo"))
+        if wrong:
+            raise _refusal("SendMessage", *wrong)
+        message = self._append(kwargs)
+        return {"MD5OfMessageBody": message.md5_of_body, "MessageId": message.message_id}
+
+    def send_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Append up to 10 messages and 1 MiB: each as in `send_message`, and with an `Id`.
+
+        Like SQS it answers for each entry, in `Successful` or `Failed`, and refuses a request that is wrong as a whole.
+
+        :raises TypeError: for a body that is no string; nothing is appended then.
+        :raises botocore.exceptions.ClientError: for no entries or too many, ids that are the same, and more than 1 MiB.
+        """
+        for entry in Entries:
+            if not isinstance(entry.get("MessageBody"), str):
+                raise TypeError(f"MessageBody must be a string, not {entry.get('MessageBody')!r}")
+        wrong = _wrong_batch(Entries)
+        if wrong:
+            raise _refusal("SendMessageBatch", *wrong)
+        answer: dict[str, list[dict[str, Any]]] = {"Successful": [], "Failed": []}
+        for entry in Entries:
+            wrong = _wrong(entry, self.url.endswith(".fifo"))
+            if wrong:
+                code, text = wrong
+                answer["Failed"].append({"Id": entry["Id"], "SenderFault": True, "Code": code, "Message": text})
+                continue
+            message = self._append(entry)
+            answer["Successful"].append(
+                {"Id": entry["Id"], "MessageId": message.message_id, "MD5OfMessageBody": message.md5_of_body}
+            )
+        return answer
+
+    def _append(self, given: Mapping[str, Any]) -> LocalMessage:
+        message = LocalMessage(given["MessageBody"], None, given.get("MessageAttributes"))
         message.attributes = {"SentTimestamp": str(int(time.time() * 1000)), "ApproximateReceiveCount": "1"}
-        self.queue.put(message)
-        return {"MD5OfMessageBody": _md5(message.body), "MessageId": message.message_id}
+        message.attributes.update({name: given[name] for name in _SYSTEM_ATTRIBUTES if name in given})
+        if "MessageDeduplicationId" in given:
+            earlier = self._aside.earlier(given["MessageDeduplicationId"], message)
+            if earlier is not message:
+                return earlier
+        delay = given.get("DelaySeconds", 0)
+        if delay:
+            with self._aside.lock:
+                heapq.heappush(self._aside.delayed, (time.monotonic() + delay, next(_numbers), message))
+        else:
+            self.queue.put(message)
+        return message
+
+    def _let_in(self) -> float:
+        """Append the delayed messages whose time has come. Returns the seconds until it does for the next."""
+        with self._aside.lock:
+            delayed, now = self._aside.delayed, time.monotonic()
+            while delayed and delayed[0][0] <= now:
+                self.queue.put(heapq.heappop(delayed)[2])
+            return delayed[0][0] - now if delayed else float("inf")
 
     def receive_messages(self, **kwargs: Any) -> list[LocalMessage]:
         """Like SQS: as soon as at least one message is there, all that are, up to the maximum; nothing after the wait.
@@ -117,12 +212,22 @@ class LocalQueue:
             raise ValueError(f"MaxNumberOfMessages must be a whole number from 1 to {MAX_BATCH_ENTRIES}, not {most!r}")
         received: list[LocalMessage] = []
         try:
-            received.append(self.queue.get(timeout=wait) if wait else self.queue.get_nowait())
+            received.append(self._first(wait))
             while len(received) < most:
                 received.append(self.queue.get_nowait())
         except queue.Empty:
             pass
         return received
+
+    def _first(self, wait: float) -> LocalMessage:
+        deadline = time.monotonic() + wait
+        while True:
+            patience = min(_LOOK_SECONDS, self._let_in(), deadline - time.monotonic())
+            try:
+                return self.queue.get(timeout=max(0.0, patience))
+            except queue.Empty:
+                if time.monotonic() >= deadline:
+                    raise
 
     def __repr__(self) -> str:
         return f"LocalQueue(url={self.url!r})"
@@ -131,3 +236,56 @@ class LocalQueue:
 def _md5(text: str) -> str:
     # The checksum of the SQS protocol, no security: without the flag, FIPS builds of Python refuse it.
     return hashlib.md5(text.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()
+
+
+_SYSTEM_ATTRIBUTES = ("MessageGroupId", "MessageDeduplicationId")
+
+
+def _wrong(given: Mapping[str, Any], fifo: bool) -> tuple[str, str] | None:
+    """SQS's code for what is wrong with a message, and a text."""
+    if _size(given) > MAX_MESSAGE_BYTES:
+        return "InvalidParameterValue", f"A message must be shorter than {MAX_MESSAGE_BYTES} bytes"
+    if fifo and "MessageGroupId" not in given:
+        return "MissingParameter", "The request must contain the parameter MessageGroupId"
+    if "DelaySeconds" in given and fifo:
+        return "InvalidParameterValue", "DelaySeconds is not valid for single messages of a FIFO queue"
+    if "MessageDeduplicationId" in given and not fifo:
+        return "InvalidParameterValue", "MessageDeduplicationId is not valid for a standard queue"
+    try:
+        check_whole_seconds("DelaySeconds", given.get("DelaySeconds", 0), MAX_DELAY_SECONDS)
+        for name in _SYSTEM_ATTRIBUTES:
+            check_identifier(name, given.get(name, "none"))
+    except ValueError as error:
+        return "InvalidParameterValue", str(error)
+    return None
+
+
+def _wrong_batch(entries: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    if not entries:
+        return "EmptyBatchRequest", "There should be at least one SendMessageBatchRequestEntry in the request"
+    if len(entries) > MAX_BATCH_ENTRIES:
+        return "TooManyEntriesInBatchRequest", f"Maximum number of entries per request is {MAX_BATCH_ENTRIES}"
+    if len({entry["Id"] for entry in entries}) < len(entries):
+        return "BatchEntryIdsNotDistinct", "Two or more batch entries in the request have the same Id"
+    if sum(map(_size, entries)) > MAX_BATCH_BYTES:
+        return "BatchRequestTooLong", f"Batch requests cannot be longer than {MAX_BATCH_BYTES} bytes"
+    return None
+
+
+def _size(given: Mapping[str, Any]) -> int:
+    """The bytes of a message as SQS counts them: its body, and the names, types and values of its attributes."""
+    size = len(given["MessageBody"].encode(errors="surrogatepass"))
+    for name, attribute in given.get("MessageAttributes", {}).items():
+        value = attribute.get("StringValue", attribute.get("BinaryValue", b""))
+        size += len(name.encode()) + len(attribute["DataType"])
+        size += len(value.encode(errors="surrogatepass") if isinstance(value, str) else value)
+    return size
+
+
+def _refusal(operation: str, code: str, text: str) -> Exception:
+    """What boto3 raises where SQS refuses a request."""
+    from botocore.exceptions import ClientError
+
+    error = {"Code": code, "Message": text, "Type": "Sender"}
+    refusal: Exception = ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": 400}}, operation)
+    return refusal

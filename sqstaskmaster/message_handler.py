@@ -181,7 +181,7 @@ class MessageHandler(abc.ABC):
         self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Give SIGALRM back, then delete the message or report the failure. Swallows any Exception."""
-        self._leaving = True  # first of all: from here on no alarm raises
+        self._leaving = True  # first of all: from here on no alarm raises, or arms the timer
         if self._alarm is not None:
             undisturbed = self._alarm.give_back()
             self._alarm = None
@@ -272,10 +272,10 @@ class MessageHandler(abc.ABC):
         may interrupt any code: it arms the timer, and whatever can block (a call to SQS, a log handler) runs in a
         thread of its own and is waited for only so long.
         """
+        if self._leaving:
+            return  # whatever is due outside this block is armed again there
         may_raise = not signals.is_outside_body(frame, MessageHandler)
         if self._alarm is not None and self._alarm.hand_down(signum, frame, may_raise):
-            return
-        if self._leaving:
             return
         if not may_raise:
             self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
@@ -362,7 +362,6 @@ class MessageHandler(abc.ABC):
         if call.error is None:
             self._retry_in = None
         elif not isinstance(call.error, SQS_ERRORS):
-            self._retry_in = self._seconds_to_retry()
             raise call.error
         elif is_claim_lost(call.error):
             self._retry_in = None

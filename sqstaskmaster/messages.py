@@ -10,22 +10,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqstaskmaster.errors import InvalidTask, MalformedMessage
+from sqstaskmaster.values import Writer
 
-# One encoder for all messages: json.dumps builds a new one on every call with a `default`, which costs more than the
-# encoding of a small task.
-_encoder = json.JSONEncoder(default=str)
+_lenient = Writer()
 
 
-def encode(task: str, kwargs: Mapping[str, Any]) -> str:
-    """The body for a task, ASCII only. Values JSON cannot hold become `str(value)`.
+def encode(task: str, kwargs: Mapping[str, Any], writer: Writer = _lenient) -> str:
+    """The body for a task, ASCII only. What becomes of values JSON cannot hold is the writer's to decide: see there.
 
-    Raises InvalidTask (a ValueError) where the task is no non-empty string, or where no JSON can be made at all: a
-    cycle, a dictionary key that is no string or number, a `__str__` that fails.
+    Raises InvalidTask (a ValueError) where the task is no non-empty string, where a strict writer refuses a value, or
+    where no JSON can be made at all: a cycle, a dictionary key that is no string or number, a `__str__` that fails.
     """
     if not isinstance(task, str) or not task:
         raise InvalidTask(f"A task's name must be a non-empty string, not {task!r}")
     try:
-        return _encoder.encode({"task": task, "kwargs": kwargs})
+        return writer.write(task, kwargs)
+    except InvalidTask:
+        raise
     except Exception as error:  # a value's own __str__ may raise anything
         raise InvalidTask(f"The arguments of task {task!r} cannot be written as JSON: {error}") from error
 

@@ -145,7 +145,6 @@ class Alarm:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         try:
             undisturbed = signal.SIGALRM not in blocked and self._is_installed() and self._is_armed()
-            self._due = math.inf
             if Alarm._top is self:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 # An alarm may have come just before: this calls its Python handler where Python has seen it, so this
@@ -159,6 +158,7 @@ class Alarm:
             else:
                 self._step_out()
             self._below = self._outer = None
+            self._due = math.inf
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         return undisturbed

@@ -1,8 +1,9 @@
-"""What the errors of SQS mean to the holder of a claim."""
+"""What the errors of SQS mean: to the holder of a claim, and to the sender of tasks."""
 
 from __future__ import annotations
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, ParamValidationError
+from botocore.parsers import ResponseParserError
 
 # ClientError: SQS answered with an error. BotoCoreError: there was no answer, or no request: a lost connection, a read
 # timeout, missing or expired credentials.
@@ -40,3 +41,48 @@ def is_beyond_total(error: BaseException) -> bool:
 def is_claim_lost(error: BaseException) -> bool:
     """Whether SQS said that this receipt handle holds no claim any more."""
     return code_of(error) in _CLAIM_LOST and not is_beyond_total(error)
+
+
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html and SendMessageBatch's own
+_BUSY = {
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "SlowDown",
+    "KmsThrottled",
+    "InternalError",
+    "InternalFailure",
+    "InternalServerError",
+    "ServiceUnavailable",
+    "RequestTimeout",
+}
+_ABOUT_QUEUE = {"QueueDoesNotExist", "NonExistentQueue", "QueueDeletedRecently", "InvalidAddress", "InvalidSecurity"}
+
+
+def is_busy(code: str) -> bool:
+    """Whether an error code says that the same request may succeed later: throttling, and faults of the service."""
+    return code.rpartition(".")[2] in _BUSY
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: throttling, faults of the service, troubles of the network."""
+    if isinstance(error, ClientError):
+        return is_busy(code_of(error)) or _status(error) >= 500 or _status(error) == 429
+    # ConnectionError and TimeoutError: a queue of the user's own making. An answer that cannot be read was cut off.
+    return isinstance(error, (HTTPClientError, ResponseParserError, ConnectionError, TimeoutError))
+
+
+def is_about_queue(error: BaseException) -> bool:
+    """Whether any request to this queue with these credentials meets the same error, whatever is in it."""
+    if isinstance(error, ClientError):
+        return _status(error) in (401, 403) or code_of(error) in _ABOUT_QUEUE
+    return isinstance(error, BotoCoreError) and not isinstance(error, ParamValidationError)
+
+
+def _status(error: ClientError) -> int:
+    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status

@@ -1,29 +1,37 @@
 """TaskManager: the queue, seen as tasks.
 
 submit(task, **kwargs) -> messages.encode -> size check -> queue.send_message
+submit_many(tasks) -> the same for each -> sending -> client.send_message_batch
 task_generator -> queue.receive_messages -> messages.decode -> yields (task, kwargs, message)
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from sqstaskmaster import claims, messages
-from sqstaskmaster.errors import ConfigurationError, MalformedMessage, MessageTooLarge
+from sqstaskmaster.batches import GroupedLine, Line
+from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
 from sqstaskmaster.limits import (
+    MAX_BATCH_ENTRIES,
     MAX_MESSAGE_BYTES,
     MAX_VISIBILITY_SECONDS,
     MAX_WAIT_SECONDS,
+    check_whole,
     check_whole_seconds,
     is_sendable,
 )
+from sqstaskmaster.options import NO_OPTIONS, Given
 from sqstaskmaster.protocols import Queue
+from sqstaskmaster.results import SubmitResult
+from sqstaskmaster.values import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +44,12 @@ _READ_SECONDS = MAX_WAIT_SECONDS + 10
 
 # A poll that took longer than it was asked to wait was delayed on its way, so its claim may be older than it looks.
 _ON_TIME_SECONDS = 1.0
+
+# Sender threads of one submit_many, and with them the connections of the client. botocore's default is 10.
+_MAX_THREADS = 64
+
+# What each message has as its attribute service_name, the sender's name aside.
+_ATTRIBUTE_BYTES = len("service_name") + len("String")
 
 # sqs.eu-west-1.amazonaws.com, sqs.cn-north-1.amazonaws.com.cn, sqs-fips.us-east-1.amazonaws.com,
 # vpce-0123-abcd.sqs.us-east-1.vpce.amazonaws.com, and the legacy eu-west-1.queue.amazonaws.com.
@@ -57,6 +71,9 @@ class TaskManager:
         object with the methods of boto3's `SQS.Queue` used here. Default: boto3's own, with credentials, endpoint and
         retries from the standard AWS configuration, and the region in the URL where there is one.
     :param sender_name: sent with each message as its attribute `service_name`.
+    :param strict: refuse values that JSON cannot hold (NaN and infinity, and keys that are no strings, are among them)
+        instead of sending them as `str(value)`. `sqstaskmaster.values` has the table of what becomes of which value.
+        A strict manager looks at every value, which costs about a microsecond each.
     :raises TypeError: for a queue constructor that does not give a queue.
     :raises ValueError: for a URL or a sender name that is none, or (ConfigurationError) where no region is configured.
     """
@@ -67,6 +84,8 @@ class TaskManager:
         notify: Callable[..., Any] | None = None,
         queue_constructor: Callable[[str], Any] | None = None,
         sender_name: str | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         if not isinstance(sqs_url, str) or not sqs_url:
             raise ValueError(f"A queue URL must be a non-empty string, not {sqs_url!r}")
@@ -79,35 +98,160 @@ class TaskManager:
         self.url = sqs_url
         self.sender_name = sender_name or f"Unknown sender to: {sqs_url}"
         self._notify = notify
+        self._writer = Writer(strict)
+        self._fifo = sqs_url.endswith(".fifo")  # SQS asks it of the names of FIFO queues, and forbids it to others
+        self._options = NO_OPTIONS
+        self._extra_bytes = _ATTRIBUTE_BYTES + len(self.sender_name.encode())
         self.queue = _boto3_queue(sqs_url) if queue_constructor is None else _custom_queue(queue_constructor, sqs_url)
 
     def submit(self, task: str, **kwargs: Any) -> Any:
         """Send one task, and return the response of SQS (with `MessageId`).
 
-        Values JSON cannot hold are sent as `str(value)`.
+        Values JSON cannot hold are sent as `str(value)`, and the first time for each type that is logged at WARNING
+        with the path of the field. A FIFO queue needs a message group: `manager.options(message_group_id=...)`.
 
         :raises InvalidTask: (a ValueError) for a name that is no non-empty string, arguments that cannot be written as
-            JSON, or, as MessageTooLarge, a message over 1 MiB. Nothing has been sent then.
+            JSON (or, by a strict manager, values JSON cannot hold), or, as MessageTooLarge, a message over 1 MiB.
+            Nothing has been sent then.
+        :raises ValueError: on a FIFO queue without a message group. Nothing has been sent then.
         :raises botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError: where SQS refused it, or could not
             be reached.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
         """
-        body = messages.encode(task, kwargs)
-        attributes = {"service_name": {"StringValue": self.sender_name, "DataType": "String"}}
-        size = len(body) + len("service_name") + len("String") + len(self.sender_name.encode())
+        request, _ = self._request(task, kwargs)
+        with _remedies():
+            return self.queue.send_message(**request)
+
+    def submit_many(
+        self,
+        tasks: Iterable[tuple[str, Mapping[str, Any]]],
+        *,
+        threads: int = 8,
+        on_progress: Callable[[SubmitResult], Any] | None = None,
+    ) -> SubmitResult:
+        """Send many tasks: in requests of up to 10 messages and 1 MiB, in parallel, each task accounted for.
+
+        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 20 tasks for each
+            thread ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
+            message ids of the result aside: 16 bytes a task).
+        :param threads: how many requests may be under way at a time, 1 to 64. Fewer are, where the answers come so
+            fast that more would only cost processor time, or the client keeps fewer connections (botocore: 10; the
+            client TaskManager makes by itself: 64).
+        :param on_progress: called as `on_progress(result)` in the calling thread, some times a second while tasks are
+            sent and once at the end. What it raises is logged.
+        :return: the counts and the message ids (`result.message_ids[index]`).
+        :raises TasksNotSent: after all the others were sent, where some were not: `failures` has the index, task, code
+            and reason of each, and the error itself can be given to `submit_many` to try those again. The codes of
+            its own: `HeldBack` (see below), `NotTried` (8 requests in a row did not get through, so the rest was not
+            tried), `NoAnswer`, and the names of exceptions (`MessageTooLarge`, `InvalidTask`, ...). With 100,000
+            failures no more tasks are taken: `rest` has those.
+        :raises SubmitInterrupted: (a KeyboardInterrupt) on Ctrl-C, after waiting at most 5 seconds for requests under
+            way; a second Ctrl-C ends the wait. It has the same attributes. Code `Unknown`: may have been sent.
+        :raises ValueError: before anything is taken: for `threads` out of range, a FIFO queue without a message group,
+            one deduplication id for all tasks.
+
+        What the iterable itself raises is raised once all that it gave is sent.
+
+        Throttling, faults of the service and troubles of the network are tried again, after random pauses that grow
+        to at most 10 seconds, up to 10 times and for 100 seconds (on top of the client's own retries); what SQS
+        refuses as the sender's fault is not. Delivery is at least once: when the answer to a request is lost, its
+        messages are sent again, and a standard queue may then have them twice. A FIFO queue drops the second by its
+        deduplication id, for five minutes.
+
+        A standard queue keeps no order. On a FIFO queue the order of each message group is kept: a group has one
+        message on its way at a time, and a request holds messages of different groups, since SQS may refuse a message
+        for a moment and accept the next. Many groups are fast; a single one takes a request for each message. When
+        a message is given up after its retries, all that follow in its group are held back and are failures too. A
+        task that can never be sent (too long, refused by SQS) holds nothing back.
+
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html
+        """
+        from sqstaskmaster.sending import Sending
+
+        threads = check_whole("threads", threads, 1, _MAX_THREADS)
+        if on_progress is not None and not callable(on_progress):
+            raise TypeError(f"on_progress must be callable as on_progress(result), not {on_progress!r}")
+        self._options.check_many(self._fifo)
+        send, most = _sender(self.queue)
+        line = GroupedLine(most) if self._fifo else Line(most)
+        threads = min(threads, _connections(self.queue))
+        return Sending(tasks, self._request_of_any, send, line, threads, on_progress).run()
+
+    def options(
+        self,
+        *,
+        delay_seconds: Given = None,
+        message_group_id: Given = None,
+        message_deduplication_id: Given = None,
+    ) -> TaskManager:
+        """This manager, submitting with these: `manager.options(delay_seconds=60).submit("MyTask", x=1)`.
+
+        Each is a value, or a function of the task that gives it (`lambda task, kwargs: kwargs["customer"]`; None means
+        none), which is how the tasks of one `submit_many` get different ones. The manager itself is unchanged, and
+        options can be added to options.
+
+        :param delay_seconds: 0 to 900: the message is received no sooner. Standard queues only: a FIFO queue has one
+            delay for all.
+        :param message_group_id: 1 to 128 ASCII letters, digits and punctuation characters. On a FIFO queue required:
+            the messages of one group are received in order. On a standard queue a fair queue: a group with a large
+            backlog does not delay the others.
+        :param message_deduplication_id: the same characters; FIFO queues only. SQS drops a message with the id of one
+            of the last five minutes (and answers with the id of that). Required unless the queue has
+            ContentBasedDeduplication, which drops a task that is equal to an earlier one.
+        :raises ValueError: for a value out of its range, or not for this kind of queue; of a function's value in
+            `submit`, and as a failure in `submit_many`.
+
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagegroupid-property.html
+        """
+        view = copy.copy(self)
+        view._options = self._options.replaced(
+            self._fifo,
+            delay_seconds=delay_seconds,
+            message_group_id=message_group_id,
+            message_deduplication_id=message_deduplication_id,
+        )
+        return view
+
+    def _request(self, task: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """The parameters of SendMessage, and the bytes that SQS counts."""
+        body = messages.encode(task, kwargs, self._writer)
+        size = len(body) + self._extra_bytes
         if size > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(task, size, MAX_MESSAGE_BYTES)
-        with _remedies():
-            return self.queue.send_message(MessageBody=body, MessageAttributes=attributes)
+        # Dictionaries of its own for each message: instrumentation adds to them.
+        attributes = {"service_name": {"StringValue": self.sender_name, "DataType": "String"}}
+        request: dict[str, Any] = {"MessageBody": body, "MessageAttributes": attributes}
+        if self._fifo or self._options is not NO_OPTIONS:
+            request.update(self._options.parameters(self._fifo, task, kwargs))
+        return request, size
 
-    def task_generator(self, wait_time: int = 20, sqs_timeout: int = 20) -> Iterator[Task]:
+    def _request_of_any(self, task: Any, kwargs: Any) -> tuple[dict[str, Any], int]:
+        """`_request` for what an iterable gave, which may be anything."""
+        try:
+            "".join(kwargs)  # the quickest way to see that all names are strings; this is called for each of millions
+            named = isinstance(kwargs, Mapping)
+        except TypeError:
+            named = False
+        if not named:
+            raise InvalidTask(
+                "submit_many takes pairs of a task's name and a dictionary of its arguments, by name; not "
+                f"({task!r:.80}, {type(kwargs).__name__})"
+            )
+        return self._request(task, kwargs if isinstance(kwargs, dict) else dict(kwargs))
+
+    def task_generator(
+        self, wait_time: int = 20, sqs_timeout: int = 20, message_attribute_names: Iterable[str] = ()
+    ) -> Iterator[Task]:
         """Yield `(task, kwargs, message)` for ever, polling for one message at a time.
 
         :param wait_time: how long each poll waits for a message: 0 to 20 seconds.
         :param sqs_timeout: the visibility timeout of the receive: 0 to 43200 seconds (12 hours). It should exceed the
             time until the message's handler is entered; a handler's own `sqs_timeout` takes over there.
+        :param message_attribute_names: the message attributes to ask for, `["All"]` for all of them: then
+            `message.message_attributes` has them. SQS sends none that are not asked for.
         :raises ValueError: for a time out of its range, here and not at the first `next()`.
+        :raises TypeError: for attribute names that are no strings.
 
         A body that `submit` did not write is notified and logged, and left to the queue's redrive policy. Errors of
         SQS in receiving are raised: let the process end, and its supervisor restart it.
@@ -116,13 +260,15 @@ class TaskManager:
         """
         wait_time = check_whole_seconds("wait_time", wait_time, MAX_WAIT_SECONDS)
         sqs_timeout = check_whole_seconds("sqs_timeout", sqs_timeout, MAX_VISIBILITY_SECONDS)
-        return self._generate(wait_time, sqs_timeout)
+        names = _attribute_names(message_attribute_names)
+        return self._generate(wait_time, sqs_timeout, names)
 
-    def _generate(self, wait_time: int, sqs_timeout: int) -> Iterator[Task]:
+    def _generate(self, wait_time: int, sqs_timeout: int, names: list[str]) -> Iterator[Task]:
         while True:
-            yield from self._poll(wait_time, sqs_timeout)
+            # A list of its own for each poll: instrumentation adds to it.
+            yield from self._poll(wait_time, sqs_timeout, **({"MessageAttributeNames": [*names]} if names else {}))
 
-    def _poll(self, wait_time: int, sqs_timeout: int) -> Iterator[Task]:
+    def _poll(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> Iterator[Task]:
         asked_at = time.monotonic()
         with _remedies():
             received = self.queue.receive_messages(
@@ -130,6 +276,7 @@ class TaskManager:
                 MaxNumberOfMessages=1,
                 WaitTimeSeconds=wait_time,
                 VisibilityTimeout=sqs_timeout,
+                **wanted,
             )
         now = time.monotonic()
         expires = now + sqs_timeout if now - asked_at <= wait_time + _ON_TIME_SECONDS else None
@@ -196,7 +343,7 @@ def _boto3_queue(url: str) -> Queue:
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
 
-    config = Config(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS)
+    config = Config(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS, max_pool_connections=_MAX_THREADS)
     region = {"region_name": region_of(url)} if region_of(url) else {}
     try:
         queue: Queue = boto3.resource("sqs", config=config, **region).Queue(url)
@@ -240,6 +387,50 @@ def _custom_queue(constructor: Any, url: str) -> Queue:
     if lacking:
         raise TypeError(f"{wrong}: gave {queue!r}, which has no {', no '.join(lacking)}; {remedy}")
     return queue
+
+
+def _attribute_names(names: Any) -> list[str]:
+    wrong = TypeError(f"message_attribute_names must be names of message attributes, like ['All'], not {names!r}")
+    if isinstance(names, str):
+        raise wrong
+    try:
+        listed = list(names)
+    except TypeError:
+        raise wrong from None
+    if not all(isinstance(name, str) and name for name in listed):
+        raise wrong
+    return listed
+
+
+def _sender(queue: Any) -> tuple[Callable[[list[dict[str, Any]]], Any], int]:
+    """How entries are sent to a queue, and how many at a time. The function can be called from several threads."""
+    # boto3 says that its clients may be shared by threads, and that its resources may not. Only boto3's own method is
+    # passed over: one that somebody put in its place does something more.
+    if getattr(getattr(type(queue), "send_messages", None), "__module__", None) == "boto3.resources.factory":
+        client, url = queue.meta.client, queue.url
+
+        def send(entries: list[dict[str, Any]]) -> Any:
+            with _remedies():
+                return client.send_message_batch(QueueUrl=url, Entries=entries)
+
+        return send, MAX_BATCH_ENTRIES
+    if callable(getattr(queue, "send_messages", None)):
+        return lambda entries: queue.send_messages(Entries=entries), MAX_BATCH_ENTRIES
+
+    def send_one(entries: list[dict[str, Any]]) -> Any:
+        (entry,) = entries
+        answer = queue.send_message(**{name: value for name, value in entry.items() if name != "Id"})
+        message_id = answer.get("MessageId") if isinstance(answer, Mapping) else None
+        return {"Successful": [{"Id": entry["Id"], "MessageId": message_id}]}
+
+    return send_one, 1
+
+
+def _connections(queue: Any) -> int:
+    """How many connections the client of a boto3 queue keeps: a thread beyond makes a new one for each request."""
+    config = getattr(getattr(getattr(queue, "meta", None), "client", None), "meta", None)
+    most = getattr(getattr(config, "config", None), "max_pool_connections", None)
+    return most if isinstance(most, int) and most > 0 else _MAX_THREADS
 
 
 @contextlib.contextmanager

@@ -288,7 +288,8 @@ class TestDemo(unittest.TestCase):
         frames = re.split(r"\x1b\[\d+F", text)
         self.assertGreater(len(frames), 30)
         self.assertIn("\x1b[32m", text)
-        lengths = [ESCAPES.sub("", frame).partition("long task")[2].split("\n")[0].count("━") for frame in frames]
+        bars = [ESCAPES.sub("", frame).partition("long task")[2].split("\n")[0] for frame in frames]
+        lengths = [sum(map(bar.count, "━◆")) for bar in bars]
         self.assertGreater(len(set(lengths)), 10, "the bar grows from frame to frame")
         self.assertNotIn("Traceback", text)
 

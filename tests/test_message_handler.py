@@ -525,6 +525,12 @@ class ExtensionTest(HandlerTestCase):
         self.assertEqual([20], handler._message.changes)
 
 
+class WaitTest(unittest.TestCase):
+    def test_a_call_is_waited_for_well_within_the_alarm_and_the_claim_so_that_the_task_has_its_time(self):
+        for sqs, alarm, most in ((30, 10, 1), (30, 0.4, 0.1), (12, 10.9, 0.4)):
+            self.assertLessEqual(Handler(FakeMessage(), sqs, alarm, 60)._wait_seconds(), most)
+
+
 class ClaimLostTest(HandlerTestCase):
     def test_a_lost_claim_is_told_once_and_the_task_goes_on(self):
         for code in LOST_CODES:
@@ -706,7 +712,7 @@ class DeleteTest(HandlerTestCase):
         self.assertEqual((2, []), (handler._message.deletes, handler.notified))
 
     def test_a_mistake_in_the_message_object_is_reported_and_the_loop_lives(self):
-        error = AttributeError("delete")
+        error = ZeroDivisionError("in the delete of the user's own message object")
         with self.handler(self.message(on_delete=Answers(error))) as handler:
             pass
         self.assertEqual((1, [(error, CONTEXT)]), (handler._message.deletes, handler.notified))
@@ -1188,6 +1194,33 @@ class LeavingTest(SignalTestCase):
         self.in_the_disarming(handler)
         signal.signal(signal.SIGALRM, found)
         self.assertEqual(([], []), (calls, handler.landed))
+
+    def test_seen_in_the_disarming_it_arms_nothing(self):
+        real = signal.setitimer
+        armed = []
+
+        def late(which, seconds, interval=0.0):
+            answer = real(which, seconds, interval)
+            handler._handle_alarm(signal.SIGALRM, sys._getframe())
+            armed.append(signal.getitimer(signal.ITIMER_REAL))
+            return answer
+
+        calls = []
+        found = signal.signal(signal.SIGALRM, lambda signum, frame: calls.append(signum))
+        self.addCleanup(signal.signal, signal.SIGALRM, found)
+        for after in (0, 100):
+            handler = self.past_limit()
+            with handler:
+                self.clock.now += after
+                handler._alarm._below.due = 0  # what was there before is due too
+                patch = mock.patch("signal.setitimer", late)
+                patch.start()
+                self.addCleanup(patch.stop)
+            patch.stop()
+            self.check_done(handler)
+            self.assertEqual((0.0, 0.0), armed[0])
+            spin(lambda: calls)
+            calls.clear()
 
     def test_in_the_disarming_of_a_nested_block_the_outer_goes_on(self):
         message = FakeMessage()

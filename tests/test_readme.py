@@ -14,7 +14,6 @@ import tempfile
 import textwrap
 import unittest
 
-import sqstaskmaster
 from sqstaskmaster.demo import picture
 from sqstaskmaster.demo.scenarios import SCENARIOS
 from tests import support
@@ -47,7 +46,7 @@ class TestReadme(unittest.TestCase):
     def test_every_python_block_is_a_file_that_these_tests_run(self):
         self.assertEqual(
             sorted({name for name, _ in files()}),
-            ["producer.py", "provision.py", "tasks.py", "test_tasks.py", "worker.py"],
+            ["produce_many.py", "producer.py", "provision.py", "tasks.py", "test_tasks.py", "worker.py"],
         )
 
     def test_every_python_block_compiles(self):
@@ -134,11 +133,19 @@ class TestReadmeScripts(support.ServerTestCase):
     def test_what_the_producer_publishes_the_worker_consumes(self):
         self.produce_and_consume()
 
-    @unittest.skipUnless(hasattr(sqstaskmaster, "ProcessMessageHandler"), "there is no ProcessMessageHandler yet")
     def test_the_same_scripts_run_with_the_task_in_a_process(self):
         in_process = [source for name, source in files() if name == "tasks.py" and "ProcessMessageHandler" in source]
         self.write("tasks.py", in_process[0])
         self.produce_and_consume()
+
+    def test_many_are_produced(self):
+        with open(self.path("produce_many.py"), encoding="utf-8") as file:
+            source = file.read().replace("1_000_000", "25")
+        self.write("produce_many.py", source)
+        produced = self.run_to_its_end("produce_many.py")
+        self.assertEqual(produced.returncode, 0, produced.stderr)
+        self.assertIn("25 sent", produced.stdout)
+        self.assertEqual(self.counts(self.url), (26, 0, 1))
 
     def test_the_test_without_aws_passes(self):
         found = self.run_to_its_end("-m", "unittest", "test_tasks")

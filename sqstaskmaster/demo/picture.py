@@ -370,11 +370,12 @@ def _paragraph(text: str, look: Look, style: str) -> list[str]:
 
 
 def _stack(title: str, row: Row, look: Look) -> list[str]:
-    """Where a task was stopped, innermost call first, where its handler learnt that."""
-    frames = [_short(text.strip()) for text in row.stack.splitlines() if text.strip().startswith("File ")]
+    """Where a task was stopped, innermost call last, where its handler learnt that."""
+    shown = [_short(text) if text.strip().startswith("File ") else text for text in row.stack.splitlines()]
+    frames = [text for text in shown if text.startswith("  ")][-6:]  # three calls with their source lines
     if not frames:
         return []
-    lines = [f" {title} was stopped in", *(f"   {frame}" for frame in frames[:3])]
+    lines = [f" {title} was stopped in", *(f" {frame}" for frame in frames)]
     return ["", *(look.paint(text[: look.width], "dim" if number else "stopped") for number, text in enumerate(lines))]
 
 

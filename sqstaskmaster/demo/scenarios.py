@@ -1,7 +1,6 @@
 """The tasks of the demo, written as a user writes them. Each is one row of the picture.
 
-A further scenario is a further handler class and a further entry in SCENARIOS. One that runs in a process of its own
-is a `class Further(Task, ProcessMessageHandler)`.
+A further scenario is a further handler class and a further entry in SCENARIOS.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 from sqstaskmaster.demo.events import Kind
 from sqstaskmaster.message_handler import MessageHandler
+from sqstaskmaster.process_handler import ProcessMessageHandler
 
 CLAIM_SECONDS = 2
 EXTEND_EVERY_SECONDS = 0.8
@@ -102,6 +102,19 @@ class Crawl(Task):
         return progress
 
 
+class Add(Task, ProcessMessageHandler):
+    """One call into C that holds the interpreter for hours: no signal handler of Python's runs meanwhile."""
+
+    hard_timeout_seconds = 2.0
+
+    def __init__(self, message: Any, demo: str) -> None:
+        super().__init__(message, demo)
+        self.term_grace = 0.5
+
+    def run(self) -> None:
+        self.total = sum(range(10**12))
+
+
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     """One message of the demo. Without a handler, its body is malformed.
@@ -131,5 +144,6 @@ SCENARIOS = (
     Scenario("failing task", 1.0, Kind.FAILED, Import),
     Scenario("runaway task", 2.5, Kind.TIMED_OUT, Optimise),
     Scenario("stuck task", 1.6, Kind.STUCK, Crawl),
+    Scenario("hung C call", 2.5, Kind.TIMED_OUT, Add),
     Scenario("one more task", 0.7, Kind.DONE, Resize),
 )

@@ -1,0 +1,88 @@
+"""What became of the tasks given to `submit_many`: counts, and a message id for every task that was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+_ID_BYTES = 16
+# The store grows by so many tasks at a time.
+_CHUNK = 4096
+
+
+class MessageIds(Sequence[str | None]):
+    """The message ids by the index of their task, None for a task that was not sent.
+
+    SQS's ids are UUIDs, and are kept as the 16 bytes they are: ten million take 160 MB, as strings they would take six
+    times that. Ids of another form (of a LocalQueue, say) are kept as they are.
+    """
+
+    def __init__(self) -> None:
+        self._known = bytearray()
+        self._others: dict[int, str] = {}
+        self._length = 0
+
+    def put(self, index: int, message_id: str | None) -> None:
+        if message_id is None:
+            return self.grow(index + 1)
+        start = index * _ID_BYTES
+        if start >= len(self._known):
+            self._known.extend(bytes(start - len(self._known) + _CHUNK * _ID_BYTES))
+        digits = message_id.replace("-", "")
+        try:
+            packed = bytes.fromhex(digits)
+        except ValueError:
+            packed = b""
+        is_uuid = len(message_id) == 36 and message_id[8:24:5] == "----" and len(packed) == _ID_BYTES
+        if is_uuid and packed.hex() == digits and any(packed):
+            self._known[start : start + _ID_BYTES] = packed
+        else:
+            self._others[index] = message_id
+        self.grow(index + 1)
+
+    def grow(self, length: int) -> None:
+        """Count tasks that have no id, too."""
+        self._length = max(self._length, length)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> str | None: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str | None]: ...
+
+    def __getitem__(self, index: int | slice) -> str | None | list[str | None]:
+        if isinstance(index, slice):
+            return [self._at(each) for each in range(*index.indices(self._length))]
+        # A range knows about negative indexes, and about those that are out of range.
+        return self._at(range(self._length)[index])
+
+    def _at(self, index: int) -> str | None:
+        if index in self._others:
+            return self._others[index]
+        packed = bytes(self._known[index * _ID_BYTES : (index + 1) * _ID_BYTES])
+        return _unpacked(packed) if any(packed) else None
+
+
+class SubmitResult:
+    """What `submit_many` did; while it runs, what it has done so far.
+
+    `taken`: how many tasks were taken from the iterable. `sent`: how many of them SQS has confirmed. `failed`: how
+    many were not sent. `message_ids`: see MessageIds.
+    """
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.sent = 0
+        self.failed = 0
+        self.message_ids = MessageIds()
+
+    def __repr__(self) -> str:
+        return f"SubmitResult(taken={self.taken}, sent={self.sent}, failed={self.failed})"
+
+
+def _unpacked(packed: bytes) -> str:
+    digits = packed.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
