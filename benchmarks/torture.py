@@ -146,14 +146,18 @@ class Case:
     def submit(self, function, limit=LIMIT_SECONDS):
         self._manager.submit(function.__name__, limit=limit)
 
-    def events(self, event, function):
-        """What was written down of that event of that task, in order."""
+    def recorded(self, event):
+        """What was written down of that event, in order."""
         try:
             with open(self._events) as lines:
                 found = [json.loads(line) for line in lines]
         except FileNotFoundError:
             return []
-        return [facts for facts in found if facts["event"] == event and facts["task"] == function.__name__]
+        return [facts for facts in found if facts["event"] == event]
+
+    def events(self, event, function):
+        """The same of one task."""
+        return [facts for facts in self.recorded(event) if facts["task"] == function.__name__]
 
     def at(self, event, function):
         """When it first happened, or None."""
@@ -189,9 +193,14 @@ class Case:
                     return True
         return False
 
+    def own(self):
+        """The workers' processes, multiprocessing's helpers included."""
+        started = {process.pid for process in self.workers}
+        return started.union(*(facts["pids"] for facts in self.recorded("workers")))
+
     def others(self):
         """The processes that the tasks started."""
-        own = {process.pid for process in self.workers if process.poll() is None}
+        own = self.own()
         return [pid for pid in worker.processes(self._events) if pid not in own]
 
     def error(self, function):
@@ -244,12 +253,13 @@ def watch(case, row, function):
 
 
 def conclude(case, row, function):
-    entered, left = case.at("entered", function), case.at("left", function)
+    # "left" is missing where another alarm came before it was written.
+    entered, left = case.at("entered", function), case.at("left", function) or case.at("ended", function)
     row.late = left - entered - LIMIT_SECONDS if entered and left else None
     row.starts = len(case.events("started", function))
     row.lapsed = case.lapsed
     at_end = [pid for facts in case.events("ended", function) for pid in facts["others"]]
-    row.left = len({*at_end, *case.others()} - {process.pid for process in case.workers})
+    row.left = len({*at_end, *case.others()} - case.own())
     row.error = case.error(function)
 
 

@@ -55,7 +55,7 @@ def blas():
     import numpy
 
     # Zeros take no memory until they are written to, and as long to multiply as any other numbers.
-    square = numpy.zeros((10_000, 10_000))
+    square = numpy.zeros((14_000, 14_000))
     square @ square
 
 

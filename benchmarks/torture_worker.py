@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from multiprocessing import forkserver, resource_tracker
 
 from benchmarks import torture_kinds
 from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager
@@ -69,10 +70,22 @@ class Process(Recorded, ProcessMessageHandler):
     pass
 
 
+def start_helpers(start_method):
+    """The processes that belong to the worker: itself, and those that multiprocessing starts once and keeps."""
+    if start_method in ("spawn", "forkserver"):
+        resource_tracker.ensure_running()
+    if start_method == "forkserver":
+        forkserver.ensure_running()
+    own = processes(os.environ[EVENTS])
+    record("workers", task="", pids=own)
+    return own
+
+
 def main(handler_name, url, options="{}"):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     handler_class = {"plain": Plain, "process": Process}[handler_name]
     options = json.loads(options)
+    own = start_helpers(options.get("start_method"))
     for task, kwargs, message in TaskManager(url).task_generator(wait_time=1, sqs_timeout=VISIBILITY_SECONDS):
         with handler_class(message, task, **kwargs, **options) as handler:
             record("entered", task=task)
@@ -80,7 +93,7 @@ def main(handler_name, url, options="{}"):
                 handler.run()
             finally:
                 record("left", task=task)
-        others = [pid for pid in processes(os.environ[EVENTS]) if pid != os.getpid()]
+        others = [pid for pid in processes(os.environ[EVENTS]) if pid not in own]
         record("ended", task=task, outcome=str(handler.outcome), others=others)
         if task == torture_kinds.nothing.__name__:
             return
