@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqstaskmaster.version import __version__
 
 if TYPE_CHECKING:
+    from sqstaskmaster.backoff import ExponentialBackoff
     from sqstaskmaster.errors import Failure, SubmitInterrupted, TasksNotSent
     from sqstaskmaster.local import LocalMessage, LocalQueue
     from sqstaskmaster.message_handler import MessageHandler, Outcome
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from sqstaskmaster.queue_scale import Provisioner, ServiceState
     from sqstaskmaster.results import SubmitResult
     from sqstaskmaster.task_manager import TaskManager
+    from sqstaskmaster.worker import Worker
 
 __all__ = [
+    "ExponentialBackoff",
     "Failure",
     "LocalMessage",
     "LocalQueue",
@@ -31,11 +34,13 @@ __all__ = [
     "SubmitInterrupted",
     "SubmitResult",
     "TaskManager",
+    "Worker",
     "TasksNotSent",
     "__version__",
 ]
 
 _HOME = {
+    "ExponentialBackoff": "backoff",
     "Failure": "errors",
     "LocalMessage": "local",
     "LocalQueue": "local",
@@ -47,6 +52,7 @@ _HOME = {
     "SubmitInterrupted": "errors",
     "SubmitResult": "results",
     "TaskManager": "task_manager",
+    "Worker": "worker",
     "TasksNotSent": "errors",
 }
 

@@ -33,7 +33,8 @@ class BoundedCall:
         self._running = _thread.allocate_lock()
         self._running.acquire()
         try:
-            _thread.start_new_thread(contextvars.copy_context().run, (self._run_apart, function))
+            with signals.starting_thread():
+                _thread.start_new_thread(contextvars.copy_context().run, (self._run_apart, function))
         except RuntimeError:
             # No more threads to be had: late is better than never.
             self._run(function)

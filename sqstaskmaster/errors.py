@@ -134,6 +134,44 @@ def _named(number: int | None) -> str:
     return f"{name} ({words})" if words else name
 
 
+class TaskQuit(SQSTaskMasterError, RuntimeError):
+    """A task that runs in the worker's process raised SystemExit, say. The worker goes on; the task has failed."""
+
+
+class ArgumentsDoNotFit(SQSTaskMasterError, TypeError):
+    """A message's kwargs are not what its task takes. `task`, and `expected`: its signature."""
+
+    def __init__(self, task: str, problem: object, expected: str) -> None:
+        super().__init__(f"The kwargs of a message do not fit task {task!r}: {problem}. Expected: {expected}")
+        self.task = task
+        self.expected = expected
+
+
+class UnknownTask(SQSTaskMasterError, LookupError):
+    """A message's task is none that the worker has. `task`, and `known`: the names it has."""
+
+    def __init__(self, task: str, known: list[str]) -> None:
+        super().__init__(
+            f"No task {task!r} here, only {', '.join(map(repr, known)) or 'none at all'}: deploy the worker that has "
+            "it, or correct the producer"
+        )
+        self.task = task
+        self.known = known
+
+
+class PollRefused(SQSTaskMasterError):
+    """SQS refuses to be polled, and asking again does not help. `code` is its error code, `remedy` what does help."""
+
+    def __init__(self, error: BaseException, code: str, remedy: str) -> None:
+        super().__init__(f"The queue cannot be polled: {' '.join(str(error).split())}: {remedy}")
+        self.code = code
+        self.remedy = remedy
+
+
+class ShutdownRequested(BaseException):
+    """A worker that was told to stop ends its running task with this. No Exception: a task must not take it for one."""
+
+
 # How many failures a text lists; the attribute has them all.
 _LISTED = 10
 

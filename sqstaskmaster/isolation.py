@@ -33,6 +33,7 @@ import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
 from sqstaskmaster import keeper, process_tree, signals, stacks
@@ -231,7 +232,7 @@ class Child:
 
     def _attend(self, milliseconds: int) -> None:
         over = False
-        for descriptor, _ in self._events.poll(milliseconds):
+        for descriptor, _ in self._await_events(milliseconds):
             if descriptor == self._pidfd:
                 over = True
             elif not self._read(descriptor):
@@ -239,6 +240,9 @@ class Child:
                 over = over or self._readers[descriptor] == self._read_news
         if over or self._status is not None:
             self._end()
+
+    def _await_events(self, milliseconds: int) -> list[tuple[int, int]]:
+        return self._events.poll(milliseconds)  # in a frame of its own: see `is_waiting`
 
     def _read(self, descriptor: int) -> bool:
         """Read what is there. False at the end of the file."""
@@ -409,6 +413,18 @@ class _KnownModulesOnly(pickle.Unpickler):
 
 def _load(content: bytes) -> Any:
     return _KnownModulesOnly(io.BytesIO(content)).load()
+
+
+def is_waiting(frame: FrameType | None) -> bool:
+    """Whether `frame`, where a signal landed, is where a Child waits for a task that has not reported its end.
+
+    An exception raised there by the signal's handler does no harm: no process is half started, no result half read.
+    """
+    return (
+        frame is not None
+        and frame.f_code is Child._await_events.__code__
+        and getattr(frame.f_locals["self"], "_verdict", None) is None
+    )
 
 
 def default_start_method() -> str:

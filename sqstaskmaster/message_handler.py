@@ -16,12 +16,13 @@ from __future__ import annotations
 import abc
 import enum
 import logging
+import math
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqstaskmaster import claims, signals
 from sqstaskmaster.bounded import BoundedCall
@@ -112,6 +113,9 @@ class MessageHandler(abc.ABC):
     SIGALRM for itself ends the heartbeat too; that is logged when the block is left.
     """
 
+    # An alarm that lands in the handling of another says nothing of where that one landed.
+    _at_border: ClassVar[bool] = False
+
     def __init__(
         self,
         message: Message,
@@ -121,7 +125,7 @@ class MessageHandler(abc.ABC):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        _check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
+        check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
         self.sqs_timeout = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
@@ -137,6 +141,7 @@ class MessageHandler(abc.ABC):
         self._stopped_as: Outcome | None = None
         self._stop_at_first_alarm: Exception | None = None
         self._claim_is_lost = False
+        self._ended_at: float | None = None
         self._leaving = False
         self._ask_again = _ASK_AGAIN_SECONDS
 
@@ -155,6 +160,16 @@ class MessageHandler(abc.ABC):
 
         May be called from another thread than the task's. What it raises is logged and goes no further.
         """
+
+    def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
+        """When a task that failed is to be tried again: in how many seconds, or None (the default): when its visibility
+        timeout ends.
+
+        Asked after the task failed, timed out or was stuck, once the heartbeat is over. `receive_count` is how often
+        the message has been received, this time included. What goes past the claim's 12 hours is cut. A policy to put
+        here: `ExponentialBackoff`.
+        """
+        return None
 
     def claim_lost(self, exception: BaseException) -> None:
         """SQS said that the claim is gone: the message is visible to others, being run by another, or deleted.
@@ -197,7 +212,7 @@ class MessageHandler(abc.ABC):
     def _begin(self) -> None:
         now = self._clock()
         self._start_time = now
-        self.outcome = self._stopped_as = self._retry_in = None
+        self.outcome = self._stopped_as = self._retry_in = self._ended_at = None
         self._extension = self._stop_at_first_alarm = None
         self._claim_is_lost = self._leaving = False
         self._claim = claims.of(self._message) or claims.Claim(received=now)
@@ -215,6 +230,7 @@ class MessageHandler(abc.ABC):
 
     def _conclude(self, exception: BaseException | None) -> bool:
         """The one verdict: what becomes of the message. True where the exception is swallowed."""
+        self._ended_at = self._clock()
         if exception is None and self._stopped_as is not None:
             # The task swallowed the exception that stopped it. It cannot be taken for finished.
             exception = self._stop_exception(self._stopped_as)
@@ -227,18 +243,29 @@ class MessageHandler(abc.ABC):
         elif isinstance(exception, Exception):
             self.outcome = self._stopped_as or Outcome.FAILED
             self._report(exception)
+            self._delay_retry(exception)
         else:
             self.outcome = Outcome.INTERRUPTED
             self._give_back()  # first: an error service that answers slowly is not what another worker waits for
             self._report(exception)
-        logger.info(
-            "Task %s %s after %.3f s",
-            self._claim.task or type(self).__name__,
-            self.outcome,
-            self._run_time(),
-            extra=self._facts("finished"),
-        )
+        self._tell_end()
         return exception is None or isinstance(exception, Exception)
+
+    def _tell_end(self) -> None:
+        """The one line of a task that has ended."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        facts = self._facts("finished")
+        logger.info(
+            "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s",
+            facts["task"],
+            self.outcome,
+            facts["message_id"],
+            facts["receive_count"],
+            "?" if facts["queued"] is None else f"{facts['queued']:.3f}",
+            facts["elapsed"],
+            extra=facts,
+        )
 
     # -- the decision and its driver -----------------------------------------------------------------------------
 
@@ -274,14 +301,27 @@ class MessageHandler(abc.ABC):
         """
         if self._leaving:
             return  # whatever is due outside this block is armed again there
-        may_raise = not signals.is_outside_body(frame, MessageHandler)
-        if self._alarm is not None and self._alarm.hand_down(signum, frame, may_raise):
-            return
-        if not may_raise:
-            self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
-            self._arm(self._ask_again)
-            self._keep_claim_meanwhile()
-            return
+        interrupted = MessageHandler._at_border
+        at_border = interrupted or signals.is_outside_body(frame, MessageHandler)
+        MessageHandler._at_border = at_border
+        try:
+            if self._alarm is not None and self._alarm.hand_down(signum, frame, not at_border):
+                return
+            if at_border:
+                self._ask_again_soon()
+            else:
+                self._attend()
+        finally:
+            MessageHandler._at_border = interrupted
+
+    def _ask_again_soon(self) -> None:
+        """A block is being entered or left: nothing may be raised there."""
+        self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
+        self._arm(self._ask_again)
+        self._keep_claim_meanwhile()
+
+    def _attend(self) -> None:
+        """The task is running: decide about it, and arm the next alarm."""
         self._ask_again = _ASK_AGAIN_SECONDS
         # Armed before running() and the network call, so that neither can leave the task without a limit.
         limit = self._seconds_to_limit()
@@ -450,13 +490,27 @@ class MessageHandler(abc.ABC):
         """Make the message visible to others at once, unless the claim was lost: another may be running it."""
         if self._claim_is_lost:
             return
-        if self._extension is not None:
-            # An extension still under way would hide the message again.
-            self._extension.wait(_HEARTBEAT_WAIT_SECONDS)
         self._change_visibility(0)
+
+    def _delay_retry(self, exception: Exception) -> None:
+        """Have the message come back when `retry_delay` says. What is wrong with that is told and goes no further."""
+        attributes = self._message.attributes or {}
+        try:
+            delay = self.retry_delay(exception, int(attributes.get("ApproximateReceiveCount", 1)))
+            if delay is not None and (not is_number(delay) or delay < 0):
+                raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
+        except Exception as error:
+            text = "No retry delay, the message comes back when its visibility timeout ends: %s"
+            self._tell(text, error, logging.WARNING, "retry_delay_failed")
+            return
+        if delay is not None and not self._claim_is_lost:
+            self._change_visibility(self._claim.cut(math.ceil(delay), self._clock()))
 
     def _change_visibility(self, seconds: int) -> None:
         """Set the visibility timeout after the task has ended; a failure is told and goes no further."""
+        if self._extension is not None:
+            # An extension still under way would hide the message again, for another time.
+            self._extension.wait(_HEARTBEAT_WAIT_SECONDS)
         call = BoundedCall(lambda: self._message.change_visibility(VisibilityTimeout=seconds))
         answered = call.wait(_DELETE_WAIT_SECONDS)
         error = call.error if answered else NoAnswer(f"SQS has not answered the return of {self._message}")
@@ -493,14 +547,15 @@ class MessageHandler(abc.ABC):
     def _facts(self, action: str) -> dict[str, Any]:
         """The fields that every log record about this message carries, for formatters that write them."""
         attributes = self._message.attributes or {}
-        run_time = self._run_time()
+        now = self._clock()
+        queued = _seconds_since(attributes.get("SentTimestamp"), time.time() - (now - self._start_time))
         return {
             "action": action,
             "task": self._claim.task or type(self).__name__,
             "message_id": getattr(self._message, "message_id", None),
             "receive_count": attributes.get("ApproximateReceiveCount"),
-            "queued": _seconds_since(attributes.get("SentTimestamp"), time.time() - run_time),
-            "elapsed": run_time,
+            "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours
+            "elapsed": (now if self._ended_at is None else self._ended_at) - self._start_time,
             "outcome": self.outcome and self.outcome.value,
         }
 
@@ -510,7 +565,7 @@ def _seconds_since(timestamp: Any, now: float) -> float | None:
     return now - int(timestamp) / 1000 if isinstance(timestamp, str) and timestamp.isdecimal() else None
 
 
-def _check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> None:
+def check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> None:
     """The texts are the classic library's: scripts out there compare them."""
     if not is_number(alarm_timeout) or alarm_timeout <= 0:
         raise ValueError("Alarm timeout must be an integer greater than zero")

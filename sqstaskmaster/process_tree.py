@@ -34,10 +34,10 @@ def load() -> None:
         _prctl()
 
 
-def die_with_parent() -> None:
-    """Have the kernel SIGKILL this process when the thread that forked it ends. Linux only."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that forked it ends. Linux only."""
     if LINUX:
-        _prctl()(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl()(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans() -> None:

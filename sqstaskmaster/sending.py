@@ -37,8 +37,9 @@ _RETRY_SECONDS = 100.0
 _PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 
-# Two requests for each thread wait ready made; the caller is woken up again when half of them have gone.
-_AHEAD = 2
+# Four requests for each thread wait ready made; the caller is woken up again when half of them have gone. With fewer
+# the senders run dry while the caller, on a busy machine, waits for its turn.
+_AHEAD = 4
 # A request that is not full waits so long for more tasks.
 _LINGER_SECONDS = 0.5
 # How often the waiting caller looks about: for progress to tell, and for requests that hang.

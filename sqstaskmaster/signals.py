@@ -46,6 +46,9 @@ _HOLDABLE = _ALL - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
 # What a terminal or a service manager sends to all processes of a group.
 _STOP_REQUESTS = _numbers("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
+# What programs install handlers for.
+_HANDLED = _numbers("SIGALRM", "SIGCHLD", "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")
+
 
 class _Found:
     """The SIGALRM handler and timer that code outside this module had set."""
@@ -116,6 +119,18 @@ class Alarm:
             # The plain number wherever it is the earliest: nothing is lost to rounding.
             left = seconds if earliest == self._due else earliest - now
             signal.setitimer(signal.ITIMER_REAL, 0 if left == math.inf else max(_SOONEST_SECONDS, left))
+            if Alarm._top.earliest() < earliest:
+                Alarm._set_timer()  # the handler of another signal ran in between, and armed an alarm of its own
+
+    @staticmethod
+    def _set_timer() -> None:
+        """Set the real timer anew. Unlike `arm` it changes no alarm's time, which another handler may just have set."""
+        while Alarm._top is not None:
+            earliest = Alarm._top.earliest()
+            left = 0.0 if earliest == math.inf else max(_SOONEST_SECONDS, earliest - time.monotonic())
+            signal.setitimer(signal.ITIMER_REAL, left)
+            if Alarm._top.earliest() == earliest:
+                return
 
     def hand_down(self, signum: int, frame: FrameType | None, may_raise: bool = True) -> bool:
         """Call what is due below. True where that was all: this alarm itself is not due yet.
@@ -131,7 +146,7 @@ class Alarm:
         try:
             below.fire(signum, frame, may_raise)
         finally:
-            self.arm(self._due - time.monotonic())
+            self._set_timer()
         return not due
 
     def give_back(self) -> bool:
@@ -154,7 +169,7 @@ class Alarm:
                 below.resume()
                 Alarm._top = self._outer
                 if isinstance(below, Alarm):
-                    below.arm(below._due - time.monotonic())
+                    self._set_timer()
             else:
                 self._step_out()
             self._below = self._outer = None
@@ -207,6 +222,22 @@ def block_all() -> None:
     """Keep every signal from being delivered to the calling thread."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+
+
+@contextlib.contextmanager
+def starting_thread() -> Iterator[None]:
+    """A thread that is started in this block takes none of the signals that programs handle, from its first moment.
+
+    A thread begins with the mask of the one that starts it: blocked from inside, it would be too late for one signal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_outside_body(frame: FrameType | None, kind: type) -> bool:
@@ -290,3 +321,32 @@ def _caught() -> frozenset[int]:
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated(128 + signum)
+
+
+class Handlers:
+    """One handler for some signals, from `install` to `put_back`, which restores what was found. Main thread only."""
+
+    def __init__(self, handler: SignalHandler, *numbers: int) -> None:
+        self._handler = handler
+        self._numbers = numbers
+        self._found: dict[int, Any] = {}
+        self._blocked: set[int] = set()
+
+    def install(self) -> None:
+        """Install the handler, and unblock its signals; once more where somebody has taken or blocked them."""
+        for number in self._numbers:
+            found = signal.signal(number, self._handler)
+            self._found.setdefault(number, found)
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        if not self._blocked:
+            self._blocked = {number for number in self._numbers if number in blocked}
+
+    def are_installed(self) -> bool:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return all(signal.getsignal(number) == self._handler and number not in blocked for number in self._numbers)
+
+    def put_back(self) -> None:
+        for number, found in self._found.items():
+            signal.signal(number, signal.SIG_DFL if found is None else found)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
+        self._found, self._blocked = {}, set()

@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, ParamValidationError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
 from botocore.parsers import ResponseParserError
 
 # ClientError: SQS answered with an error. BotoCoreError: there was no answer, or no request: a lost connection, a read
 # timeout, missing or expired credentials.
 SQS_ERRORS = (ClientError, BotoCoreError)
+
+# What a poll may meet: the same, and an answer that was cut off or came from something else in between.
+POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, OSError)
+
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors
+_NO_QUEUE = "check the queue's URL, its region and its account"
+_NO_PERMISSION = "grant sqs:ReceiveMessage, DeleteMessage, ChangeMessageVisibility and GetQueueAttributes to this role"
+_NO_SUCH_KEY = "AWS does not know the access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE or the role"
+_NO_KEY_ACCESS = "the queue is encrypted: grant kms:Decrypt on its key to this role, and check that the key is enabled"
+_REMEDIES = {
+    "QueueDoesNotExist": _NO_QUEUE,
+    "NonExistentQueue": _NO_QUEUE,
+    "InvalidAddress": _NO_QUEUE,
+    "AccessDenied": _NO_PERMISSION,
+    "AccessDeniedException": _NO_PERMISSION,
+    "NotAuthorized": _NO_PERMISSION,
+    "InvalidClientTokenId": _NO_SUCH_KEY,
+    "UnrecognizedClientException": _NO_SUCH_KEY,
+    "MissingAuthenticationToken": _NO_SUCH_KEY,
+    "OptInRequired": "the AWS account is not activated for this region: enable it, or correct the queue's URL",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY, the region, and this machine's clock",
+    "InvalidSignature": "check AWS_SECRET_ACCESS_KEY, the region, and this machine's clock",
+    "IncompleteSignature": "check AWS_SECRET_ACCESS_KEY, and whatever stands between here and SQS",
+    "InvalidSecurity": "SQS takes requests over HTTPS only, signed with AWS signature version 4",
+    "KmsAccessDenied": _NO_KEY_ACCESS,
+    "KmsDisabled": _NO_KEY_ACCESS,
+    "KmsInvalidState": _NO_KEY_ACCESS,
+    "KmsNotFound": _NO_KEY_ACCESS,
+    "KmsOptInRequired": _NO_KEY_ACCESS,
+}
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
 # A message that was deleted answers InvalidParameterValue on AWS and ReceiptHandleIsInvalid elsewhere: one family.
@@ -41,6 +80,18 @@ def is_beyond_total(error: BaseException) -> bool:
 def is_claim_lost(error: BaseException) -> bool:
     """Whether SQS said that this receipt handle holds no claim any more."""
     return code_of(error) in _CLAIM_LOST and not is_beyond_total(error)
+
+
+def remedy_for(error: BaseException) -> str | None:
+    """What helps where asking again does not; None where it may: no answer, throttling, SQS's own failures (5xx),
+    credentials that expired and may be renewed, and whatever is not known here."""
+    if isinstance(error, ClientError):
+        return _REMEDIES.get(code_of(error))
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return "give this process AWS credentials, by its environment, a profile or a role"
+    if isinstance(error, NoRegionError):
+        return "set AWS_DEFAULT_REGION, or a region in the profile you use"
+    return None
 
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html and SendMessageBatch's own

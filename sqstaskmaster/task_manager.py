@@ -132,8 +132,8 @@ class TaskManager:
     ) -> SubmitResult:
         """Send many tasks: in requests of up to 10 messages and 1 MiB, in parallel, each task accounted for.
 
-        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 20 tasks for each
-            thread ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
+        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 40 tasks for each thread
+            (or 4 MiB) ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
             message ids of the result aside: 16 bytes a task).
         :param threads: how many requests may be under way at a time, 1 to 64. Fewer are, where the answers come so
             fast that more would only cost processor time, or the client keeps fewer connections (botocore: 10; the
@@ -197,7 +197,7 @@ class TaskManager:
             the messages of one group are received in order. On a standard queue a fair queue: a group with a large
             backlog does not delay the others.
         :param message_deduplication_id: the same characters; FIFO queues only. SQS drops a message with the id of one
-            of the last five minutes (and answers with the id of that). Required unless the queue has
+            of the last five minutes. Required unless the queue has
             ContentBasedDeduplication, which drops a task that is equal to an earlier one.
         :raises ValueError: for a value out of its range, or not for this kind of queue; of a function's value in
             `submit`, and as a failure in `submit_many`.
@@ -269,6 +269,10 @@ class TaskManager:
             yield from self._poll(wait_time, sqs_timeout, **({"MessageAttributeNames": [*names]} if names else {}))
 
     def _poll(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> Iterator[Task]:
+        return (task for task in self.receive(wait_time, sqs_timeout, **wanted) if task is not None)
+
+    def receive(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> list[Task | None]:
+        """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
         asked_at = time.monotonic()
         with _remedies():
             received = self.queue.receive_messages(
@@ -280,14 +284,16 @@ class TaskManager:
             )
         now = time.monotonic()
         expires = now + sqs_timeout if now - asked_at <= wait_time + _ON_TIME_SECONDS else None
-        for message in received:
-            try:
-                task, kwargs = messages.decode(message.body)
-            except MalformedMessage as error:
-                self._refuse(error, message)
-                continue
-            claims.note(message, claims.Claim(received=asked_at, expires=expires, task=task))
-            yield task, kwargs, message
+        return [self._open(message, asked_at, expires) for message in received]
+
+    def _open(self, message: Any, asked_at: float, expires: float | None) -> Task | None:
+        try:
+            task, kwargs = messages.decode(message.body)
+        except MalformedMessage as error:
+            self._refuse(error, message)
+            return None
+        claims.note(message, claims.Claim(received=asked_at, expires=expires, task=task))
+        return task, kwargs, message
 
     def _refuse(self, error: MalformedMessage, message: Any) -> None:
         logger.exception("Malformed message, left to the redrive policy: %s", message, extra={"action": "malformed"})

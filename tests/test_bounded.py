@@ -1,5 +1,6 @@
 """BoundedCall: waiting that can end before the call does."""
 
+import _thread
 import contextvars
 import signal
 import threading
@@ -48,6 +49,21 @@ class BoundedCallTest(unittest.TestCase):
             call = BoundedCall(mock.Mock(side_effect=ValueError))
         self.assertTrue(call.wait(0))
         self.assertIsInstance(call.error, ValueError)
+
+    def test_the_thread_takes_no_signal_not_even_while_it_starts(self):
+        masks = []
+        start = _thread.start_new_thread
+
+        def look(*arguments):
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            return start(*arguments)
+
+        with mock.patch("_thread.start_new_thread", look):
+            call = BoundedCall(lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        self.assertTrue(call.wait(60))
+        for mask in masks:
+            self.assertLessEqual({signal.SIGTERM, signal.SIGINT, signal.SIGALRM}, mask)
+        self.assertNotIn(signal.SIGALRM, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
 if __name__ == "__main__":

@@ -671,7 +671,7 @@ class OwnQueueTest(unittest.TestCase):
         peak = tracemalloc.get_traced_memory()[1]
         self.assertEqual(20_000, result.sent)
         self.assertLess(peak, 2 * MIB)  # the tasks are 20 MB
-        self.assertLessEqual(manager.queue.ahead, 8 * 30)
+        self.assertLessEqual(manager.queue.ahead, 8 * 50)
 
     def test_the_threads_are_gone_when_all_is_sent(self):
         before = threading.active_count()

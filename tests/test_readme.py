@@ -16,6 +16,7 @@ import unittest
 
 from sqstaskmaster.demo import picture
 from sqstaskmaster.demo.scenarios import SCENARIOS
+from sqstaskmaster.exits import MEANINGS
 from tests import support
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -46,12 +47,24 @@ class TestReadme(unittest.TestCase):
     def test_every_python_block_is_a_file_that_these_tests_run(self):
         self.assertEqual(
             sorted({name for name, _ in files()}),
-            ["produce_many.py", "producer.py", "provision.py", "tasks.py", "test_tasks.py", "worker.py"],
+            [
+                "produce_many.py",
+                "producer.py",
+                "provision.py",
+                "service.py",
+                "tasks.py",
+                "test_tasks.py",
+                "worker.py",
+            ],
         )
 
     def test_every_python_block_compiles(self):
         for name, source in files():
             compile(source, name, "exec")
+
+    def test_the_exit_codes_are_those_of_the_command(self):
+        table = re.findall(r"(?m)^(\d+) +(\S.*)$", readme().partition("\nexit  meaning\n")[2])
+        self.assertEqual(table, [(str(code.value), meaning) for code, meaning in MEANINGS.items()])
 
     def test_policies_are_least_privilege(self):
         actions = []
@@ -146,6 +159,17 @@ class TestReadmeScripts(support.ServerTestCase):
         self.assertEqual(produced.returncode, 0, produced.stderr)
         self.assertIn("25 sent", produced.stdout)
         self.assertEqual(self.counts(self.url), (26, 0, 1))
+
+    def test_the_command_line_runs_what_the_producer_publishes(self):
+        produced = self.run_to_its_end("producer.py")
+        self.assertEqual(produced.returncode, 0, produced.stderr)
+        # Only so that the test need not wait for the end of the longest poll.
+        source = pathlib.Path(self.path("service.py")).read_text(encoding="utf-8")
+        self.write("service.py", source.replace("Worker(TaskManager", "Worker(wait_time=1, manager=TaskManager"))
+        worked = self.run_to_its_end("-m", "sqstaskmaster", "worker", "service:worker", "--burst")
+        self.assertEqual(worked.returncode, 0, worked.stderr)
+        self.assertIn("2262 primes below 20000", worked.stdout)
+        self.assertEqual(self.counts(self.url), (0, 0, 0))
 
     def test_the_test_without_aws_passes(self):
         found = self.run_to_its_end("-m", "unittest", "test_tasks")

@@ -1,0 +1,72 @@
+"""Running the installed command in tests."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+from tests.support import DEADLINE_SECONDS, Script, environment, stop
+
+
+def command():
+    """The installed command where there is one beside this interpreter."""
+    installed = shutil.which("sqstaskmaster", path=os.path.dirname(sys.executable))
+    return [installed] if installed else [sys.executable, "-m", "sqstaskmaster"]
+
+
+def online(**environ):
+    """The environment that leads to the test server."""
+    return {**environment(), "PYTHONPATH": os.pathsep.join(sys.path), **environ}
+
+
+def offline(**environ):
+    """An environment that leads nowhere: for commands that must not need SQS, or must not find it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    nowhere = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    return {**kept, **nowhere, "PYTHONPATH": os.pathsep.join(sys.path), **environ}
+
+
+def run(*arguments, environ=None, **options):
+    """Run a command to its end."""
+    return subprocess.run(
+        [*command(), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        env=environ or online(),
+        **{"stdin": subprocess.DEVNULL, **options},
+    )
+
+
+def alive(pid):
+    """Whether there is such a process, reaped ones not counted."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class Command(Script):
+    """A command that goes on running, with what it prints kept line by line, as Script does."""
+
+    def __init__(self, test, *arguments, cwd, before=(), **environ):
+        folder = tempfile.TemporaryDirectory()
+        test.addCleanup(folder.cleanup)
+        self.output = os.path.join(folder.name, "output")
+        with open(self.output, "w") as output:
+            self.process = subprocess.Popen(
+                [*before, *command(), *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=online(**environ),
+            )
+        test.addCleanup(stop, self.process)
+
+    def stop(self, number=signal.SIGTERM):
+        """Send a signal and wait for the end. The exit code."""
+        return self.end(number)

@@ -1,0 +1,421 @@
+"""The worker's loop: which handler, which verdict, and what a poll may meet."""
+
+import logging
+import os
+import signal
+import threading
+import unittest
+from unittest import mock
+
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from botocore.parsers import ResponseParserError
+
+from sqstaskmaster import ExponentialBackoff, LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+from sqstaskmaster.errors import ArgumentsDoNotFit, PollRefused, TaskQuit, UnknownTask, UnsupportedContext
+from tests.support import ServerTestCase
+
+
+class Recording(MessageHandler):
+    """A handler that calls `action` with its own kwargs."""
+
+    seen: list = []
+
+    def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, colour="red", size=1):
+        super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout)
+        self.kwargs = {"colour": colour, "size": size}
+
+    def run(self):
+        self.seen.append(self.kwargs)
+
+
+class LoopTestCase(unittest.TestCase):
+    """A worker over a queue in memory; `messages` are all that were received."""
+
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.notified = []
+        self.messages = []
+        case = self
+
+        class Queue(LocalQueue):
+            def receive_messages(self, **kwargs):
+                case.before_poll()
+                received = super().receive_messages(**kwargs)
+                case.messages += received
+                case.after_poll()
+                return received
+
+        def notify(exception, context):
+            self.notified.append((exception, context))
+
+        self.manager = TaskManager(f"memory:{self.id()}", notify=notify, queue_constructor=Queue)
+        Recording.seen = []
+
+    def before_poll(self):
+        pass
+
+    def after_poll(self):
+        pass
+
+    def worker(self, handlers=None, **settings):
+        return Worker(self.manager, handlers or {"T": Recording}, **{"wait_time": 0, **settings})
+
+    def run_tasks(self, *kwargs, worker=None):
+        for each in kwargs:
+            self.manager.submit("T", **each)
+        return (worker or self.worker()).run(burst=True)
+
+
+class TasksTest(LoopTestCase):
+    def test_a_handler_is_made_of_the_message_the_workers_timeouts_and_the_kwargs(self):
+        made = []
+
+        class Handler(Recording):
+            def run(self):
+                made.append((self._message, self.sqs_timeout, self.alarm_timeout, self.hard_timeout, self.kwargs))
+
+        worker = self.worker({"T": Handler}, sqs_timeout=60, alarm_timeout=5, hard_timeout=100)
+        self.assertEqual({"done": 1}, self.run_tasks({"colour": "blue"}, worker=worker))
+        self.assertEqual([(self.messages[0], 60, 5, 100, {"colour": "blue", "size": 1})], made)
+        self.assertTrue(self.messages[0].deleted)
+
+    def test_a_burst_ends_with_the_first_poll_that_brings_nothing(self):
+        self.assertEqual({"done": 3}, self.run_tasks({}, {}, {}))
+        self.assertEqual({}, self.worker().run(burst=True))
+
+    def test_a_malformed_body_is_no_end_of_a_burst(self):
+        self.manager.queue.send_message(MessageBody="[1]")
+        self.assertEqual({"done": 1}, self.run_tasks({}))
+        self.assertFalse(self.messages[0].deleted)
+
+    def test_a_task_that_fails_is_counted_and_the_next_one_runs(self):
+        class Handler(Recording):
+            def run(self):
+                if self.kwargs["size"] == 0:
+                    raise ValueError("failed")
+
+        self.assertEqual({"failed": 1, "done": 1}, self.run_tasks({"size": 0}, {}, worker=self.worker({"T": Handler})))
+        self.assertEqual([False, True], [message.deleted for message in self.messages])
+
+    def test_an_unknown_task_is_notified_and_left_with_the_names_there_are(self):
+        self.manager.submit("Unheard")
+        self.assertEqual({"refused": 1, "done": 1}, self.run_tasks({}))
+        ((error, context),) = self.notified
+        self.assertIsInstance(error, UnknownTask)
+        self.assertIn("'Unheard'", str(error))
+        self.assertIn("'T'", str(error))
+        self.assertEqual(self.messages[0].body, context["body"])
+        self.assertFalse(self.messages[0].deleted)
+        self.assertEqual([], self.messages[0].visibility_changes)
+
+    def test_kwargs_that_do_not_fit_are_notified_and_left_with_the_signature_that_was_expected(self):
+        class Picky(Recording):
+            def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, *, colour):
+                if colour == "mauve":
+                    raise ValueError("no such colour")
+                super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout)
+
+        wrong = ({}, {"colour": "red", "x": 1}, {"colour": "mauve"}, {"colour": "red", "hard_timeout": 1})
+        self.assertEqual({"refused": len(wrong)}, self.run_tasks(*wrong, worker=self.worker({"T": Picky})))
+        for error, _ in self.notified:
+            self.assertIsInstance(error, ArgumentsDoNotFit)
+            self.assertIn("Picky(message, sqs_timeout, alarm_timeout, hard_timeout, *, colour)", str(error))
+        self.assertFalse(any(message.deleted for message in self.messages))
+
+    def test_a_refusal_is_logged_with_the_signature_and_without_the_body(self):
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("sqstaskmaster.worker", logging.ERROR) as logs:
+            self.run_tasks({"secret": "hush"})
+        self.assertIn("colour='red'", logs.output[0])
+        self.assertNotIn("hush", logs.output[0])
+
+    def test_a_notify_that_raises_does_not_end_the_loop(self):
+        self.manager._notify = mock.Mock(side_effect=ZeroDivisionError)
+        self.assertEqual({"refused": 1, "done": 1}, self.run_tasks({"x": 1}, {}))
+
+    def test_sys_exit_in_a_task_of_this_process_is_a_failure_and_the_loop_goes_on(self):
+        class Leaving(Recording):
+            told = []
+
+            def run(self):
+                raise {0: SystemExit, 1: KeyboardInterrupt, 2: GeneratorExit}[self.kwargs["size"]](3)
+
+            def notify(self, exception, context=None):
+                self.told.append(exception)
+
+        tasks = ({"size": 0}, {"size": 1}, {"size": 2})
+        self.assertEqual({"failed": 3}, self.run_tasks(*tasks, worker=self.worker({"T": Leaving})))
+        self.assertTrue(all(isinstance(error, TaskQuit) for error in Leaving.told))
+        self.assertEqual([[], [], []], [message.visibility_changes for message in self.messages])
+
+    def test_a_handler_that_cannot_be_entered_or_left_does_not_end_the_loop(self):
+        class Entered(Recording):
+            def __enter__(self):
+                raise OSError("no database")
+
+        class Left(Recording):
+            def __exit__(self, *exception):
+                super().__exit__(*exception)
+                raise OSError("no database")
+
+        self.assertEqual({"failed": 2}, self.run_tasks({}, {}, worker=self.worker({"T": Entered})))
+        self.assertEqual({"done": 1}, self.run_tasks({}, worker=self.worker({"T": Left})))
+        self.assertEqual(3, len(self.notified))
+
+    def test_each_finished_task_is_one_line_with_its_facts_as_fields(self):
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("sqstaskmaster", logging.INFO) as logs:
+            self.run_tasks({})
+        (record,) = [record for record in logs.records if getattr(record, "action", "") == "finished"]
+        self.assertEqual(("T", "done", "1"), (record.task, record.outcome, record.receive_count))
+        self.assertEqual(self.messages[0].message_id, record.message_id)
+        self.assertTrue(0 <= record.queued < 60 and 0 <= record.elapsed < 60)
+        self.assertRegex(
+            record.getMessage(), r"^Task T done: message local-\d+, receive 1, queued \d+\.\d+ s, ran \d+\.\d+ s$"
+        )
+
+    def test_the_events_tell_when_a_poll_was_answered_and_when_a_task_runs(self):
+        events = []
+        self.manager.submit("T")
+        self.worker().run(burst=True, on_event=events.append)
+        self.assertEqual(["polled", "busy", "idle", "polled"], events)
+
+    def test_an_event_hook_that_raises_hurts_nobody(self):
+        self.manager.submit("T")
+        counts = self.worker().run(burst=True, on_event=mock.Mock(side_effect=OSError("disk full")))
+        self.assertEqual({"done": 1}, counts)
+
+
+class FunctionsTest(LoopTestCase):
+    """`@worker.task`: what runs here runs in a process of its own, and tells what it did by failing or not."""
+
+    def test_a_function_is_a_task_of_its_kwargs_in_a_process_of_its_own(self):
+        worker = Worker(self.manager, wait_time=0)
+        mine = os.getpid()
+
+        @worker.task("T")
+        def check(a, b=2):
+            assert (a, b) == (1, 2) and os.getpid() != mine
+
+        self.assertEqual({"done": 1}, self.run_tasks({"a": 1}, worker=worker))
+        self.assertTrue(self.messages[0].deleted)
+        self.assertIsNone(check(1, 2) if os.getpid() != mine else None)  # the function itself is as it was
+
+    def test_names_that_a_handler_uses_itself_are_free_for_a_functions_kwargs(self):
+        worker = Worker(self.manager, wait_time=0)
+
+        @worker.task("T")
+        def check(message, sqs_timeout, self, function, kwargs):
+            assert [message, sqs_timeout, self, function, kwargs] == [1, 2, 3, 4, 5]
+
+        kwargs = dict(zip(("message", "sqs_timeout", "function", "kwargs"), (1, 2, 4, 5)))
+        self.manager.queue.send_message(
+            MessageBody='{"task": "T", "kwargs": {"self": 3, %s}}'
+            % ", ".join(f'"{name}": {value}' for name, value in kwargs.items())
+        )
+        self.assertEqual({"done": 1}, worker.run(burst=True))
+
+    def test_what_a_function_raises_goes_to_the_managers_notify_and_to_its_retry_policy(self):
+        worker = Worker(self.manager, wait_time=0)
+
+        @worker.task("T", retry_delay=ExponentialBackoff(first=7, uniform=lambda a, b: b))
+        def fail():
+            raise LookupError("not there")
+
+        self.assertEqual({"failed": 1}, self.run_tasks({}, worker=worker))
+        self.assertIsInstance(self.notified[0][0], LookupError)
+        self.assertEqual([7], self.messages[0].visibility_changes)
+
+    def test_a_function_has_the_timeouts_it_was_given_and_the_workers_otherwise(self):
+        worker = self.worker({}, sqs_timeout=60, alarm_timeout=20)
+        worker.task("F", hard_timeout=5, alarm_timeout=2, term_grace=1)(lambda: None)
+        handler = worker.handler_for("F", {}, mock.Mock())
+        self.assertIsInstance(handler, ProcessMessageHandler)
+        self.assertEqual((60, 2, 5, 1), (handler.sqs_timeout, handler.alarm_timeout, handler.hard_timeout, 1))
+
+    def test_a_hung_c_call_is_stopped_at_the_functions_hard_timeout(self):
+        worker = Worker(self.manager, wait_time=0)
+
+        @worker.task("T", hard_timeout=0.3, term_grace=0.1)
+        def hang():
+            import re
+
+            re.match("(a+)+$", "a" * 60 + "b")
+
+        self.assertEqual({"timed out": 1}, self.run_tasks({}, worker=worker))
+        self.assertIn("hang", self.notified[0][1]["stack"])
+
+    def test_kwargs_that_do_not_fit_a_function_are_told_with_its_signature(self):
+        worker = Worker(self.manager, wait_time=0)
+
+        @worker.task("T")
+        def train(model, epochs=3):
+            raise AssertionError("called")
+
+        self.assertEqual({"refused": 2}, self.run_tasks({}, {"model": 1, "x": 2}, worker=worker))
+        for error, _ in self.notified:
+            self.assertIn("train(model, epochs=3)", str(error))
+
+    def test_what_is_no_such_function_is_refused_when_it_is_decorated(self):
+        worker = self.worker()
+
+        async def coroutine():
+            pass
+
+        def positional(a, /):
+            pass
+
+        for wrong in (coroutine, positional, 5, int):
+            with self.subTest(wrong), self.assertRaises(TypeError):
+                worker.task("F")(wrong)
+        with self.assertRaisesRegex(ValueError, "'T' already"):
+            worker.task("T")(lambda: None)
+        with self.assertRaisesRegex(ValueError, "Hard timeout"):
+            worker.task("F", hard_timeout=0)
+        with self.assertRaisesRegex(ValueError, "term_grace"):
+            worker.task("F", term_grace=-1)
+        with self.assertRaisesRegex(TypeError, "colour"):
+            worker.task("F", colour="red")
+        with self.assertRaisesRegex(ValueError, "name"):
+            worker.task("")(lambda: None)
+
+
+class ArgumentsTest(LoopTestCase):
+    def test_a_setting_out_of_its_range_is_refused_with_its_name(self):
+        for name, wrong in (
+            ("wait_time", 21),
+            ("wait_time", -1),
+            ("shutdown_grace", -1),
+            ("shutdown_grace", "20"),
+            ("hard_timeout", 0),
+            ("hard_timeout", 50_000),
+            ("alarm_timeout", 30),
+            ("sqs_timeout", 0),
+        ):
+            with self.subTest(name, wrong=wrong), self.assertRaisesRegex(ValueError, f"(?i){name.replace('_', '.')}"):
+                self.worker(**{name: wrong})
+
+    def test_a_handler_that_does_not_take_the_workers_timeouts_is_refused_at_once(self):
+        class Classic(MessageHandler):
+            def __init__(self, message, model):
+                super().__init__(message, 30, 10, 60)
+
+            def run(self):
+                pass
+
+        with self.assertRaisesRegex(TypeError, "'T' cannot be constructed as Classic"):
+            self.worker({"T": Classic})
+        with self.assertRaisesRegex(TypeError, "handler class"):
+            self.worker({"T": 5})
+
+    def test_outside_the_main_thread_is_a_clear_error_and_nothing_is_polled(self):
+        errors = []
+
+        def run():
+            try:
+                self.worker().run(burst=True)
+            except UnsupportedContext as error:
+                errors.append(error)
+
+        self.before_poll = mock.Mock(side_effect=AssertionError("polled"))
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(60)
+        self.assertIn("main thread", str(errors[0]))
+
+
+def refusal(code, status=400):
+    return ClientError({"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "R")
+
+
+class PollErrorsTest(LoopTestCase):
+    """Each error in `failing` is what one poll meets."""
+
+    def setUp(self):
+        super().setUp()
+        self.failing = []
+        self.waits = []
+        backoff = ExponentialBackoff(first=1, longest=60, uniform=lambda a, b: self.waits.append(b) or 0.0)
+        patch = mock.patch("sqstaskmaster.worker._POLL_BACKOFF", backoff)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def before_poll(self):
+        if self.failing:
+            raise self.failing.pop(0)
+
+    def test_what_may_pass_is_waited_for_longer_each_time_up_to_a_minute(self):
+        self.failing = [
+            EndpointConnectionError(endpoint_url="http://x"),
+            ReadTimeoutError(endpoint_url="http://x"),
+            ResponseParserError("cut off"),
+            ConnectionResetError("reset"),
+            refusal("ServiceUnavailable", 503),
+            refusal("RequestThrottled"),
+            refusal("AWS.SimpleQueueService.OverLimit", 403),
+            refusal("ExpiredToken", 403),
+            refusal("RequestExpired"),
+        ]
+        self.assertEqual({"done": 1}, self.run_tasks({}))
+        self.assertEqual([1, 2, 4, 8, 16, 32, 60, 60, 60], self.waits)
+
+    def test_the_waits_begin_anew_after_a_poll_that_was_answered(self):
+        self.failing = [refusal("Throttling")] * 2
+        self.run_tasks({})
+        self.failing = [refusal("Throttling")]
+        self.run_tasks({})
+        self.assertEqual([1, 2, 1], self.waits)
+
+    def test_failing_polls_are_logged_on_change_only_and_so_is_their_end(self):
+        logging.disable(logging.NOTSET)
+        self.failing = [refusal("Throttling")] * 3 + [refusal("InternalError", 500)] * 3
+        with self.assertLogs("sqstaskmaster.worker", logging.INFO) as logs:
+            self.worker().run(burst=True)
+        actions = [record.action for record in logs.records]
+        self.assertEqual(["poll_failed", "poll_failed", "poll_recovered", "stopped"], actions)
+
+    def test_what_does_not_pass_ends_the_worker_with_its_remedy(self):
+        for error, code, remedy in (
+            (refusal("AWS.SimpleQueueService.NonExistentQueue"), "NonExistentQueue", "URL"),
+            (refusal("QueueDoesNotExist"), "QueueDoesNotExist", "URL"),
+            (refusal("AccessDenied", 403), "AccessDenied", "sqs:ReceiveMessage"),
+            (refusal("AccessDeniedException"), "AccessDeniedException", "sqs:ReceiveMessage"),
+            (refusal("InvalidClientTokenId", 403), "InvalidClientTokenId", "AWS_ACCESS_KEY_ID"),
+            (refusal("SignatureDoesNotMatch", 403), "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+            (NoCredentialsError(), "NoCredentialsError", "role"),
+        ):
+            self.failing = [error]
+            with self.subTest(code), self.assertRaises(PollRefused) as raised:
+                self.worker().run(burst=True)
+            self.assertEqual(code, raised.exception.code)
+            self.assertIn(remedy, str(raised.exception))
+            self.assertIs(error, raised.exception.__cause__)
+
+    def test_an_error_in_the_queue_object_itself_is_raised(self):
+        self.failing = [AttributeError("a defect")]
+        with self.assertRaises(AttributeError):
+            self.worker().run(burst=True)
+
+    def test_a_stop_ends_the_wait_at_once(self):
+        self.failing = [refusal("Throttling")] * 1000
+        waiting = ExponentialBackoff(first=3600, longest=3600, uniform=lambda a, b: b)
+
+        def stop(error, attempt):
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return waiting(error, attempt)
+
+        with mock.patch("sqstaskmaster.worker._POLL_BACKOFF", stop):
+            self.assertEqual({}, self.worker().run())
+        self.assertEqual(999, len(self.failing))
+
+
+class PollErrorsOnServerTest(ServerTestCase):
+    def test_a_queue_that_does_not_exist_ends_the_worker_with_its_remedy(self):
+        url = self.create_queue() + "-not"
+        with self.assertRaisesRegex(PollRefused, "check the queue's URL"):
+            Worker(TaskManager(url), {"T": Recording}, wait_time=0).run(burst=True)
+
+
+if __name__ == "__main__":
+    unittest.main()
