@@ -47,7 +47,7 @@ class TestReadme(unittest.TestCase):
     def test_every_python_block_is_a_file_that_these_tests_run(self):
         self.assertEqual(
             sorted({name for name, _ in files()}),
-            ["producer.py", "provision.py", "tasks.py", "test_tasks.py", "worker.py"],
+            ["producer.py", "provision.py", "service.py", "tasks.py", "test_tasks.py", "worker.py"],
         )
 
     def test_every_python_block_compiles(self):
@@ -139,6 +139,15 @@ class TestReadmeScripts(support.ServerTestCase):
         in_process = [source for name, source in files() if name == "tasks.py" and "ProcessMessageHandler" in source]
         self.write("tasks.py", in_process[0])
         self.produce_and_consume()
+
+    def test_the_worker_runs_as_a_script_and_from_the_command_line(self):
+        self.write("command.py", "from sqstaskmaster.cli import main\n\nmain(['worker', 'service:worker'])\n")
+        for name in ("service.py", "command.py"):
+            worker = self.script(name)
+            self.run_to_its_end("producer.py")
+            worker.wait_for("2262 primes below 20000")
+            support.wait_until(lambda: self.counts(self.url) == (0, 0, 0), "the message is deleted")
+            worker.end()
 
     def test_the_test_without_aws_passes(self):
         found = self.run_to_its_end("-m", "unittest", "test_tasks")
