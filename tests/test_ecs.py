@@ -24,18 +24,26 @@ class Agent:
         self.status, self.answer = 200, {"protection": {}}
         self.hold = threading.Event()
         self.hold.set()
+        self.drips = False
         agent = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_PUT(self):
                 state = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 agent.asked.append((self.path, self.headers["Content-Type"], state))
+                if agent.drips:
+                    self.drip()
                 agent.hold.wait(DEADLINE_SECONDS)
                 body = json.dumps(agent.answer).encode()
                 self.send_response(agent.status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def drip(self):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+                while not agent.hold.wait(0.02):
+                    self.wfile.write(b".")
 
             def log_message(self, *_):
                 pass
@@ -123,10 +131,11 @@ class ScaleInProtectionTest(unittest.TestCase):
     def test_an_agent_that_does_not_answer_holds_nothing_up_for_long(self):
         protection = self.protection(call_seconds=0.1)
         self.agent.hold.clear()
-        started = time.monotonic()
-        with self.assertLogs("sqstaskmaster.ecs", logging.WARNING):
-            protection.busy(60)
-        self.assertLess(time.monotonic() - started, 5)
+        for self.agent.drips in (False, True):
+            started = time.monotonic()
+            with self.subTest(drips=self.agent.drips), self.assertLogs("sqstaskmaster.ecs", logging.WARNING):
+                protection.busy(60)
+            self.assertLess(time.monotonic() - started, 20)
 
     def test_an_agent_that_is_not_there_is_a_warning(self):
         with self.assertLogs("sqstaskmaster.ecs", logging.WARNING):

@@ -15,7 +15,7 @@ from sqstaskmaster import LocalMessage, LocalQueue, MessageHandler, ProcessMessa
 from sqstaskmaster.errors import ShutdownRequested
 from sqstaskmaster.shutdown import Shutdown
 from sqstaskmaster.signals import Alarm
-from tests.support import Script, ServerTestCase, wait_until
+from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, wait_until
 
 
 def stop_this_process(times=1):
@@ -38,8 +38,11 @@ class PhasesTest(unittest.TestCase):
                 case.in_delete()
                 super().delete()
 
+        deadline = time.monotonic() + DEADLINE_SECONDS
+
         class Queue(LocalQueue):
             def receive_messages(self, **kwargs):
+                case.assertLess(time.monotonic(), deadline, "the worker does not stop")
                 received = super().receive_messages(**kwargs)
                 for message in received:
                     message.__class__ = Message

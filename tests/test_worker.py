@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import unittest
 from unittest import mock
 
@@ -12,7 +13,7 @@ from botocore.parsers import ResponseParserError
 
 from sqstaskmaster import ExponentialBackoff, LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
 from sqstaskmaster.errors import ArgumentsDoNotFit, PollRefused, TaskQuit, UnknownTask, UnsupportedContext
-from tests.support import ServerTestCase
+from tests.support import DEADLINE_SECONDS, ServerTestCase
 
 
 class Recording(MessageHandler):
@@ -342,8 +343,9 @@ class PollErrorsTest(LoopTestCase):
         self.addCleanup(patch.stop)
 
     def before_poll(self):
-        if self.failing:
-            raise self.failing.pop(0)
+        error = self.failing.pop(0) if self.failing else None
+        if error is not None:
+            raise error
 
     def test_what_may_pass_is_waited_for_longer_each_time_up_to_a_minute(self):
         self.failing = [
@@ -361,9 +363,7 @@ class PollErrorsTest(LoopTestCase):
         self.assertEqual([1, 2, 4, 8, 16, 32, 60, 60, 60], self.waits)
 
     def test_the_waits_begin_anew_after_a_poll_that_was_answered(self):
-        self.failing = [refusal("Throttling")] * 2
-        self.run_tasks({})
-        self.failing = [refusal("Throttling")]
+        self.failing = [refusal("Throttling"), refusal("Throttling"), None, refusal("Throttling")]
         self.run_tasks({})
         self.assertEqual([1, 2, 1], self.waits)
 
@@ -399,15 +399,16 @@ class PollErrorsTest(LoopTestCase):
 
     def test_a_stop_ends_the_wait_at_once(self):
         self.failing = [refusal("Throttling")] * 1000
-        waiting = ExponentialBackoff(first=3600, longest=3600, uniform=lambda a, b: b)
+        began = time.monotonic()
 
         def stop(error, attempt):
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            return waiting(error, attempt)
+            return DEADLINE_SECONDS
 
         with mock.patch("sqstaskmaster.worker._POLL_BACKOFF", stop):
             self.assertEqual({}, self.worker().run())
         self.assertEqual(999, len(self.failing))
+        self.assertLess(time.monotonic() - began, DEADLINE_SECONDS / 2)
 
 
 class PollErrorsOnServerTest(ServerTestCase):
