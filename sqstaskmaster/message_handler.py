@@ -461,8 +461,12 @@ class MessageHandler(abc.ABC):
         give_up = now + max(self._claim.left(now), _DELETE_WAIT_SECONDS)
         pause, longest_pause = _DELETE_RETRY_SECONDS
         may_have_been_deleted = False
+        # Hours of finished work are worth a thread, so that a try that hangs is given up for another in time; a task
+        # that did not last to its first alarm is not.
+        apart = self._run_time() >= self.alarm_timeout
         while True:
-            call = BoundedCall(self._message.delete)
+            call = BoundedCall(self._message.delete, apart)
+            apart = True
             answered = call.wait(min(_DELETE_WAIT_SECONDS, max(give_up - self._clock(), 1.0)))
             if answered and call.error is None:
                 self._claim.expires = None

@@ -717,13 +717,13 @@ class DeleteTest(HandlerTestCase):
             pass
         self.assertEqual((1, [(error, CONTEXT)]), (handler._message.deletes, handler.notified))
 
-    def test_a_delete_that_does_not_answer_is_tried_again(self):
+    def test_a_delete_of_a_longer_task_that_does_not_answer_is_tried_again(self):
         answer = threading.Event()
         self.addCleanup(answer.set)
         calls = iter([lambda: answer.wait(NEVER) and None, lambda: None])
         with mock.patch("sqstaskmaster.message_handler._DELETE_WAIT_SECONDS", 0.05):
             with self.handler(self.message(on_delete=lambda: next(calls)())) as handler:
-                pass
+                self.advance(handler.alarm_timeout)  # a task of some length
         self.assertEqual((2, []), (handler._message.deletes, handler.notified))
 
 
