@@ -9,12 +9,11 @@ import argparse
 import os
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqstaskmaster.exits import MEANINGS, CommandError, Exit, explain
+from sqstaskmaster.exits import MEANINGS, CommandError, Exit, explain, report
 from sqstaskmaster.logs import LEVELS
 from sqstaskmaster.version import __version__
 
@@ -36,11 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
     except (Exception, KeyboardInterrupt) as error:
-        if arguments.debug:
-            traceback.print_exc()
-        code, sentence = explain(error)
-        print(f"sqstaskmaster: {sentence}", file=sys.stderr)
-        return code
+        return report(error, arguments.debug)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -148,7 +143,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_doctor(add)
     demo = add("demo", _demo, "show what happens to tasks, live", "sqstaskmaster demo")
     # The room is loaded for its arguments only where they are asked for.
-    if "demo" in argv[:1]:
+    if "demo" in argv[:1] or _is_completing():
         from sqstaskmaster.demo import add_arguments
 
         add_arguments(demo)
@@ -276,9 +271,13 @@ def _epilog(*examples: str) -> str:
     return "examples:\n" + "\n".join(f"  {example}" for example in examples)
 
 
+def _is_completing() -> bool:
+    return "_ARGCOMPLETE" in os.environ
+
+
 def _complete(parser: argparse.ArgumentParser) -> None:
     """Answer a shell that asks for completions (argcomplete, in the extra `cli`)."""
-    if "_ARGCOMPLETE" in os.environ:
+    if _is_completing():
         try:
             import argcomplete
         except ImportError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+import traceback
 from typing import Any
 
 from sqstaskmaster.errors import ConfigurationError, PollRefused
@@ -58,6 +59,15 @@ _REMEDIES = {
     "ResourceNotFoundException": "a redrive starts from a queue that is a dead-letter queue: check its URL",
 }
 _DENIED = {"AccessDenied", "AccessDeniedException"}
+
+
+def report(error: BaseException, debug: bool) -> Exit:
+    """Print the sentence for an error that ends a command, with `debug` its traceback too; gives the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    code, sentence = explain(error)
+    print(f"sqstaskmaster: {sentence}", file=sys.stderr)
+    return code
 
 
 def explain(error: BaseException) -> tuple[Exit, str]:

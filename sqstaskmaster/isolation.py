@@ -144,6 +144,9 @@ class Child:
 
     def stop(self) -> None:
         """Begin the end: the stack is taken, then SIGTERM, then, `term_grace` later, SIGKILL to all. Does not wait."""
+        if self._gone:
+            return
+        self._attend(0)  # that it has started may have come, and not been read
         if self._ready:
             self._order(keeper.STACK_SIGNAL)
             self._in(_STACK_SECONDS, self._terminate)
@@ -174,7 +177,7 @@ class Child:
     @property
     def stack(self) -> str:
         """Where the task was when it was stopped or crashed, for people to read; "" where nothing is known."""
-        return stacks.readable(self._dump.decode(errors="replace"), keeper.__file__)
+        return stacks.readable(self._dump.decode(errors="replace"), keeper.STARTER)
 
     @property
     def seconds(self) -> float:

@@ -185,6 +185,10 @@ def _run(load: Callable[[], Function], channel: _Channel) -> None:
         channel.send("done", *pickled(value))
 
 
+#: Where the task is called from, for whoever reads its stack.
+STARTER = (_run.__code__.co_filename, _run.__name__)
+
+
 class _Channel:
     """The task's side of the results: whole messages, from any of its threads, and from no other process."""
 

@@ -30,13 +30,22 @@ DEDUPLICATION_SECONDS = 5 * 60
 # request, extensions do not reset it.
 MAX_VISIBILITY_SECONDS = 12 * 60 * 60
 
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+# What SQS refuses in a message: control characters other than tab and line ends, surrogates, U+FFFE and U+FFFF.
+_NOT_SENDABLE = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def is_sendable(text: str) -> bool:
+    """Whether SQS takes `text` as the value of a message attribute: not empty, and of the characters it allows."""
+    return bool(text) and not _NOT_SENDABLE.search(text)
+
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number (True and False are not)."""
-    # Not isfinite for an int: beyond the range of floats it is an OverflowError.
-    return (isinstance(value, int) and not isinstance(value, bool)) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
+    if isinstance(value, float):
+        return math.isfinite(value)
+    # math.isfinite raises OverflowError for an int beyond the floats.
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:

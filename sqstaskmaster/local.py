@@ -28,12 +28,16 @@ from sqstaskmaster.limits import (
     MAX_WAIT_SECONDS,
     check_identifier,
     check_whole_seconds,
+    is_whole,
 )
 
 _numbers = itertools.count(1)
 
 # How often a receive that waits looks for delayed messages, which another thread may have sent meanwhile.
 _LOOK_SECONDS = 0.05
+
+# The shortest wait for a message: long enough that it is not over before it begins, on a machine that is busy.
+_SHORTEST_WAIT_SECONDS = 0.02
 
 
 class LocalMessage:
@@ -207,8 +211,8 @@ class LocalQueue:
         """
         wait = check_whole_seconds("WaitTimeSeconds", kwargs.get("WaitTimeSeconds", MAX_WAIT_SECONDS), MAX_WAIT_SECONDS)
         most = kwargs.get("MaxNumberOfMessages", 1)
-        if not 1 <= most <= MAX_BATCH_ENTRIES:
-            raise ValueError(f"MaxNumberOfMessages must be from 1 to {MAX_BATCH_ENTRIES}, not {most!r}")
+        if not is_whole(most) or not 1 <= most <= MAX_BATCH_ENTRIES:
+            raise ValueError(f"MaxNumberOfMessages must be a whole number from 1 to {MAX_BATCH_ENTRIES}, not {most!r}")
         received: list[LocalMessage] = []
         try:
             received.append(self._first(wait))
@@ -223,7 +227,11 @@ class LocalQueue:
         while True:
             patience = min(_LOOK_SECONDS, self._let_in(), deadline - time.monotonic())
             try:
-                return self.queue.get(timeout=max(0.0, patience))
+                # Python 3.10 waits for ever where a timeout is over before the wait begins: SimpleQueue then takes what
+                # is left, a negative number, for none.
+                if patience <= 0:
+                    return self.queue.get_nowait()
+                return self.queue.get(timeout=max(_SHORTEST_WAIT_SECONDS, patience))
             except queue.Empty:
                 if time.monotonic() >= deadline:
                     raise
@@ -234,7 +242,7 @@ class LocalQueue:
 
 def _md5(text: str) -> str:
     # The checksum of the SQS protocol, no security: without the flag, FIPS builds of Python refuse it.
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+    return hashlib.md5(text.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()
 
 
 _SYSTEM_ATTRIBUTES = ("MessageGroupId", "MessageDeduplicationId")

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqstaskmaster import claims, signals
 from sqstaskmaster.bounded import BoundedCall
@@ -113,6 +113,9 @@ class MessageHandler(abc.ABC):
     SIGALRM for itself ends the heartbeat too; that is logged when the block is left.
     """
 
+    # An alarm that lands in the handling of another says nothing of where that one landed.
+    _at_border: ClassVar[bool] = False
+
     def __init__(
         self,
         message: Message,
@@ -193,7 +196,7 @@ class MessageHandler(abc.ABC):
         self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Give SIGALRM back, then delete the message or report the failure. Swallows any Exception."""
-        self._leaving = True  # first of all: from here on no alarm raises
+        self._leaving = True  # first of all: from here on no alarm raises, or arms the timer
         if self._alarm is not None:
             undisturbed = self._alarm.give_back()
             self._alarm = None
@@ -245,6 +248,13 @@ class MessageHandler(abc.ABC):
             self.outcome = Outcome.INTERRUPTED
             self._give_back()  # first: an error service that answers slowly is not what another worker waits for
             self._report(exception)
+        self._tell_end()
+        return exception is None or isinstance(exception, Exception)
+
+    def _tell_end(self) -> None:
+        """The one line of a task that has ended."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
         facts = self._facts("finished")
         logger.info(
             "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s",
@@ -256,7 +266,6 @@ class MessageHandler(abc.ABC):
             facts["elapsed"],
             extra=facts,
         )
-        return exception is None or isinstance(exception, Exception)
 
     # -- the decision and its driver -----------------------------------------------------------------------------
 
@@ -290,16 +299,29 @@ class MessageHandler(abc.ABC):
         may interrupt any code: it arms the timer, and whatever can block (a call to SQS, a log handler) runs in a
         thread of its own and is waited for only so long.
         """
-        may_raise = not signals.is_outside_body(frame, MessageHandler)
-        if self._alarm is not None and self._alarm.hand_down(signum, frame, may_raise):
-            return
         if self._leaving:
-            return
-        if not may_raise:
-            self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
-            self._arm(self._ask_again)
-            self._keep_claim_meanwhile()
-            return
+            return  # whatever is due outside this block is armed again there
+        interrupted = MessageHandler._at_border
+        at_border = interrupted or signals.is_outside_body(frame, MessageHandler)
+        MessageHandler._at_border = at_border
+        try:
+            if self._alarm is not None and self._alarm.hand_down(signum, frame, not at_border):
+                return
+            if at_border:
+                self._ask_again_soon()
+            else:
+                self._attend()
+        finally:
+            MessageHandler._at_border = interrupted
+
+    def _ask_again_soon(self) -> None:
+        """A block is being entered or left: nothing may be raised there."""
+        self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
+        self._arm(self._ask_again)
+        self._keep_claim_meanwhile()
+
+    def _attend(self) -> None:
+        """The task is running: decide about it, and arm the next alarm."""
         self._ask_again = _ASK_AGAIN_SECONDS
         # Armed before running() and the network call, so that neither can leave the task without a limit.
         limit = self._seconds_to_limit()
@@ -380,7 +402,6 @@ class MessageHandler(abc.ABC):
         if call.error is None:
             self._retry_in = None
         elif not isinstance(call.error, SQS_ERRORS):
-            self._retry_in = self._seconds_to_retry()
             raise call.error
         elif is_claim_lost(call.error):
             self._retry_in = None

@@ -48,8 +48,11 @@ def decode(body: Any) -> tuple[str, dict[str, Any]]:
     if missing:
         raise MalformedMessage(f"The message body has no {' and no '.join(missing)}")
     task, kwargs = content["task"], content["kwargs"]
-    if not isinstance(task, str) or not task:
-        raise MalformedMessage(f"The message's task is no non-empty string: {task!r:.80}")
+    # Types, not values: this text is logged, and what is in a body is not.
+    if not isinstance(task, str):
+        raise MalformedMessage(f"The message's task is no string: it is a {type(task).__name__}")
+    if not task:
+        raise MalformedMessage("The message's task is an empty string")
     if not isinstance(kwargs, dict):
         raise MalformedMessage(f"The message's kwargs are no object: they are a {type(kwargs).__name__}")
     return task, kwargs

@@ -39,4 +39,4 @@ class Pace:
         self._seen, self._wall, self._computing = 0, 0.0, 0.0
         if busy > (_BUSY_ALONE if threads == 1 else _BUSY):
             return threads
-        return min(self._most, max(threads, math.ceil(threads * _BUSY / max(busy, 1e-9))))
+        return min(self._most, max(2 * threads, math.ceil(threads * _BUSY / max(busy, 1e-9))))

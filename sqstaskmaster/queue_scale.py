@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoRegionError
+
+from sqstaskmaster.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class Provisioner:
     :param notify: called as `notify(exception, context=rule)` with an error of AWS.
     :raises TypeError: for rules that are not iterable, and for a rule that is no dictionary.
     :raises KeyError: for a rule that lacks a key.
-    :raises ValueError: for a rule whose value is none.
+    :raises ValueError: for a rule whose value is none, or (ConfigurationError) where no region is configured.
 
     Permissions: `sqs:GetQueueAttributes` on the queues, `ecs:UpdateService` (and `ecs:DescribeServices`,
     `ecs:ListTagsForResource` where `get_description` and `get_tags` are used) on the services.
@@ -66,10 +68,18 @@ class Provisioner:
     }
 
     def __init__(self, rules: Iterable[Rule], notify: Callable[..., Any] | None = None) -> None:
+        if notify is not None and not callable(notify):
+            raise TypeError(f"notify must be callable as notify(exception, context=...), not {notify!r}")
         self.rules = _checked(rules)
         self._notify = notify
-        self.sqs = boto3.resource("sqs")
-        self.ecs = boto3.client("ecs")
+        try:
+            self.sqs = boto3.resource("sqs")
+            self.ecs = boto3.client("ecs")
+        except NoRegionError as error:
+            raise ConfigurationError(
+                "No AWS region is configured: set AWS_DEFAULT_REGION, or a region in the profile you use, to the one "
+                "where the services and their queues are"
+            ) from error
 
     def run(self) -> None:
         """Apply every rule once. An error of AWS (ClientError) is notified and logged, and the next rule goes on."""
@@ -140,9 +150,11 @@ class Provisioner:
 def _checked(rules: Any) -> list[Rule]:
     """The rules as a list, so that an iterator is not used up by being checked."""
     try:
-        checked = list(rules)
+        iterator = iter(rules)
     except TypeError:
         raise TypeError(f"Rules must be iterable: {rules}") from None
+    # Apart from iter: a TypeError that the caller's own generator raises is not about being iterable.
+    checked = list(iterator)
     keys = (Provisioner.QUEUE_NAME, Provisioner.SERVICE_NAME, Provisioner.CLUSTER_NAME, Provisioner.ACTIVE_SIZE)
     for rule in checked:
         if not isinstance(rule, dict):

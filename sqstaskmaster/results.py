@@ -28,11 +28,13 @@ class MessageIds(Sequence[str | None]):
         start = index * _ID_BYTES
         if start >= len(self._known):
             self._known.extend(bytes(start - len(self._known) + _CHUNK * _ID_BYTES))
+        digits = message_id.replace("-", "")
         try:
-            packed = bytes.fromhex(message_id.replace("-", ""))
+            packed = bytes.fromhex(digits)
         except ValueError:
             packed = b""
-        if len(packed) == _ID_BYTES and any(packed) and _unpacked(packed) == message_id:
+        is_uuid = len(message_id) == 36 and message_id[8:24:5] == "----" and len(packed) == _ID_BYTES
+        if is_uuid and packed.hex() == digits and any(packed):
             self._known[start : start + _ID_BYTES] = packed
         else:
             self._others[index] = message_id

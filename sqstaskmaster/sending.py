@@ -37,8 +37,9 @@ _RETRY_SECONDS = 100.0
 _PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 
-# Two requests for each thread wait ready made; the caller is woken up again when half of them have gone.
-_AHEAD = 2
+# Four requests for each thread wait ready made; the caller is woken up again when half of them have gone. With fewer
+# the senders run dry while the caller, on a busy machine, waits for its turn.
+_AHEAD = 4
 # A request that is not full waits so long for more tasks.
 _LINGER_SECONDS = 0.5
 # How often the waiting caller looks about: for progress to tell, and for requests that hang.
@@ -171,18 +172,19 @@ class Sending:
             self._refuse(index, task, kwargs, type(error).__name__, str(error))
             return
         entry = Entry(index, task, kwargs, request, size)
+        line = self._line
         with self._lock:
-            blame = self._blame(entry)
-            if blame:
-                self._fail([(entry, *blame)])
+            blame = self._blame(entry) if self._held or self._down is not None else None
+            if blame is None:
+                line.add(entry)
             else:
-                self._line.add(entry)
+                self._fail([(entry, *blame)])
             self.result.taken = index + 1
-            if self._idle and self._line.has_whole():
+            if self._idle and line.has_whole():
                 self._work.notify()
-            full = self._is_full()
+            full = len(line) >= self._most_entries or line.bytes >= self._most_bytes
         if full:
-            self._await(lambda: self._is_full(0.5), pressed=True)
+            self._await(self._is_half_full, pressed=True)
         elif self._on_progress is not None:
             self._tell()
 
@@ -201,9 +203,9 @@ class Sending:
             return "HeldBack", f"task {blame} of the same message group, which comes before it, was not sent"
         return None
 
-    def _is_full(self, part: float = 1.0) -> bool:
-        """Whether so much waits that no more is to be taken; with a part, whether more than that part of it waits."""
-        return len(self._line) >= self._most_entries * part or self._line.bytes >= self._most_bytes * part
+    def _is_half_full(self) -> bool:
+        """Whether half as much waits as may: a caller who found it full comes back when it is not even that."""
+        return len(self._line) >= self._most_entries // 2 or self._line.bytes >= self._most_bytes // 2
 
     # The caller's thread: waiting.
 
@@ -321,12 +323,12 @@ class Sending:
             lingered = False
             while not self._stopping.is_set():
                 # Until the caller has been woken up, there is more to come than it shows.
-                pressed = self._pressed and self._is_full(0.5)
+                pressed = self._pressed and self._is_half_full()
                 if pressed or self._closed or lingered or self._line.has_whole():
                     entries = self._line.take()
                     if entries:
                         self._flying.update(entries)
-                        if self._pressed and not self._is_full(0.5):
+                        if self._pressed and not self._is_half_full():
                             self._room.notify()
                         return entries
                 if self._closed and not len(self._line):

@@ -37,14 +37,14 @@ def _numbers(*names: str) -> frozenset[int]:
     return frozenset(int(getattr(signal, name)) for name in names if hasattr(signal, name))
 
 
+# As plain numbers, and once: to make the set of Python's enum takes longer than a call to SQS may cost here.
+_ALL = frozenset(map(int, signal.valid_signals()))
+
 # Without those of crashes, whose handlers (faulthandler's) are as right in a child.
-_HOLDABLE = frozenset(map(int, signal.valid_signals())) - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
+_HOLDABLE = _ALL - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
 
 # What a terminal or a service manager sends to all processes of a group.
 _STOP_REQUESTS = _numbers("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
-
-# Asked for once: that takes longer than some tasks do.
-_ALL = frozenset(signal.valid_signals())
 
 # What programs install handlers for.
 _HANDLED = _numbers("SIGALRM", "SIGCHLD", "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")
@@ -160,7 +160,6 @@ class Alarm:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         try:
             undisturbed = signal.SIGALRM not in blocked and self._is_installed() and self._is_armed()
-            self._due = math.inf
             if Alarm._top is self:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 # An alarm may have come just before: this calls its Python handler where Python has seen it, so this
@@ -174,6 +173,7 @@ class Alarm:
             else:
                 self._step_out()
             self._below = self._outer = None
+            self._due = math.inf
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         return undisturbed

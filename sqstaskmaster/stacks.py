@@ -19,11 +19,11 @@ _THREAD = re.compile(r"(?P<current>Current t|T)hread 0x[0-9a-f]+(?P<name>.*) \(m
 _FATAL = "Fatal Python error: "
 
 
-def readable(dump: str, starter: str) -> str:
+def readable(dump: str, starter: tuple[str, str]) -> str:
     """The dump as text for people; "" for an empty one.
 
-    `starter` is the file that called the task: its frames, those outside them, and those of its package next to them
-    are not where a task hangs, and left out.
+    `starter` is the file and the function that called the task: its frame, those outside it, and those of its package
+    next to it are not where a task hangs, and left out.
     """
     shown: list[str] = []
     frames: list[re.Match[str]] = []
@@ -43,14 +43,15 @@ def readable(dump: str, starter: str) -> str:
     return "\n".join(shown + _traceback(frames, starter))
 
 
-def _traceback(frames: list[re.Match[str]], starter: str) -> list[str]:
+def _traceback(frames: list[re.Match[str]], starter: tuple[str, str]) -> list[str]:
     """From frames, innermost first, to lines, innermost last."""
-    package = os.path.dirname(starter)
-    outermost = next((i for i, frame in enumerate(frames) if frame["file"] == starter), len(frames))
-    # A task that is stopped while it reports progress stands in the starter's file too: then that is where it is.
-    calls = frames[:outermost] if outermost else frames
-    while len(calls) > 1 and outermost < len(frames) and os.path.dirname(calls[-1]["file"]) == package:
-        calls = calls[:-1]
+    package = os.path.dirname(starter[0])
+    of_starter = (i for i, frame in enumerate(frames) if (frame["file"], frame["function"]) == starter)
+    calls = frames[: next(of_starter, 0)]
+    while calls and os.path.dirname(calls[-1]["file"]) == package:
+        calls.pop()
+    # Nothing of the task's own: a thread that it did not start, or the starter waiting for such.
+    calls = calls or frames
     return [line for frame in reversed(calls) for line in _lines(frame)]
 
 

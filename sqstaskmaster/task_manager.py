@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import logging
 import re
 import time
@@ -27,6 +26,7 @@ from sqstaskmaster.limits import (
     MAX_WAIT_SECONDS,
     check_whole,
     check_whole_seconds,
+    is_sendable,
 )
 from sqstaskmaster.options import NO_OPTIONS, Given
 from sqstaskmaster.protocols import Queue
@@ -57,6 +57,8 @@ _REGION_IN_HOST = re.compile(
     r"(?:^|\.)(?:sqs(?:-fips)?\.(?P<region>[a-z0-9-]+)(?:\.vpce)?|(?P<legacy>[a-z0-9-]+)\.queue)"
     r"\.amazonaws\.com(?:\.cn)?$"
 )
+# The oldest form of all names no region and means one.
+_REGION_OF_HOST = {"queue.amazonaws.com": "us-east-1", "sqs.amazonaws.com": "us-east-1"}
 
 
 class TaskManager:
@@ -89,8 +91,10 @@ class TaskManager:
             raise ValueError(f"A queue URL must be a non-empty string, not {sqs_url!r}")
         if notify is not None and not callable(notify):
             raise TypeError(f"notify must be callable as notify(exception, context=...), not {notify!r}")
-        if sender_name is not None and (not isinstance(sender_name, str) or not sender_name):
-            raise ValueError(f"A sender name must be a non-empty string, not {sender_name!r}")
+        if sender_name is not None and (not isinstance(sender_name, str) or not is_sendable(sender_name)):
+            raise ValueError(
+                f"A sender name must be non-empty text without control characters and surrogates, not {sender_name!r}"
+            )
         self.url = sqs_url
         self.sender_name = sender_name or f"Unknown sender to: {sqs_url}"
         self._notify = notify
@@ -128,8 +132,8 @@ class TaskManager:
     ) -> SubmitResult:
         """Send many tasks: in requests of up to 10 messages and 1 MiB, in parallel, each task accounted for.
 
-        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 20 tasks for each
-            thread ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
+        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 40 tasks for each thread
+            (or 4 MiB) ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
             message ids of the result aside: 16 bytes a task).
         :param threads: how many requests may be under way at a time, 1 to 64. Fewer are, where the answers come so
             fast that more would only cost processor time, or the client keeps fewer connections (botocore: 10; the
@@ -193,7 +197,7 @@ class TaskManager:
             the messages of one group are received in order. On a standard queue a fair queue: a group with a large
             backlog does not delay the others.
         :param message_deduplication_id: the same characters; FIFO queues only. SQS drops a message with the id of one
-            of the last five minutes (and answers with the id of that). Required unless the queue has
+            of the last five minutes. Required unless the queue has
             ContentBasedDeduplication, which drops a task that is equal to an earlier one.
         :raises ValueError: for a value out of its range, or not for this kind of queue; of a function's value in
             `submit`, and as a failure in `submit_many`.
@@ -224,7 +228,12 @@ class TaskManager:
 
     def _request_of_any(self, task: Any, kwargs: Any) -> tuple[dict[str, Any], int]:
         """`_request` for what an iterable gave, which may be anything."""
-        if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        try:
+            "".join(kwargs)  # the quickest way to see that all names are strings; this is called for each of millions
+            named = isinstance(kwargs, Mapping)
+        except TypeError:
+            named = False
+        if not named:
             raise InvalidTask(
                 "submit_many takes pairs of a task's name and a dictionary of its arguments, by name; not "
                 f"({task!r:.80}, {type(kwargs).__name__})"
@@ -324,13 +333,13 @@ def region_of(url: str) -> str | None:
 
     Requests are signed for a region, and SQS refuses those signed for another than the queue's.
     """
-    found = _REGION_IN_HOST.search(urlsplit(url).hostname or "")
-    return (found["region"] or found["legacy"]) if found else None
+    host = urlsplit(url).hostname or ""
+    found = _REGION_IN_HOST.search(host)
+    return (found["region"] or found["legacy"]) if found else _REGION_OF_HOST.get(host)
 
 
 def _boto3_queue(url: str) -> Queue:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/"):
+    if not _is_queue_url(url):
         raise ValueError(
             f"{url!r} is no queue URL: one looks like https://sqs.eu-west-1.amazonaws.com/123456789012/name. For an "
             "in-memory queue, give queue_constructor=LocalQueue"
@@ -352,18 +361,30 @@ def _boto3_queue(url: str) -> Queue:
     return queue
 
 
+def _is_queue_url(url: str) -> bool:
+    if any(character.isspace() for character in url):
+        return False  # the newline at the end of a file; urlsplit would not notice
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and bool(parts.path.strip("/"))
+
+
 def _custom_queue(constructor: Any, url: str) -> Queue:
     wrong = f"TaskManager invalid queue_constructor type {constructor!r}"
     remedy = "give LocalQueue, or a callable that takes the queue's URL and gives an object like boto3's SQS.Queue"
     if not callable(constructor):
         raise TypeError(f"{wrong}: not callable; {remedy}")
     try:
-        inspect.signature(constructor).bind(url)
-    except TypeError as error:
-        raise TypeError(f"{wrong}: cannot be called with one argument; {remedy}") from error
-    except ValueError:
-        pass  # a callable that tells no signature
-    queue: Queue = constructor(url)
+        queue: Queue = constructor(url)
+    except (TypeError, ValueError) as error:
+        # Raised by the call itself, as by `object` or `int`, the constructor does not take a URL. An error from within
+        # a constructor's own code is the user's to see as it is.
+        within = error.__traceback__ and error.__traceback__.tb_next
+        if within:
+            raise
+        raise TypeError(f"{wrong}: cannot be called with a queue URL ({error}); {remedy}") from error
     lacking = [
         method
         for method in ("send_message", "receive_messages", "load", "purge")

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqstaskmaster import logs, process_tree, signals
-from sqstaskmaster.exits import CommandError, Exit, explain
+from sqstaskmaster.exits import CommandError, Exit, report
 from sqstaskmaster.supervisor import BUSY, IDLE, LOADED, POLLED
 
 if TYPE_CHECKING:
@@ -108,11 +108,7 @@ def main(arguments: Sequence[str]) -> int:
             ecs_agent_uri=os.environ.get("ECS_AGENT_URI"),
         )
     except (Exception, KeyboardInterrupt) as error:
-        if options.debug:
-            traceback.print_exc()
-        code, sentence = explain(error)
-        print(f"sqstaskmaster: {sentence}", file=sys.stderr)
-        return code
+        return report(error, options.debug)
     return Exit.OK
 
 
@@ -130,6 +126,9 @@ def _end_with_supervisor(pid: int, supervisor: socket.socket) -> None:
     """Have this process stop, as on a second signal, when the supervisor is gone, SIGKILLed perhaps.
 
     Linux sends a signal then. Elsewhere a thread notices that the other end of the socket is closed.
+
+    Limits: a plain MessageHandler in C code that holds the interpreter notices when it lets go, no sooner. The tasks of
+    ProcessMessageHandler never hold this process's interpreter.
     """
     signals.Handlers(_orphaned, signal.SIGHUP).install()
     process_tree.die_with_parent(signal.SIGHUP)

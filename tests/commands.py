@@ -40,6 +40,15 @@ def run(*arguments, environ=None, **options):
     )
 
 
+def alive(pid):
+    """Whether there is such a process, reaped ones not counted."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 class Command(Script):
     """A command that goes on running, with what it prints kept line by line, as Script does."""
 

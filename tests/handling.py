@@ -1,5 +1,6 @@
 """What the tests of the handler share: a clock and a message that obey, and a handler that remembers."""
 
+import itertools
 import logging
 import signal
 import unittest
@@ -36,6 +37,12 @@ BEYOND_TOTAL = client_error(
 )
 
 
+numbers = itertools.count(1)
+
+# The tests read what they need; also between two tests, where a thread given up by one of them may log.
+logging.getLogger("sqstaskmaster").addHandler(logging.NullHandler())
+
+
 class Clock:
     def __init__(self):
         self.now = 5000.0
@@ -50,7 +57,7 @@ class FakeMessage:
     def __init__(self, on_change=None, on_delete=None, attributes=ATTRIBUTES):
         self.body = BODY
         self.attributes = attributes
-        self.message_id = "id-1"
+        self.message_id = f"id-{next(numbers)}"
         self.changes = []
         self.deletes = 0
         self.on_change = on_change or (lambda: None)
@@ -65,7 +72,7 @@ class FakeMessage:
         self._answer(self.on_delete)
 
     def __repr__(self):
-        return "FakeMessage(id-1)"
+        return f"FakeMessage({self.message_id})"
 
     @staticmethod
     def _answer(ask):
@@ -86,6 +93,7 @@ class Answers:
 
 class Handler(MessageHandler):
     # A check that fails inside a `with` block fails the task only, as any exception there: SignalTestCase asks for it.
+    # And for what a mistake in the test or in the handler raises there.
     failed_checks = []
 
     def __init__(self, message, sqs_timeout=30, alarm_timeout=10, hard_timeout=100, **kwargs):
@@ -102,7 +110,7 @@ class Handler(MessageHandler):
 
     def notify(self, exception, context=None):
         self.notified.append((exception, context))
-        if isinstance(exception, AssertionError):
+        if isinstance(exception, (AssertionError, AttributeError, LookupError, NameError, StopIteration)):
             self.failed_checks.append(exception)
 
     def claim_lost(self, exception):
@@ -122,10 +130,6 @@ class SignalTestCase(unittest.TestCase):
     """Every test leaves SIGALRM, its mask and its timer as it found them."""
 
     def setUp(self):
-        logger = logging.getLogger("sqstaskmaster")
-        silence = logging.NullHandler()
-        logger.addHandler(silence)
-        self.addCleanup(logger.removeHandler, silence)
         self.found = signal.getsignal(signal.SIGALRM)
         Handler.failed_checks.clear()
         self.addCleanup(self.check_signals)
@@ -143,3 +147,7 @@ class SignalTestCase(unittest.TestCase):
         self.assertEqual(
             ((0.0, 0.0), self.found, False, None), (timer, handler, signal.SIGALRM in blocked, top), "left behind"
         )
+
+    def actions(self, logs, handler):
+        """What the log tells of one message. A thread given up by an earlier test may log at any time."""
+        return [record.action for record in logs.records if record.message_id == handler._message.message_id]

@@ -24,8 +24,22 @@ from unittest import mock
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 DEADLINE_SECONDS = 60
+
+# Binds before it tells its port, so that no other process can come in between, and ends with whoever started it,
+# however that one ends: its standard input is a pipe that nobody writes to.
+MOTO = """
+import os, sys
+from moto.server import ThreadedMotoServer
+
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+server.start()
+print("http://%s:%d" % server.get_host_and_port(), flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -69,27 +83,54 @@ def endpoint():
         if os.environ.get("CI"):
             raise AssertionError("moto is not installed: pip install -e '.[dev]'")
         raise unittest.SkipTest("moto is not installed: pip install -e '.[dev]'")
-    for _ in range(5):
-        port = free_port()
-        log = tempfile.TemporaryFile("w+")
+    folder = tempfile.TemporaryDirectory()
+    output = os.path.join(folder.name, "moto")
+    with open(output, "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-u", "-c", MOTO],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env={**os.environ, **ENVIRONMENT},
+            # Neither a proxy nor an endpoint of the user's may come between.
+            env={**{name: value for name, value in os.environ.items() if not name.startswith("AWS_")}, **ENVIRONMENT},
         )
-        wait_until(lambda: server.poll() is not None or answers(port), "moto answers")
-        if server.poll() is None:
-            atexit.register(stop, server)
-            return f"http://127.0.0.1:{port}"
-        log.seek(0)
-        print(log.read(), file=sys.stderr)  # another process took the port in between: try one more
-    raise AssertionError("moto did not start")
+    atexit.register(_stop_own, os.getpid(), server, folder)
+
+    def address():
+        found = [line for line in whole_lines(output) if line.startswith("http://127.0.0.1:")]
+        if not found and server.poll() is not None:
+            raise AssertionError(f"moto ended with {server.returncode}:\n" + "\n".join(whole_lines(output)))
+        return found and found[0]
+
+    return wait_until(address, "moto tells its address")
+
+
+def _stop_own(owner, server, folder):
+    # A process forked from this one runs the same functions when it ends.
+    if os.getpid() == owner:
+        stop(server)
+        folder.cleanup()
+
+
+def lacks(what):
+    """To be called where the server did not do what SQS does: skips on a server that was given, fails on our own."""
+    if os.environ.get("SQSTASKMASTER_TEST_ENDPOINT"):
+        raise unittest.SkipTest(f"the server of SQSTASKMASTER_TEST_ENDPOINT lacks {what}")
+    raise AssertionError(f"the server lacks {what}")
 
 
 def stop(process):
+    """Kill a process (one that has ended already does no harm), and wait for its end."""
     process.kill()
-    process.wait()
+    process.wait(DEADLINE_SECONDS)
+    if process.stdin:
+        process.stdin.close()
+
+
+def whole_lines(path):
+    """The lines of a file that another process writes, less a last one that it has not ended yet."""
+    with open(path, errors="replace") as output:
+        return output.read().split("\n")[:-1]
 
 
 def environment():
@@ -100,8 +141,14 @@ def environment():
     return {**kept, **ENVIRONMENT, **nowhere, "AWS_ENDPOINT_URL": endpoint()}
 
 
+@functools.cache
+def _session():
+    # One for all clients: each session reads the models of the services anew.
+    return boto3.session.Session()
+
+
 def client(service="sqs"):
-    return boto3.session.Session().client(
+    return _session().client(
         service,
         endpoint_url=endpoint(),
         region_name="us-east-1",
@@ -123,12 +170,14 @@ class ServerTestCase(unittest.TestCase):
         boto3.DEFAULT_SESSION = None
         self.addCleanup(setattr, boto3, "DEFAULT_SESSION", None)
         self.sqs = client()
+        self.addCleanup(self.sqs.close)
 
     def create_queue(self, visibility=30, max_receive_count=None, **attributes):
         """The URL of a new queue, deleted after the test; with max_receive_count also a dead-letter queue."""
         attributes["VisibilityTimeout"] = str(visibility)
         if max_receive_count is not None:
-            dead_letters = self.create_queue()
+            kind = {"FifoQueue": "true"} if attributes.get("FifoQueue") == "true" else {}
+            dead_letters = self.create_queue(**kind)
             arn = self.sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])
             attributes["RedrivePolicy"] = json.dumps(
                 {"deadLetterTargetArn": arn["Attributes"]["QueueArn"], "maxReceiveCount": str(max_receive_count)}
@@ -136,8 +185,16 @@ class ServerTestCase(unittest.TestCase):
             self.dead_letters = dead_letters
         name = f"test-{uuid.uuid4().hex}" + (".fifo" if attributes.get("FifoQueue") == "true" else "")
         url = self.sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
-        self.addCleanup(self.sqs.delete_queue, QueueUrl=url)
+        self.addCleanup(self._delete_queue, url)
         return url
+
+    def _delete_queue(self, url):
+        try:
+            self.sqs.delete_queue(QueueUrl=url)
+        except ClientError as error:
+            # The test itself may have deleted it.
+            if not error.response["Error"]["Code"].endswith(("QueueDoesNotExist", "NonExistentQueue")):
+                raise
 
     def receive(self, url, wait=0, visibility=30):
         """The messages (at most 10) that a poll brings, as boto3 gives them."""
@@ -183,21 +240,23 @@ class Script:
         test.addCleanup(stop, self.process)
 
     def lines(self):
-        with open(self.output) as output:
-            return output.read().splitlines()
+        return whole_lines(self.output)
 
     def wait_for(self, text, seconds=DEADLINE_SECONDS):
         """The first line with the text in it, when it has come."""
 
         def found():
+            ended = self.process.poll() is not None  # asked first: what it printed last is in the file then
             line = next((line for line in self.lines() if text in line), None)
-            if line is None and self.process.poll() is not None and not any(text in line for line in self.lines()):
-                raise AssertionError(
-                    f"ended with {self.process.returncode} before {text!r}:\n" + "\n".join(self.lines())
-                )
+            if line is None and ended:
+                raise AssertionError(f"ended with {self.process.returncode} before it printed {text!r}")
             return line
 
-        return wait_until(found, f"the script prints {text!r}", seconds)
+        try:
+            return wait_until(found, f"the script prints {text!r}", seconds)
+        except AssertionError as error:
+            with open(self.output, errors="replace") as output:
+                raise AssertionError(f"{error}; it printed:\n{output.read()}") from None
 
     def end(self, number=signal.SIGKILL):
         self.process.send_signal(number)

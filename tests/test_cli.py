@@ -1,5 +1,6 @@
 """The command line as its users meet it: a subprocess, against a real SQS server. The worker has a file of its own."""
 
+import importlib.util
 import json
 import os
 import pty
@@ -60,6 +61,15 @@ class TestHelp(unittest.TestCase):
         code += "print(sorted({'boto3', 'botocore', 'rich', 'asyncio'} & set(sys.modules)))"
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline())
         self.assertEqual("[]", shown.stdout.splitlines()[-1], shown.stderr)
+
+    def test_a_shell_can_complete_commands_and_options(self):
+        if importlib.util.find_spec("argcomplete") is None:
+            self.skipTest("argcomplete is not installed: pip install -e '.[cli]'")
+        for line, answer in (("sqstaskmaster wo", "worker"), ("sqstaskmaster demo --que", "--queue-url")):
+            with self.subTest(line), tempfile.NamedTemporaryFile("r") as answers:
+                shell = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+                run(environ=offline(**shell, _ARGCOMPLETE_STDOUT_FILENAME=answers.name))
+                self.assertIn(answer, answers.read())
 
     def test_no_command_is_a_usage_error(self):
         self.assertEqual(2, run(environ=offline()).returncode)
@@ -342,7 +352,7 @@ class MoveServer(BaseHTTPRequestHandler):
         if callable(answer):
             answer = answer(asked)
         body = json.dumps(answer).encode()
-        self.send_response(400 if "__type" in answer else 200)
+        self.send_response(answer.get("__status", 400 if "__type" in answer else 200))
         self.send_header("Content-Type", "application/x-amz-json-1.0")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -423,6 +433,16 @@ class TestRedrive(CommandTestCase):
         }
         finished = run("redrive", f"{self.endpoint}/1/dead", environ=self.environ)
         self.assert_refused(finished, 4, "must be configured as a Dead Letter Queue")
+
+    def test_whoever_waits_at_a_terminal_waits_for_three_tries_unless_told_otherwise(self):
+        self.server.answers["GetQueueAttributes"] = {"__status": 503, "__type": "ServiceUnavailable"}
+        # The mode that botocore had by default for long: five tries.
+        finished = run("status", f"{self.endpoint}/1/tasks", environ={**self.environ, "AWS_RETRY_MODE": "legacy"})
+        self.assert_refused(finished, 5, "try again later")
+        self.assertEqual(3, len(self.server.requests))
+        finished = run("status", f"{self.endpoint}/1/tasks", environ={**self.environ, "AWS_MAX_ATTEMPTS": "1"})
+        self.assert_refused(finished, 5, "try again later")
+        self.assertEqual(4, len(self.server.requests))
 
     def test_ctrl_c_cancels_the_move(self):
         process = None

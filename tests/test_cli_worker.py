@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
 
-from tests.commands import Command, offline, run
+from tests.commands import Command, alive, offline, online, run
 from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, wait_until
 
 # Longer than any test: a message that is seen before this was given back.
@@ -59,15 +60,15 @@ worker = Worker(
     shutdown_grace=float(os.environ.get("GRACE", "600")),
 )
 not_a_worker = 5
+
+@worker.task("Isolated")
+def isolated():
+    import ctypes, subprocess
+    daemon = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+    print("daemon", daemon.pid, flush=True)
+    print("runs", os.getpid(), flush=True)
+    ctypes.PyDLL(None).sleep(3600)  # C code that holds the interpreter
 """
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class WorkerTestCase(ServerTestCase):
@@ -247,6 +248,21 @@ class TestDeath(WorkerTestCase):
         self.assertEqual([], self.pids(worker, "finished"))
         self.assert_given_back()
 
+    def test_when_the_supervisor_is_killed_nothing_is_left_of_a_task_in_a_process_of_its_own(self):
+        self.submit("Isolated")
+        worker = self.worker()
+        pids = self.wait_for_runs(worker) + self.pids(worker, "daemon") + self.worker_processes(worker)
+        worker.stop(signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "all are gone", 15)
+
+    def test_when_a_process_is_killed_nothing_is_left_of_its_task(self):
+        self.submit("Isolated")
+        worker = self.worker()
+        pids = self.wait_for_runs(worker) + self.pids(worker, "daemon")
+        os.kill(self.worker_processes(worker)[0], signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "all are gone", 15)
+        wait_until(lambda: len(self.worker_processes(worker)) == 2, "another process is started")
+
     def test_when_the_supervisor_is_killed_a_task_that_swallows_everything_ends_too(self):
         self.submit("Deaf")
         worker = self.worker()
@@ -254,6 +270,25 @@ class TestDeath(WorkerTestCase):
         worker.stop(signal.SIGKILL)
         wait_until(lambda: not alive(pid), "it is gone", 15)
         self.assertIn("swallowed", worker.lines())
+
+
+class TestDoctor(WorkerTestCase):
+    def test_the_doctor_finds_the_worker_in_the_current_folder_however_the_command_is_installed(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        # As pip installs a command: a script elsewhere, whose folder Python puts in front, not the current one.
+        script = Path(folder.name, "sqstaskmaster-command")
+        script.write_text("import sys\nfrom sqstaskmaster.cli import main\nsys.exit(main())\n")
+        looked = subprocess.run(
+            [sys.executable, script, "doctor", self.url, "--worker", "tasks:worker"],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            timeout=DEADLINE_SECONDS,
+            env=online(QUEUE_URL=self.url, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+        )
+        self.assertEqual(8, looked.returncode, looked.stderr)
+        self.assertIn("the worker claims 600 s at a time", looked.stdout)
 
 
 class TestErrors(WorkerTestCase):

@@ -97,6 +97,16 @@ class TestPicture(unittest.TestCase):
         self.assertEqual(rule[four], "┬")
         self.assertEqual(next(line for line in lines if line.startswith(" third"))[four], "◆")
 
+    def test_half_of_the_time_is_half_of_the_axis(self):
+        rule = drawn(5.0)[3].strip()
+        self.assertAlmostEqual(rule.index("▼") / len(rule), 5.0 / PLAN.length, delta=0.03)
+
+    def test_no_number_on_the_axis_is_cut_off(self):
+        for width in range(80, 130):
+            numbers = [int(number) for number in drawn(25.0, width)[2].replace("s", "").split()]
+            step = numbers[1]
+            self.assertEqual(numbers, list(range(0, numbers[-1] + 1, step)), f"width {width}")
+
     def test_the_stack_of_a_stopped_task_is_shown_without_folders(self):
         self.assertIn('   File "solver.py", line 7 in solve', drawn(7.0))
 
@@ -278,7 +288,8 @@ class TestDemo(unittest.TestCase):
         frames = re.split(r"\x1b\[\d+F", text)
         self.assertGreater(len(frames), 30)
         self.assertIn("\x1b[32m", text)
-        lengths = [ESCAPES.sub("", frame).partition("long task")[2].split("\n")[0].count("━") for frame in frames]
+        bars = [ESCAPES.sub("", frame).partition("long task")[2].split("\n")[0] for frame in frames]
+        lengths = [sum(map(bar.count, "━◆")) for bar in bars]
         self.assertGreater(len(set(lengths)), 10, "the bar grows from frame to frame")
         self.assertNotIn("Traceback", text)
 

@@ -14,9 +14,9 @@ import tempfile
 import textwrap
 import unittest
 
-import sqstaskmaster
 from sqstaskmaster.demo import picture
 from sqstaskmaster.demo.scenarios import SCENARIOS
+from sqstaskmaster.exits import MEANINGS
 from tests import support
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -47,12 +47,24 @@ class TestReadme(unittest.TestCase):
     def test_every_python_block_is_a_file_that_these_tests_run(self):
         self.assertEqual(
             sorted({name for name, _ in files()}),
-            ["producer.py", "provision.py", "service.py", "tasks.py", "test_tasks.py", "worker.py"],
+            [
+                "produce_many.py",
+                "producer.py",
+                "provision.py",
+                "service.py",
+                "tasks.py",
+                "test_tasks.py",
+                "worker.py",
+            ],
         )
 
     def test_every_python_block_compiles(self):
         for name, source in files():
             compile(source, name, "exec")
+
+    def test_the_exit_codes_are_those_of_the_command(self):
+        table = re.findall(r"(?m)^(\d+) +(\S.*)$", readme().partition("\nexit  meaning\n")[2])
+        self.assertEqual(table, [(str(code.value), meaning) for code, meaning in MEANINGS.items()])
 
     def test_policies_are_least_privilege(self):
         actions = []
@@ -134,20 +146,30 @@ class TestReadmeScripts(support.ServerTestCase):
     def test_what_the_producer_publishes_the_worker_consumes(self):
         self.produce_and_consume()
 
-    @unittest.skipUnless(hasattr(sqstaskmaster, "ProcessMessageHandler"), "there is no ProcessMessageHandler yet")
     def test_the_same_scripts_run_with_the_task_in_a_process(self):
         in_process = [source for name, source in files() if name == "tasks.py" and "ProcessMessageHandler" in source]
         self.write("tasks.py", in_process[0])
         self.produce_and_consume()
 
-    def test_the_worker_runs_as_a_script_and_from_the_command_line(self):
-        self.write("command.py", "from sqstaskmaster.cli import main\n\nmain(['worker', 'service:worker'])\n")
-        for name in ("service.py", "command.py"):
-            worker = self.script(name)
-            self.run_to_its_end("producer.py")
-            worker.wait_for("2262 primes below 20000")
-            support.wait_until(lambda: self.counts(self.url) == (0, 0, 0), "the message is deleted")
-            worker.end()
+    def test_many_are_produced(self):
+        with open(self.path("produce_many.py"), encoding="utf-8") as file:
+            source = file.read().replace("1_000_000", "25")
+        self.write("produce_many.py", source)
+        produced = self.run_to_its_end("produce_many.py")
+        self.assertEqual(produced.returncode, 0, produced.stderr)
+        self.assertIn("25 sent", produced.stdout)
+        self.assertEqual(self.counts(self.url), (26, 0, 1))
+
+    def test_the_command_line_runs_what_the_producer_publishes(self):
+        produced = self.run_to_its_end("producer.py")
+        self.assertEqual(produced.returncode, 0, produced.stderr)
+        # Only so that the test need not wait for the end of the longest poll.
+        source = pathlib.Path(self.path("service.py")).read_text(encoding="utf-8")
+        self.write("service.py", source.replace("Worker(TaskManager", "Worker(wait_time=1, manager=TaskManager"))
+        worked = self.run_to_its_end("-m", "sqstaskmaster", "worker", "service:worker", "--burst")
+        self.assertEqual(worked.returncode, 0, worked.stderr)
+        self.assertIn("2262 primes below 20000", worked.stdout)
+        self.assertEqual(self.counts(self.url), (0, 0, 0))
 
     def test_the_test_without_aws_passes(self):
         found = self.run_to_its_end("-m", "unittest", "test_tasks")

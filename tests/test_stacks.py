@@ -4,6 +4,8 @@ import unittest
 
 from sqstaskmaster.stacks import readable
 
+STARTER = ("/lib/sqstaskmaster/keeper.py", "_run")
+
 DUMP = """\
 Fatal Python error: Segmentation fault
 
@@ -34,19 +36,24 @@ class ReadableTest(unittest.TestCase):
                 '  File "/app/model.py", line 9, in fit',
                 "Extension modules: a, b",
             ],
-            readable(DUMP, "/lib/sqstaskmaster/keeper.py").splitlines(),
+            readable(DUMP, STARTER).splitlines(),
         )
 
     def test_a_frame_of_a_file_that_can_be_read_shows_its_line(self):
-        here = readable(f'  File "{__file__}", line 1 in somewhere', "/lib/sqstaskmaster/keeper.py")
+        here = readable(f'  File "{__file__}", line 1 in somewhere', STARTER)
         self.assertIn("What faulthandler writes", here)
 
     def test_a_task_that_hangs_in_the_starter_itself_is_shown_there(self):
-        dump = '  File "/p/keeper.py", line 5 in send\n  File "/p/keeper.py", line 2 in _run\n'
-        self.assertIn("line 5, in send", readable(dump, "/p/keeper.py"))
+        dump = f'  File "{STARTER[0]}", line 5 in wait_for_threads\n  File "{STARTER[0]}", line 2 in _run\n'
+        self.assertIn("line 5, in wait_for_threads", readable(dump, STARTER))
+
+    def test_a_task_that_is_reporting_is_shown_from_its_own_code_on(self):
+        frames = ("send", STARTER[0]), ("fit", "/app/task.py"), ("_run", STARTER[0]), ("<module>", "/app/worker.py")
+        dump = "".join(f'  File "{file}", line 1 in {function}\n' for function, file in frames)
+        self.assertEqual(["fit", "send"], [line.split()[-1] for line in readable(dump, STARTER).splitlines()])
 
     def test_no_dump_is_no_text(self):
-        self.assertEqual("", readable("", "keeper.py"))
+        self.assertEqual("", readable("", STARTER))
 
 
 if __name__ == "__main__":

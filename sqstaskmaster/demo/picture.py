@@ -316,18 +316,19 @@ def _title(plan: Plan, look: Look, now: float) -> str:
 
 
 def _scale(axis: Axis, now: float, look: Look, label: int, finished: bool) -> list[str]:
-    numbers = [" "] * (axis.columns + 4)
+    numbers = [" "] * axis.columns
     rule: list[Cell] = [(look.glyphs.rule, "dim")] * axis.columns
     for tick in axis.ticks():
         column = axis.at(tick)
         rule[column] = (look.glyphs.tick, "dim")
         text = str(tick) if tick else "0 s"
-        numbers[column : column + len(text)] = text
+        if column + len(text) <= axis.columns:
+            numbers[column : column + len(text)] = text
     if not finished:
         rule[axis.at(now)] = (look.glyphs.now, "now")
     indent = " " * (_MARGIN + label)
     return [
-        indent + look.paint("".join(numbers[: axis.columns]).rstrip(), "dim"),
+        indent + look.paint("".join(numbers).rstrip(), "dim"),
         indent + _joined(rule, look),
     ]
 
@@ -369,11 +370,12 @@ def _paragraph(text: str, look: Look, style: str) -> list[str]:
 
 
 def _stack(title: str, row: Row, look: Look) -> list[str]:
-    """Where a task was stopped, innermost call first, where its handler learnt that."""
-    frames = [_short(text.strip()) for text in row.stack.splitlines() if text.strip().startswith("File ")]
+    """Where a task was stopped, innermost call last, where its handler learnt that."""
+    shown = [_short(text) if text.strip().startswith("File ") else text for text in row.stack.splitlines()]
+    frames = [text for text in shown if text.startswith("  ")][-6:]  # three calls with their source lines
     if not frames:
         return []
-    lines = [f" {title} was stopped in", *(f"   {frame}" for frame in frames[:3])]
+    lines = [f" {title} was stopped in", *(f" {frame}" for frame in frames)]
     return ["", *(look.paint(text[: look.width], "dim" if number else "stopped") for number, text in enumerate(lines))]
 
 

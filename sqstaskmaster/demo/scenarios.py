@@ -12,6 +12,7 @@ from typing import Any
 
 from sqstaskmaster.demo.events import Kind
 from sqstaskmaster.message_handler import MessageHandler
+from sqstaskmaster.process_handler import ProcessMessageHandler
 
 CLAIM_SECONDS = 2
 EXTEND_EVERY_SECONDS = 0.8
@@ -101,11 +102,28 @@ class Crawl(Task):
         return progress
 
 
+class Add(Task, ProcessMessageHandler):
+    """One call into C that holds the interpreter for hours: no signal handler of Python's runs meanwhile."""
+
+    hard_timeout_seconds = 2.0
+
+    def __init__(self, message: Any, demo: str) -> None:
+        super().__init__(message, demo)
+        self.term_grace = 0.5
+
+    def run(self) -> None:
+        self.total = sum(range(10**12))
+
+
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """One message of the demo. Without a handler, its body is malformed. `ends` is how it ends where all is well."""
+    """One message of the demo. Without a handler, its body is malformed.
+
+    `seconds` is about how long it keeps the worker busy, `ends` how it ends where all is well.
+    """
 
     title: str
+    seconds: float
     ends: Kind
     handler: type[Task] | None = None
 
@@ -120,11 +138,12 @@ class Scenario:
 
 
 SCENARIOS = (
-    Scenario("quick task", Kind.DONE, Resize),
-    Scenario("long task", Kind.DONE, Render),
-    Scenario("malformed body", Kind.REFUSED),
-    Scenario("failing task", Kind.FAILED, Import),
-    Scenario("runaway task", Kind.TIMED_OUT, Optimise),
-    Scenario("stuck task", Kind.STUCK, Crawl),
-    Scenario("one more task", Kind.DONE, Resize),
+    Scenario("quick task", 0.7, Kind.DONE, Resize),
+    Scenario("long task", 5.6, Kind.DONE, Render),
+    Scenario("malformed body", 0.0, Kind.REFUSED),
+    Scenario("failing task", 1.0, Kind.FAILED, Import),
+    Scenario("runaway task", 2.5, Kind.TIMED_OUT, Optimise),
+    Scenario("stuck task", 1.6, Kind.STUCK, Crawl),
+    Scenario("hung C call", 2.5, Kind.TIMED_OUT, Add),
+    Scenario("one more task", 0.7, Kind.DONE, Resize),
 )

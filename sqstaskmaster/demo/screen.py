@@ -21,7 +21,6 @@ from sqstaskmaster.demo.events import ENDS, Event, Kind
 from sqstaskmaster.demo.scenarios import CLAIM_SECONDS, EXTEND_EVERY_SECONDS, SCENARIOS
 
 _FRAME_SECONDS = 0.1
-_EXPECTED_SECONDS = 14.0
 _PIPE_COLUMNS = 96
 
 # What a worker that was told to end may take: to give its task back and to clear the queue of what it sent.
@@ -110,7 +109,7 @@ def show(url: str | None, stream: TextIO | None = None) -> int:
         limits=[scenario.limit for scenario in SCENARIOS],
         claim=CLAIM_SECONDS,
         extend_every=EXTEND_EVERY_SECONDS,
-        length=_EXPECTED_SECONDS,
+        length=sum(scenario.seconds for scenario in SCENARIOS) + CLAIM_SECONDS,
         queue=f"queue {url.rpartition('/')[2]}" if url else "LocalQueue",
         note="" if url else _LOCAL_NOTE,
     )
@@ -124,8 +123,9 @@ def show(url: str | None, stream: TextIO | None = None) -> int:
             code = worker.wait(_END_SECONDS)
         except KeyboardInterrupt:
             worker.send_signal(signal.SIGINT)
-            view.follow(until=time.monotonic() + _END_SECONDS)
             code = _INTERRUPTED
+            with contextlib.suppress(KeyboardInterrupt):  # the second means now
+                view.follow(until=time.monotonic() + _END_SECONDS)
         except BrokenPipeError:
             # Whoever read us, `head` for example, has seen enough. The interpreter must not flush into it once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -209,7 +209,9 @@ class Show:
 def _verdict(code: int, events: list[Event], errors: str) -> int:
     """The exit code, after a word on standard error about what went wrong, if anything did."""
     if code == _INTERRUPTED:
-        print("interrupted: the running task was stopped and its message given back", file=sys.stderr)
+        given_back = any(event.kind is Kind.INTERRUPTED for event in events)
+        told = "interrupted: the running task was stopped and its message given back" if given_back else "interrupted"
+        print(told, file=sys.stderr)
         return code
     trouble = [event.text for event in events if event.kind is Kind.TROUBLE]
     if trouble:
