@@ -157,8 +157,9 @@ class Child:
         """SIGKILL to the task and everything below it, now. Does not wait."""
         self._next_step, self._next_step_at = None, math.inf
         if not self._gone:
+            # In so many words, since the lifeline does not end while another process has inherited this end of it.
+            self._order(signal.SIGKILL)
             self._cut_lifeline()
-            self._wake_keeper()
 
     def result(self) -> Any:
         """What the function returned, once `wait` has said True.

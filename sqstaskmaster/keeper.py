@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import multiprocessing.process
 import os
 import pickle
 import select
@@ -80,6 +81,7 @@ def keep(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) -> No
     try:
         gc.disable()
         worker = os.getppid()
+        signals.keep_exit_status()
         os.setsid()  # out of the terminal's reach: Ctrl-C is for the worker to decide on
         process_tree.adopt_orphans()
         keeper = os.getpid()
@@ -146,6 +148,7 @@ def _be_task(ends: Ends, keeper: int, load: Callable[[], Function], caught: froz
         faulthandler.enable(ends.stack)
         faulthandler.register(STACK_SIGNAL, ends.stack, all_threads=True)
         channel = _Channel(ends.results)
+        multiprocessing.process._children.clear()  # type: ignore[attr-defined]  # the worker's
         os.dup2(ends.nothing, 0)  # a terminal is not for it to read from
         if "numpy.random" in sys.modules:
             # Forked processes would all draw the same; Python's own generator takes care of itself.
@@ -169,9 +172,12 @@ def _run(load: Callable[[], Function], channel: _Channel) -> None:
     try:
         channel.send("started")
         value = load()(channel.report)
-        # What Python does at the end of a process: wait for threads that are no daemons, idle pools sent home first.
-        # Not what was registered with atexit: most of that is the worker's.
+        # What Python does at the end of a process: wait for threads that are no daemons, idle pools sent home first,
+        # and for such processes. Not what was registered with atexit: most of that is the worker's.
         threading._shutdown()  # type: ignore[attr-defined]
+        for process in multiprocessing.process.active_children():
+            if not process.daemon:
+                process.join()
     except signals.Terminated:
         channel.send("terminated")
         raise

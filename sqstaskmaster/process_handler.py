@@ -126,6 +126,8 @@ class ProcessMessageHandler(MessageHandler):
     def __exit__(self, *exception: Any) -> bool:
         self.__dict__.pop("run", None)
         try:
+            for child in self._children:
+                self._stop(child)  # long done, unless interrupts came so fast that it was not
             return super().__exit__(*exception)
         finally:
             for child in self._children:
@@ -182,16 +184,17 @@ class ProcessMessageHandler(MessageHandler):
 
         A second Ctrl-C or shutdown means now.
         """
-        child.stop()
+        step = child.stop
         while True:
             try:
+                step()
                 while not child.wait(max(0.0, self._next_alarm_at - self._clock())):
                     self._extend_timeout(self.sqs_timeout)
                     self._set_next_alarm(self.alarm_timeout)
                 return
             except BaseException as error:
                 logger.warning("Stopping task %s at once, because of %r", self._task_name(), error)
-                child.kill()
+                step = child.kill
                 self._set_next_alarm(self.alarm_timeout)
 
     def _set_next_alarm(self, seconds: float | None = None) -> None:

@@ -298,6 +298,14 @@ def start_afresh(caught: frozenset[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def keep_exit_status() -> None:
+    """In a new child process: have its own children wait to be reaped, though the parent may ignore SIGCHLD.
+
+    Where it is ignored, the system reaps them, and nobody is told how they ended.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def _caught() -> frozenset[int]:
     """The signals that have a handler, be it Python's or not.
 

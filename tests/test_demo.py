@@ -319,7 +319,7 @@ class TestDemo(unittest.TestCase):
             self.assertEqual(process.wait(support.DEADLINE_SECONDS), 1)
             self.assertEqual(_read(errors), "")
 
-    def test_a_url_that_is_none_is_one_sentence_and_exit_code_2(self):
+    def test_a_url_that_is_none_is_one_sentence_and_the_exit_code_of_a_wrong_queue(self):
         found = subprocess.run(
             command("--queue-url", "nonsense"),
             stdin=subprocess.DEVNULL,
@@ -328,7 +328,7 @@ class TestDemo(unittest.TestCase):
             env=environment(),
             timeout=support.DEADLINE_SECONDS,
         )
-        self.assertEqual((found.returncode, found.stdout), (2, ""))
+        self.assertEqual((found.returncode, found.stdout), (4, ""))
         self.assertIn("'nonsense' is no queue URL", found.stderr)
         self.assertEqual(found.stderr.count("\n"), 1)
 

@@ -7,6 +7,7 @@ import _thread
 import ctypes
 import functools
 import logging
+import multiprocessing
 import os
 import pickle
 import re
@@ -18,6 +19,7 @@ import threading
 import time
 import unittest
 import warnings
+from unittest import mock
 
 from sqstaskmaster import LocalMessage, ProcessMessageHandler, isolation
 from sqstaskmaster.claims import Claim, note
@@ -599,6 +601,16 @@ class StoppingTest(Case):
                 handler.run()
         self.assertEqual("interrupted", handler.outcome)
 
+    def test_a_second_ctrl_c_before_the_first_could_stop_the_task_stops_it_all_the_same(self):
+        handler = self.handler("sleeps", term_grace=3600)
+        self.interrupt_when_started()
+        with mock.patch.object(isolation.Child, "stop", side_effect=KeyboardInterrupt("the second")):
+            with self.assertRaises(KeyboardInterrupt):
+                with handler:
+                    handler.run()
+        self.assertEqual("interrupted", handler.outcome)
+        self.assertEqual(0, self.message.visibility_changes[-1])
+
     def test_a_worker_that_is_killed_takes_its_task_and_all_below_it_along(self):
         script = Script(self, KILLED_WORKER, self.path)
         pids = script.wait_for("pids").split()[1:]
@@ -752,6 +764,48 @@ class ChildTest(unittest.TestCase):
 
             self.finish(leave_a_thread).result()
             self.assertEqual("ended", told(path))
+
+    def test_processes_of_multiprocessing_end_before_it_has_finished(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "told")
+
+            def leave_a_process(report):
+                fork = multiprocessing.get_context("fork")
+                fork.Process(target=lambda: (time.sleep(0.1), tell(path, "ended"))).start()
+
+            self.finish(leave_a_process).result()
+            self.assertEqual("ended", told(path))
+
+    def test_how_a_task_ended_is_known_and_its_daemon_gone_though_the_worker_ignores_the_end_of_children(self):
+        self.addCleanup(signal.signal, signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+
+        def daemonise_and_exit(report):
+            inlet, outlet = os.pipe()
+            if os.fork() == 0:
+                os.setsid()
+                os.write(outlet, str(os.getpid()).encode())
+                signal.pause()
+            report({"pid": int(os.read(inlet, 20))})
+            os._exit(3)
+
+        child = self.finish(daemonise_and_exit)
+        with self.assertRaises(TaskExited) as caught:
+            child.result()
+        self.assertEqual(3, caught.exception.exit_code)
+        self.assertFalse(alive(child.progress["pid"]))
+
+    def test_a_kill_arrives_though_another_process_has_inherited_the_lifeline(self):
+        child = isolation.Child(lambda report: signal.pause(), name="T")
+        self.addCleanup(child.close)
+        child.start()
+        other = os.fork()
+        if other == 0:
+            signal.pause()
+            os._exit(0)
+        self.addCleanup(os.waitpid, other, 0)
+        self.addCleanup(os.kill, other, signal.SIGKILL)
+        child.kill()
+        self.assertTrue(child.wait(SOON_SECONDS))
 
     def test_a_function_that_cannot_be_pickled_is_refused_by_spawn(self):
         child = isolation.Child(functools.partial(print, threading.Lock()), name="T", start_method="spawn")

@@ -160,16 +160,14 @@ class TestReadmeScripts(support.ServerTestCase):
         self.assertIn("25 sent", produced.stdout)
         self.assertEqual(self.counts(self.url), (26, 0, 1))
 
-    def test_the_command_line_runs_what_the_producer_publishes(self):
-        produced = self.run_to_its_end("producer.py")
-        self.assertEqual(produced.returncode, 0, produced.stderr)
-        # Only so that the test need not wait for the end of the longest poll.
-        source = pathlib.Path(self.path("service.py")).read_text(encoding="utf-8")
-        self.write("service.py", source.replace("Worker(TaskManager", "Worker(wait_time=1, manager=TaskManager"))
-        worked = self.run_to_its_end("-m", "sqstaskmaster", "worker", "service:worker", "--burst")
-        self.assertEqual(worked.returncode, 0, worked.stderr)
-        self.assertIn("2262 primes below 20000", worked.stdout)
-        self.assertEqual(self.counts(self.url), (0, 0, 0))
+    def test_the_worker_runs_as_a_script_and_from_the_command_line(self):
+        self.write("command.py", "from sqstaskmaster.cli import main\n\nmain(['worker', 'service:worker'])\n")
+        for name in ("service.py", "command.py"):
+            worker = self.script(name)
+            self.run_to_its_end("producer.py")
+            worker.wait_for("2262 primes below 20000")
+            support.wait_until(lambda: self.counts(self.url) == (0, 0, 0), "the message is deleted")
+            worker.end()
 
     def test_the_test_without_aws_passes(self):
         found = self.run_to_its_end("-m", "unittest", "test_tasks")

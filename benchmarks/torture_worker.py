@@ -1,0 +1,103 @@
+"""A worker like anybody's, which also writes down what happens: started by torture.py, one for each row of the table.
+
+python -m benchmarks.torture_worker {plain|process} QUEUE_URL [OPTIONS]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from multiprocessing import forkserver, resource_tracker
+
+from benchmarks import torture_kinds
+from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager
+
+VISIBILITY_SECONDS = 4
+HEARTBEAT_SECONDS = 1
+
+#: In the environment of a worker, and so of all that its tasks start: the file of events, by which they are known too.
+EVENTS = "TORTURE_EVENTS"
+
+
+def record(event, **facts):
+    """One line to the file of events. Opened each time, since tasks close descriptors."""
+    line = json.dumps({"event": event, "at": time.monotonic(), "pid": os.getpid(), **facts})
+    descriptor = os.open(os.environ[EVENTS], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
+
+
+def processes(events):
+    """The ids of all processes with that file of events; not of those that have ended and are not reaped yet."""
+    wanted = f"{EVENTS}={events}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as environment:
+                if name.isdigit() and wanted in environment.read().split(b"\0"):
+                    found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+class Recorded:
+    """What both handlers share."""
+
+    def __init__(self, message, task, limit, **options):
+        super().__init__(message, VISIBILITY_SECONDS, HEARTBEAT_SECONDS, limit, **options)
+        self.task = task
+
+    def run(self):
+        record("started", task=self.task)
+        getattr(torture_kinds, self.task)()
+
+    def notify(self, exception, context=None):
+        stack = (context or {}).get("stack", "").partition("Current thread")[2].partition("Another thread")[0]
+        calls = re.findall(r", in (\w+)$", stack, re.MULTILINE)
+        record("notified", task=self.task, error=type(exception).__name__, inside=calls[-1] if calls else "")
+
+
+class Plain(Recorded, MessageHandler):
+    pass
+
+
+class Process(Recorded, ProcessMessageHandler):
+    pass
+
+
+def start_helpers(start_method):
+    """The processes that belong to the worker: itself, and those that multiprocessing starts once and keeps."""
+    if start_method in ("spawn", "forkserver"):
+        resource_tracker.ensure_running()
+    if start_method == "forkserver":
+        forkserver.ensure_running()
+    own = processes(os.environ[EVENTS])
+    record("workers", task="", pids=own)
+    return own
+
+
+def main(handler_name, url, options="{}"):
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler_class = {"plain": Plain, "process": Process}[handler_name]
+    options = json.loads(options)
+    own = start_helpers(options.get("start_method"))
+    for task, kwargs, message in TaskManager(url).task_generator(wait_time=1, sqs_timeout=VISIBILITY_SECONDS):
+        with handler_class(message, task, **kwargs, **options) as handler:
+            record("entered", task=task)
+            try:
+                handler.run()
+            finally:
+                record("left", task=task)
+        others = [pid for pid in processes(os.environ[EVENTS]) if pid not in own]
+        record("ended", task=task, outcome=str(handler.outcome), others=others)
+        if task == torture_kinds.nothing.__name__:
+            return
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
