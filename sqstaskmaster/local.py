@@ -36,6 +36,9 @@ _numbers = itertools.count(1)
 # How often a receive that waits looks for delayed messages, which another thread may have sent meanwhile.
 _LOOK_SECONDS = 0.05
 
+# The shortest wait for a message: long enough that it is not over before it begins, on a machine that is busy.
+_SHORTEST_WAIT_SECONDS = 0.02
+
 
 class LocalMessage:
     """A message of a LocalQueue, with the parts of boto3's `SQS.Message` that a consumer uses.
@@ -224,7 +227,11 @@ class LocalQueue:
         while True:
             patience = min(_LOOK_SECONDS, self._let_in(), deadline - time.monotonic())
             try:
-                return self.queue.get(timeout=max(0.0, patience))
+                # Python 3.10 waits for ever where a timeout is over before the wait begins: SimpleQueue then takes what
+                # is left, a negative number, for none.
+                if patience <= 0:
+                    return self.queue.get_nowait()
+                return self.queue.get(timeout=max(_SHORTEST_WAIT_SECONDS, patience))
             except queue.Empty:
                 if time.monotonic() >= deadline:
                     raise

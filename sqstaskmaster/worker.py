@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
-from sqstaskmaster import isolation
+from sqstaskmaster import isolation, signals
 from sqstaskmaster.backoff import ExponentialBackoff
 from sqstaskmaster.bounded import BoundedCall
 from sqstaskmaster.ecs import ScaleInProtection
@@ -353,7 +353,12 @@ def _entry_of_function(name: str, function: Callable[..., Any], settings: dict[s
 
 
 def _is_outside_heartbeat(frame: FrameType | None) -> bool:
-    """Whether no heartbeat is under way there: it may be sending an extension, which has to be waited for later."""
+    """Whether no heartbeat is under way there, which may be sending an extension that has to be waited for later.
+
+    Nor is a handler being entered or left, of a task that uses one itself.
+    """
+    if signals.is_outside_body(frame, MessageHandler):
+        return False
     while frame is not None:
         if frame.f_code is MessageHandler._handle_alarm.__code__:
             return False

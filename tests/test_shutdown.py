@@ -15,6 +15,7 @@ from sqstaskmaster import LocalMessage, LocalQueue, MessageHandler, ProcessMessa
 from sqstaskmaster.errors import ShutdownRequested
 from sqstaskmaster.shutdown import Shutdown
 from sqstaskmaster.signals import Alarm
+from sqstaskmaster.worker import _is_outside_heartbeat
 from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, wait_until
 
 
@@ -219,11 +220,28 @@ class InterruptibleTest(unittest.TestCase):
                 seen.extend(case.fire(sys._getframe()))
 
         case = self
-        from sqstaskmaster.worker import _is_outside_heartbeat
-
         handler = Handler(LocalMessage("{}", {}), 30, 10, 60)
         self.stop.interruptible(handler.run, _is_outside_heartbeat)
         self.assertEqual(1, len(seen))
+
+    def test_a_handler_that_the_task_uses_itself_is_not_interrupted_while_it_is_left(self):
+        armed = []
+
+        class Inner(MessageHandler):
+            def __exit__(self, *exception):
+                armed.extend(case.fire(sys._getframe()))
+                return super().__exit__(*exception)
+
+            def run(self):
+                pass
+
+        def task():
+            with Inner(LocalMessage("{}", {}), 30, 10, 60) as inner:
+                inner.run()
+
+        case = self
+        self.stop.interruptible(task, _is_outside_heartbeat)
+        self.assertEqual(1, len(armed))
 
     def test_a_stop_requested_before_keeps_the_function_from_being_called(self):
         self.stop.requested = True
