@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.task_manager import TaskManager
-from tests.support import ServerTestCase, free_port, lacks, wait_until
+from tests.support import DEADLINE_SECONDS, ServerTestCase, free_port, lacks, wait_until
 
 # Far more than any answer takes on a loaded machine, far less than the long poll it must not wait for.
 AT_ONCE_SECONDS = 10
@@ -251,6 +251,18 @@ class LocalQueueLaws(QueueLaws, unittest.TestCase):
         url = f"local://queue/{uuid.uuid4().hex}"
         self.addCleanup(LocalQueue.local_queues.pop, url, None)
         return url
+
+    def test_a_receive_that_need_not_wait_ends_at_once_each_time(self):
+        # Python 3.10's SimpleQueue now and then waits for ever where it is given no time.
+        def receive():
+            for number in range(20_000):
+                LocalQueue(f"{self.id()}-{number}").receive_messages(WaitTimeSeconds=0)
+
+        self.addCleanup(LocalQueue.local_queues.clear)
+        receiving = threading.Thread(target=receive, daemon=True)
+        receiving.start()
+        receiving.join(DEADLINE_SECONDS)
+        self.assertFalse(receiving.is_alive())
 
 
 class ServerLaws(QueueLaws, ServerTestCase):
