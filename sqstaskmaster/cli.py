@@ -70,7 +70,7 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
     from sqstaskmaster import doctor, tables
     from sqstaskmaster.task_manager import TaskManager
 
-    client = TaskManager(arguments.url).queue.meta.client  # type: ignore[attr-defined]
+    client = TaskManager(arguments.url).queue.meta.client
     facts = doctor.gather(arguments.url, client, lambda error: explain(error)[1])
     if arguments.worker is not None:
         from sqstaskmaster.worker_process import load

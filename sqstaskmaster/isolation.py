@@ -290,8 +290,12 @@ class Child:
     def _read_news(self, content: bytes) -> None:
         self._news += content
         numbers = [number for (number,) in keeper.NUMBER.iter_unpack(self._news[: len(self._news) // 8 * 8])]
-        self.pid = numbers[0] if numbers else None
-        self._status = numbers[1] if len(numbers) > 1 else None
+        # Told apart by their sign, not by their order: an interrupt may have lost one of them.
+        for number in numbers:
+            if number > 0:
+                self.pid = number
+            else:
+                self._status = -1 - number
 
     def _end(self) -> None:
         """Everything below the keeper is gone: read what is left, and clean up."""

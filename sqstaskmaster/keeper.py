@@ -35,7 +35,7 @@ from sqstaskmaster import process_tree, signals
 #: Makes the task write its Python stack. A real-time signal where there are any, since tasks use the other two.
 STACK_SIGNAL: int = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
 
-#: What the keeper writes: the task's pid when it has started, its wait status when everything is gone.
+#: What the keeper writes: the task's pid when it has started; when everything is gone, -1 less its wait status.
 NUMBER = struct.Struct("=q")
 
 #: Before each message of a task: its length in bytes.
@@ -96,7 +96,7 @@ def keep(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) -> No
             os.killpg(task, signal.SIGKILL)  # before it is reaped, while nobody else can be that group
         _, status = os.waitpid(task, 0)
         process_tree.sweep()
-        os.write(ends.news, NUMBER.pack(status))
+        os.write(ends.news, NUMBER.pack(-1 - status))
     except BaseException:
         with contextlib.suppress(OSError):
             os.write(ends.stack, traceback.format_exc().encode())

@@ -235,7 +235,7 @@ def redrive(arguments: argparse.Namespace) -> Exit:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_StartMessageMoveTask.html
     """
     dead_letters = TaskManager(arguments.url)
-    client = dead_letters.queue.meta.client  # type: ignore[attr-defined]
+    client = dead_letters.queue.meta.client
     source = str(dead_letters.attributes()["QueueArn"])
     request: dict[str, Any] = {"SourceArn": source}
     if arguments.to is not None:

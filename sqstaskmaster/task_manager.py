@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -102,7 +103,24 @@ class TaskManager:
         self._fifo = sqs_url.endswith(".fifo")  # SQS asks it of the names of FIFO queues, and forbids it to others
         self._options = NO_OPTIONS
         self._extra_bytes = _ATTRIBUTE_BYTES + len(self.sender_name.encode())
-        self.queue = _boto3_queue(sqs_url) if queue_constructor is None else _custom_queue(queue_constructor, sqs_url)
+        self._queue_constructor = queue_constructor
+        self.queue = self._make_queue()
+
+    @property
+    def queue(self) -> Any:
+        """The queue. In a process that was forked it is made anew: two processes cannot share a connection."""
+        if os.getpid() != self._process:
+            self.queue = self._make_queue()
+        return self._queue
+
+    @queue.setter
+    def queue(self, queue: Any) -> None:
+        self._queue, self._process = queue, os.getpid()
+
+    def _make_queue(self) -> Queue:
+        if self._queue_constructor is None:
+            return _boto3_queue(self.url)
+        return _custom_queue(self._queue_constructor, self.url)
 
     def submit(self, task: str, **kwargs: Any) -> Any:
         """Send one task, and return the response of SQS (with `MessageId`).
@@ -309,7 +327,8 @@ class TaskManager:
         """
         with _remedies():
             self.queue.load()
-            return self.queue.attributes
+            attributes: Mapping[str, Any] = self.queue.attributes
+            return attributes
 
     def purge(self) -> None:
         """Delete every message in the queue, those in flight too. SQS allows one purge a minute, and takes as long.

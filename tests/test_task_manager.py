@@ -9,11 +9,11 @@ from unittest import mock
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from sqstaskmaster import claims
+from sqstaskmaster import claims, isolation
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MessageTooLarge, SQSTaskMasterError
 from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.task_manager import TaskManager, region_of
-from tests.support import ServerTestCase
+from tests.support import DEADLINE_SECONDS, ServerTestCase
 
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/name"
 ATTRIBUTES = {"ApproximateReceiveCount": "3", "SentTimestamp": "1700000000000"}
@@ -463,6 +463,23 @@ class OnTheServerTest(ServerTestCase):
         for wrong in (lambda: manager.submit(""), lambda: manager.submit("T", x="." * 1024 * 1024)):
             self.assertRaises(InvalidTask, wrong)
         self.assertEqual((0, 0, 0), self.counts(url))
+
+    def test_a_task_that_submits_by_its_worker_s_manager_has_a_connection_of_its_own(self):
+        manager = TaskManager(self.create_queue())
+        manager.submit("T")
+        theirs = manager.queue
+
+        def submit(report):
+            manager.submit("T")
+            return manager.queue is not theirs and manager.queue.meta.client is not theirs.meta.client
+
+        child = isolation.Child(submit, name="T")
+        self.addCleanup(child.close)
+        child.start()
+        self.assertTrue(child.wait(DEADLINE_SECONDS))
+        self.assertTrue(child.result())
+        self.assertIs(theirs, manager.queue)
+        self.assertEqual("2", manager.attributes()["ApproximateNumberOfMessages"])
 
 
 if __name__ == "__main__":
