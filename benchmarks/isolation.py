@@ -19,8 +19,8 @@ import boto3
 
 from benchmarks.servers import heading, row
 from sqstaskmaster import LocalMessage, ProcessMessageHandler
-from sqstaskmaster.claims import Claim, note
-from sqstaskmaster.isolation import Child
+from sqstaskmaster._claim.claims import Claim, note
+from sqstaskmaster._isolation.child import Child
 
 TURNS = 200
 TASKS = 1000

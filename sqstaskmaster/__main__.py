@@ -2,7 +2,7 @@
 
 import sys
 
-from sqstaskmaster.cli import main
+from sqstaskmaster._cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from sqstaskmaster.limits import MAX_VISIBILITY_SECONDS, is_number
+from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS, is_number
 
 
 class ExponentialBackoff:

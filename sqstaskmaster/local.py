@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqstaskmaster.limits import (
+from sqstaskmaster._sqs.limits import (
     DEDUPLICATION_SECONDS,
     MAX_BATCH_BYTES,
     MAX_BATCH_ENTRIES,

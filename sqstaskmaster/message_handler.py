@@ -24,12 +24,13 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from sqstaskmaster import claims, signals
-from sqstaskmaster.bounded import BoundedCall
+from sqstaskmaster._claim import claims
+from sqstaskmaster._signals import alarm
+from sqstaskmaster._signals.bounded import BoundedCall
+from sqstaskmaster._sqs.answers import SQS_ERRORS, is_answer, is_beyond_total, is_claim_lost
+from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS, is_number, is_whole
+from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer
-from sqstaskmaster.limits import MAX_VISIBILITY_SECONDS, is_number, is_whole
-from sqstaskmaster.protocols import Message
-from sqstaskmaster.sqs_errors import SQS_ERRORS, is_answer, is_beyond_total, is_claim_lost
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class MessageHandler(abc.ABC):
         self._clock = clock
         self._start_time = clock()
         self._claim = claims.of(message) or claims.Claim(received=self._start_time)
-        self._alarm: signals.Alarm | None = None
+        self._alarm: alarm.Alarm | None = None
         self._extension: BoundedCall | None = None
         self._retry_in: float | None = None
         self._end_margin = _END_MARGIN_SECONDS
@@ -185,10 +186,10 @@ class MessageHandler(abc.ABC):
 
         :raises UnsupportedContext: outside the main thread, or without SIGALRM; nothing has been sent then.
         """
-        signals.require_alarm(type(self).__name__)
+        alarm.require_alarm(type(self).__name__)
         self._begin()
         first = 0.0 if self._stop_at_first_alarm else self._seconds_to_next_alarm()
-        self._alarm = signals.Alarm(self._handle_alarm)
+        self._alarm = alarm.Alarm(self._handle_alarm)
         self._alarm.borrow(first)
         return self
 
@@ -302,7 +303,7 @@ class MessageHandler(abc.ABC):
         if self._leaving:
             return  # whatever is due outside this block is armed again there
         interrupted = MessageHandler._at_border
-        at_border = interrupted or signals.is_outside_body(frame, MessageHandler)
+        at_border = interrupted or alarm.is_outside_body(frame, MessageHandler)
         MessageHandler._at_border = at_border
         try:
             if self._alarm is not None and self._alarm.hand_down(signum, frame, not at_border):

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from sqstaskmaster import isolation, process_tree
-from sqstaskmaster.bounded import BoundedCall
+from sqstaskmaster._isolation import child as isolation
+from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._signals.bounded import BoundedCall
+from sqstaskmaster._sqs.limits import is_number, is_whole
+from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.errors import MemoryLimitExceeded, UnsupportedContext
-from sqstaskmaster.limits import is_number, is_whole
 from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
-from sqstaskmaster.protocols import Message
 
 logger = logging.getLogger(__name__)
 

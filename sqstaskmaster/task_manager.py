@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqstaskmaster import claims, messages
-from sqstaskmaster.batches import GroupedLine, Line
-from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
-from sqstaskmaster.limits import (
+from sqstaskmaster._claim import claims
+from sqstaskmaster._sending.batches import GroupedLine, Line
+from sqstaskmaster._sqs import messages
+from sqstaskmaster._sqs.limits import (
     MAX_BATCH_ENTRIES,
     MAX_MESSAGE_BYTES,
     MAX_VISIBILITY_SECONDS,
@@ -29,10 +29,11 @@ from sqstaskmaster.limits import (
     check_whole_seconds,
     is_sendable,
 )
-from sqstaskmaster.options import NO_OPTIONS, Given
-from sqstaskmaster.protocols import Queue
+from sqstaskmaster._sqs.options import NO_OPTIONS, Given
+from sqstaskmaster._sqs.protocols import Queue
+from sqstaskmaster._sqs.values import Writer
+from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
 from sqstaskmaster.results import SubmitResult
-from sqstaskmaster.values import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class TaskManager:
         retries from the standard AWS configuration, and the region in the URL where there is one.
     :param sender_name: sent with each message as its attribute `service_name`.
     :param strict: refuse values that JSON cannot hold (NaN and infinity, and keys that are no strings, are among them)
-        instead of sending them as `str(value)`. `sqstaskmaster.values` has the table of what becomes of which value.
+        instead of sending them as `str(value)`. The reference has the table of what becomes of which value.
         A strict manager looks at every value, which costs about a microsecond each.
     :raises TypeError: for a queue constructor that does not give a queue.
     :raises ValueError: for a URL or a sender name that is none, or (ConfigurationError) where no region is configured.
@@ -185,7 +186,7 @@ class TaskManager:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html
         """
-        from sqstaskmaster.sending import Sending
+        from sqstaskmaster._sending.sending import Sending
 
         threads = check_whole("threads", threads, 1, _MAX_THREADS)
         if on_progress is not None and not callable(on_progress):

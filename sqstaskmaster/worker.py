@@ -18,17 +18,18 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
-from sqstaskmaster import isolation, signals
+from sqstaskmaster._isolation import child as isolation
+from sqstaskmaster._service.ecs import ScaleInProtection
+from sqstaskmaster._service.function_handler import FunctionHandler
+from sqstaskmaster._signals import alarm
+from sqstaskmaster._signals.bounded import BoundedCall
+from sqstaskmaster._signals.shutdown import Shutdown
+from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of, remedy_for
+from sqstaskmaster._sqs.limits import MAX_WAIT_SECONDS, check_whole_seconds, is_number
 from sqstaskmaster.backoff import ExponentialBackoff
-from sqstaskmaster.bounded import BoundedCall
-from sqstaskmaster.ecs import ScaleInProtection
 from sqstaskmaster.errors import ArgumentsDoNotFit, PollRefused, ShutdownRequested, TaskQuit, UnknownTask
-from sqstaskmaster.function_handler import FunctionHandler
-from sqstaskmaster.limits import MAX_WAIT_SECONDS, check_whole_seconds, is_number
 from sqstaskmaster.message_handler import MessageHandler, Outcome, check_timeouts
 from sqstaskmaster.process_handler import ProcessMessageHandler
-from sqstaskmaster.shutdown import Shutdown
-from sqstaskmaster.sqs_errors import POLL_ERRORS, code_of, remedy_for
 from sqstaskmaster.task_manager import Task, TaskManager
 
 logger = logging.getLogger(__name__)
@@ -357,7 +358,7 @@ def _is_outside_heartbeat(frame: FrameType | None) -> bool:
 
     Nor is a handler being entered or left, of a task that uses one itself.
     """
-    if signals.is_outside_body(frame, MessageHandler):
+    if alarm.is_outside_body(frame, MessageHandler):
         return False
     while frame is not None:
         if frame.f_code is MessageHandler._handle_alarm.__code__:

@@ -5,8 +5,9 @@ import logging
 import time
 import unittest
 
-from sqstaskmaster import ExponentialBackoff, LocalMessage, MessageHandler, claims
-from sqstaskmaster.limits import MAX_VISIBILITY_SECONDS
+from sqstaskmaster import ExponentialBackoff, LocalMessage, MessageHandler
+from sqstaskmaster._claim import claims
+from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS
 
 
 class ExponentialBackoffTest(unittest.TestCase):

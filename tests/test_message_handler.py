@@ -11,10 +11,11 @@ import time
 import unittest
 from unittest import mock
 
-from sqstaskmaster import claims
+from sqstaskmaster._claim import claims
 from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer, SQSTaskMasterError, UnsupportedContext
 from sqstaskmaster.message_handler import MessageHandler, Outcome
-from tests.handling import (
+from tests.support import wait_until
+from tests.support.handling import (
     ATTRIBUTES,
     BEYOND_TOTAL,
     BODY,
@@ -26,7 +27,6 @@ from tests.handling import (
     SignalTestCase,
     client_error,
 )
-from tests.support import wait_until
 
 CONTEXT = {"body": BODY, **ATTRIBUTES}
 LOST_CODES = (
@@ -212,7 +212,7 @@ class EnterTest(HandlerTestCase):
     def test_without_sigalrm_it_says_what_to_do_and_sends_nothing(self):
         message = self.message()
         fake = mock.Mock(spec=[])
-        with mock.patch("sqstaskmaster.signals.signal", fake), self.assertRaises(UnsupportedContext) as caught:
+        with mock.patch("sqstaskmaster._signals.alarm.signal", fake), self.assertRaises(UnsupportedContext) as caught:
             self.handler(message).__enter__()
         self.assertIn("Linux or macOS", str(caught.exception))
         self.assertEqual([], message.changes)
@@ -583,7 +583,7 @@ class ClaimLostTest(HandlerTestCase):
                 raise InterruptedError("not ours any more")
 
         handler = self.handler(self.message(on_change=Answers(LOST)), kind=Strict)
-        with mock.patch("sqstaskmaster.signals._SOONEST_SECONDS", NEVER), handler:
+        with mock.patch("sqstaskmaster._signals.alarm._SOONEST_SECONDS", NEVER), handler:
             pass
         self.assertEqual(("failed", 0), (handler.outcome, handler._message.deletes))
 

@@ -21,8 +21,9 @@ import unittest
 import warnings
 from unittest import mock
 
-from sqstaskmaster import LocalMessage, ProcessMessageHandler, isolation
-from sqstaskmaster.claims import Claim, note
+from sqstaskmaster import LocalMessage, ProcessMessageHandler
+from sqstaskmaster._claim.claims import Claim, note
+from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster.errors import (
     HandlerStuck,
     HardTimeout,
@@ -371,7 +372,7 @@ class EveryStartMethod:
 
     def test_a_result_that_cannot_be_pickled_is_told_of_and_the_task_is_done(self):
         logging.disable(logging.NOTSET)
-        with self.assertLogs("sqstaskmaster.isolation", "WARNING"):
+        with self.assertLogs("sqstaskmaster._isolation.child", "WARNING"):
             handler = self.run_task("returns_what_cannot_be_pickled")
         self.assertIsNone(handler.returned)
         self.assertTrue(self.message.deleted)
@@ -690,7 +691,7 @@ class SupervisionTest(Case):
         self.addCleanup(thread.join)
         self.addCleanup(ended.set)
         logging.disable(logging.NOTSET)
-        with self.assertLogs("sqstaskmaster.isolation", "WARNING") as logs, warnings.catch_warnings():
+        with self.assertLogs("sqstaskmaster._isolation.child", "WARNING") as logs, warnings.catch_warnings():
             warnings.simplefilter("error")
             self.run_task("returns")
         self.assertIn("spawn", logs.output[0])
@@ -742,7 +743,7 @@ class ChildTest(unittest.TestCase):
         loaded = sys.modules.pop("fractions", None)
         if loaded:
             self.addCleanup(sys.modules.__setitem__, "fractions", loaded)
-        with self.assertLogs("sqstaskmaster.isolation", "WARNING"):
+        with self.assertLogs("sqstaskmaster._isolation.child", "WARNING"):
             child = self.finish(import_and_return)
             self.assertIsNone(child.result())
         self.assertEqual({"half": "Fraction(1, 2)"}, child.progress)

@@ -9,7 +9,8 @@ from unittest import mock
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from sqstaskmaster import claims, isolation
+from sqstaskmaster._claim import claims
+from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MessageTooLarge, SQSTaskMasterError
 from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.task_manager import TaskManager, region_of

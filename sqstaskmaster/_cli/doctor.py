@@ -1,0 +1,354 @@
+"""The doctor: what is wrong with a queue, the access to it, and a worker's timeouts on it.
+
+    gather (asks AWS) -> Facts -> examine (pure) -> [Finding(name, level, text, remedy), ...]
+
+No message is received, sent or deleted by any of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from sqstaskmaster._sqs.answers import SQS_ERRORS, code_of
+from sqstaskmaster._sqs.limits import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from sqstaskmaster.worker import Worker
+
+# A receipt handle that no message has: SQS looks at the permission first, and then finds no such handle.
+_NO_HANDLE = "sqstaskmaster-doctor-asks-only-whether-this-is-allowed"
+
+_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+
+# A worker that is killed hides its message for as long as this at most; longer is a long wait after a deploy.
+_LONG_VISIBILITY_SECONDS = 15 * 60
+
+# Fewer receives than these dead-letter a task that merely met a deploy; more repeat one that always fails all day.
+_FEWEST_RECEIVES, _MOST_RECEIVES = 3, 100
+
+
+class Level(enum.IntEnum):
+    OK = 0
+    WARNING = 1
+    ERROR = 2
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Finding(NamedTuple):
+    """One thing looked at. `remedy` is empty where nothing is to be done."""
+
+    name: str
+    level: Level
+    text: str
+    remedy: str = ""
+
+
+@dataclasses.dataclass
+class Facts:
+    """What is known. An `unreachable` is the sentence that says why nothing more is."""
+
+    url: str
+    url_region: str | None = None
+    region: str | None = None
+    configured_region: str | None = None
+    endpoint: str = ""
+    credentials: str | None = None
+    unreachable: str | None = None
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    denied: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    dead_letters: Mapping[str, str] | None = None
+    dead_letters_unreachable: str | None = None
+    worker: WorkerTimes | None = None
+
+
+class WorkerTimes(NamedTuple):
+    """The timeouts of a worker, in seconds, and the queue it polls."""
+
+    url: str
+    sqs_timeout: int
+    hard_timeout: float
+
+
+# -- the checks: pure -------------------------------------------------------------------------------------------------
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """Everything there is to say about the facts, in the order of the checks."""
+    checks = _ALWAYS if facts.unreachable else _ALWAYS + _WITH_ATTRIBUTES
+    findings = [finding for check in checks for finding in check(facts)]
+    return findings
+
+
+def worst(findings: list[Finding]) -> Level:
+    """The worst level among the findings."""
+    return max((finding.level for finding in findings), default=Level.OK)
+
+
+def _region(facts: Facts) -> Iterator[Finding]:
+    if facts.url_region is None:
+        host = urlsplit(facts.url).hostname
+        text = f"the URL names none (host {host}); requests are signed for {facts.region}"
+        yield Finding("region", Level.OK, text)
+    elif facts.configured_region and facts.configured_region != facts.url_region:
+        text = f"{facts.url_region}, from the URL; the configured default is {facts.configured_region}"
+        remedy = "nothing for this package; other tools need AWS_DEFAULT_REGION to be the queue's"
+        yield Finding("region", Level.WARNING, text, remedy)
+    else:
+        yield Finding("region", Level.OK, f"{facts.url_region}, from the URL")
+
+
+def _endpoint(facts: Facts) -> Iterator[Finding]:
+    asked, named = urlsplit(facts.endpoint).hostname or "", urlsplit(facts.url).hostname or ""
+    if facts.url_region and "amazonaws.com" not in asked:
+        text = f"the URL is one of AWS ({named}), but requests go to {facts.endpoint}"
+        yield Finding("endpoint", Level.ERROR, text, "unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_SQS")
+    elif not facts.url_region and "amazonaws.com" in asked:
+        text = f"the URL is none of AWS ({named}), but requests go to {facts.endpoint}"
+        yield Finding("endpoint", Level.ERROR, text, "set AWS_ENDPOINT_URL_SQS to that server's address")
+    else:
+        yield Finding("endpoint", Level.OK, facts.endpoint)
+
+
+def _credentials(facts: Facts) -> Iterator[Finding]:
+    if facts.credentials is None:
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with an IAM role"
+        yield Finding("credentials", Level.ERROR, "none found", remedy)
+    else:
+        yield Finding("credentials", Level.OK, facts.credentials)
+
+
+def _reachable(facts: Facts) -> Iterator[Finding]:
+    if facts.unreachable:
+        text, _, remedy = facts.unreachable.rpartition(": ")
+        yield Finding("queue", Level.ERROR, text or facts.unreachable, remedy)
+    else:
+        kind = "FIFO" if facts.url.endswith(".fifo") else "standard"
+        waiting = facts.attributes.get("ApproximateNumberOfMessages", "?")
+        yield Finding("queue", Level.OK, f"answers; {kind}, visible messages: {waiting}")
+
+
+def _permissions(facts: Facts) -> Iterator[Finding]:
+    for action, said in facts.denied.items():
+        if said is None:
+            yield Finding(action, Level.OK, "allowed")
+        else:
+            yield Finding(action, Level.ERROR, said, f"allow sqs:{action} on the queue to this role")
+
+
+def _redrive_policy(facts: Facts) -> Iterator[Finding]:
+    name = "redrive policy"
+    policy = _policy(facts.attributes)
+    if not policy:
+        text = "none: a task that always fails is run again and again until its retention period ends"
+        yield Finding(name, Level.WARNING, text, "make a dead-letter queue and set RedrivePolicy on this queue")
+        return
+    receives = int(policy.get("maxReceiveCount", 0))
+    text = f"to {_name_of(policy)} after {receives} receive{'s' * (receives != 1)}"
+    if receives < _FEWEST_RECEIVES:
+        remedy = f"raise maxReceiveCount to {_FEWEST_RECEIVES} or more: a deploy or a lost worker costs a receive too"
+        yield Finding(name, Level.WARNING, text, remedy)
+    elif receives > _MOST_RECEIVES:
+        remedy = f"lower maxReceiveCount to {_MOST_RECEIVES} or less: a task that always fails is run that often"
+        yield Finding(name, Level.WARNING, text, remedy)
+    else:
+        yield Finding(name, Level.OK, text)
+
+
+def _dead_letters(facts: Facts) -> Iterator[Finding]:
+    name = "dead-letter queue"
+    if facts.dead_letters_unreachable:
+        text, _, remedy = facts.dead_letters_unreachable.rpartition(": ")
+        yield Finding(name, Level.WARNING, text, remedy)
+    elif facts.dead_letters is not None:
+        waiting = int(facts.dead_letters.get("ApproximateNumberOfMessages", 0))
+        if waiting:
+            remedy = "find out why, then move them back with: sqstaskmaster redrive DLQ_URL"
+            yield Finding(name, Level.WARNING, f"messages in it: {waiting}", remedy)
+        elif _retention(facts.dead_letters) <= _retention(facts.attributes):
+            text = f"keeps messages {_days(_retention(facts.dead_letters))}, counted from when they were first sent"
+            yield Finding(
+                name, Level.WARNING, text, "raise its MessageRetentionPeriod above this queue's (14 days at most)"
+            )
+        else:
+            yield Finding(name, Level.OK, "empty")
+
+
+def _retention_period(facts: Facts) -> Iterator[Finding]:
+    name, retention = "retention", _retention(facts.attributes)
+    text = f"messages live {_days(retention)}"
+    if facts.worker is None:
+        yield Finding(name, Level.OK, text)
+    elif retention <= facts.worker.hard_timeout:
+        text += f", and a task may run {facts.worker.hard_timeout:g} s: its message is gone before it can be retried"
+        yield Finding(
+            name, Level.ERROR, text, "raise MessageRetentionPeriod well above the hard timeout (14 days at most)"
+        )
+    else:
+        receives = int(_policy(facts.attributes).get("maxReceiveCount", 1))
+        if retention <= receives * facts.worker.hard_timeout:
+            text += f", fewer than {receives} receives of {facts.worker.hard_timeout:g} s each"
+            remedy = "raise MessageRetentionPeriod, or a task may vanish before it reaches the dead-letter queue"
+            yield Finding(name, Level.WARNING, text, remedy)
+        else:
+            yield Finding(name, Level.OK, text)
+
+
+def _delay(facts: Facts) -> Iterator[Finding]:
+    seconds = int(facts.attributes.get("DelaySeconds", 0))
+    if seconds:
+        text = f"every message waits {seconds} s before a worker can see it"
+        yield Finding(
+            "delay", Level.WARNING, text, "set DelaySeconds to 0 on the queue, and delay single tasks instead"
+        )
+
+
+def _message_size(facts: Facts) -> Iterator[Finding]:
+    size = int(facts.attributes.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
+    if size < MAX_MESSAGE_BYTES:
+        text = f"the queue takes {size:,} bytes, SQS up to {MAX_MESSAGE_BYTES:,}"
+        yield Finding("message size", Level.WARNING, text, "raise MaximumMessageSize, unless tasks are all smaller")
+
+
+def _encryption(facts: Facts) -> Iterator[Finding]:
+    key = facts.attributes.get("KmsMasterKeyId")
+    if key:
+        text = f"by the KMS key {key}: workers need kms:Decrypt, producers also kms:GenerateDataKey"
+        yield Finding("encryption", Level.OK, text)
+
+
+def _worker(facts: Facts) -> Iterator[Finding]:
+    worker = facts.worker
+    if worker is None:
+        return
+    if worker.url != facts.url:
+        text = f"it polls {worker.url}"
+        yield Finding(
+            "worker's queue", Level.ERROR, text, "give doctor the URL that the worker polls, or mend the worker"
+        )
+    name, text = "visibility", f"the worker claims {worker.sqs_timeout} s at a time"
+    default = int(facts.attributes.get("VisibilityTimeout", 30))
+    if worker.sqs_timeout > _LONG_VISIBILITY_SECONDS:
+        text += "; after a kill the message stays hidden for as long"
+        remedy = (
+            f"lower sqs_timeout to {_LONG_VISIBILITY_SECONDS} s or less: it is extended for as long as the task runs"
+        )
+        yield Finding(name, Level.WARNING, text, remedy)
+    elif default > _LONG_VISIBILITY_SECONDS:
+        text += f"; the queue's own default is {default} s, which other consumers get"
+        yield Finding(
+            name, Level.WARNING, text, "lower VisibilityTimeout on the queue, where there are other consumers"
+        )
+    else:
+        yield Finding(name, Level.OK, text)
+
+
+_Check = Callable[[Facts], Iterator[Finding]]
+_ALWAYS: tuple[_Check, ...] = (_region, _endpoint, _credentials, _reachable)
+_WITH_ATTRIBUTES: tuple[_Check, ...] = (
+    _permissions,
+    _redrive_policy,
+    _dead_letters,
+    _retention_period,
+    _delay,
+    _message_size,
+    _encryption,
+    _worker,
+)
+
+
+def _policy(attributes: Mapping[str, str]) -> dict[str, Any]:
+    policy: dict[str, Any] = json.loads(attributes.get("RedrivePolicy") or "{}")
+    return policy
+
+
+def _name_of(policy: Mapping[str, Any]) -> str:
+    return str(policy.get("deadLetterTargetArn", "")).rpartition(":")[2]
+
+
+def _retention(attributes: Mapping[str, str]) -> int:
+    return int(attributes.get("MessageRetentionPeriod", 345600))
+
+
+def _days(seconds: int) -> str:
+    return f"{seconds / 86400:g} days" if seconds >= 86400 else f"{seconds} s"
+
+
+def times_of(worker: Worker) -> WorkerTimes:
+    """What the doctor looks at of a worker. Timeouts that single tasks have of their own are not known here."""
+    return WorkerTimes(worker.manager.url, worker.sqs_timeout, worker.hard_timeout)
+
+
+# -- gathering: asks AWS ----------------------------------------------------------------------------------------------
+
+
+def gather(url: str, client: Any, explain: Callable[[BaseException], str]) -> Facts:
+    """Ask SQS for everything `examine` looks at. `explain` makes the sentence of an error."""
+    from sqstaskmaster.task_manager import region_of
+
+    facts = Facts(url=url, url_region=region_of(url), region=client.meta.region_name, endpoint=client.meta.endpoint_url)
+    facts.configured_region, facts.credentials = _configuration()
+    try:
+        facts.attributes = _attributes(client, url)
+    except SQS_ERRORS as error:
+        facts.unreachable = explain(error)
+        return facts
+    facts.denied = {"GetQueueAttributes": None, **_denied(client, url)}
+    policy = _policy(facts.attributes)
+    if policy:
+        try:
+            facts.dead_letters = _attributes(client, dead_letter_url(url, policy["deadLetterTargetArn"]))
+        except SQS_ERRORS as error:
+            facts.dead_letters_unreachable = explain(error)
+    return facts
+
+
+def dead_letter_url(url: str, arn: str) -> str:
+    """The URL of a queue's dead-letter queue: SQS wants both in one account and region, so only the name differs."""
+    return f"{url.rpartition('/')[0]}/{arn.rpartition(':')[2]}"
+
+
+def _attributes(client: Any, url: str) -> Mapping[str, str]:
+    found: Mapping[str, str] = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    return found
+
+
+def _configuration() -> tuple[str | None, str | None]:
+    """The default region and, without any secret, where the credentials come from."""
+    import botocore.session
+
+    session = botocore.session.get_session()
+    credentials = session.get_credentials()
+    region = session.get_config_variable("region")
+    if credentials is None:
+        return region, None
+    return region, f"access key ...{credentials.access_key[-4:]}, from {credentials.method}"
+
+
+def _denied(client: Any, url: str) -> dict[str, str | None]:
+    """For each action of a worker, what SQS said against it, or None.
+
+    Each request is one that cannot do anything: SQS looks at the permission, and then refuses it for its parameters.
+    """
+    requests: dict[str, Callable[[], Any]] = {
+        "ReceiveMessage": lambda: client.receive_message(QueueUrl=url, MaxNumberOfMessages=0, WaitTimeSeconds=0),
+        "ChangeMessageVisibility": lambda: client.change_message_visibility(
+            QueueUrl=url, ReceiptHandle=_NO_HANDLE, VisibilityTimeout=0
+        ),
+        "DeleteMessage": lambda: client.delete_message(QueueUrl=url, ReceiptHandle=_NO_HANDLE),
+    }
+    denied: dict[str, str | None] = {}
+    for action, request in requests.items():
+        denied[action] = None
+        try:
+            request()
+        except SQS_ERRORS as error:
+            if code_of(error) in _DENIED:
+                denied[action] = " ".join(str(error).split())
+    return denied

@@ -1,0 +1,320 @@
+"""The command `sqstaskmaster`: its arguments, and which room does the work. Nothing imports this module.
+
+Each command's room is imported when the command runs, so that `--help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqstaskmaster._cli.exits import CommandError, explain, report
+from sqstaskmaster._cli.logs import LEVELS
+from sqstaskmaster._service.exit_codes import MEANINGS, Exit
+from sqstaskmaster.version import __version__
+
+_URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/tasks"
+
+# botocore tries five times with long pauses: right for a worker, too long for somebody who waits at a terminal.
+_ATTEMPTS_AT_A_TERMINAL = "3"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives its exit code."""
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    if arguments.command != "worker":
+        os.environ.setdefault("AWS_MAX_ATTEMPTS", _ATTEMPTS_AT_A_TERMINAL)
+    try:
+        return int(arguments.run(arguments))
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has left. What is still buffered must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error, arguments.debug)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "submit":
+        # argparse ends a list of words at the first option; `Train --json {} epochs=3` goes on after it.
+        arguments.words += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def _worker(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli import logs
+    from sqstaskmaster._cli.worker_process import Options
+    from sqstaskmaster._service.supervisor import Supervisor
+
+    logs.configure(arguments.log_level, arguments.log_json)
+    options = Options(arguments.worker, arguments.burst, arguments.log_level, arguments.log_json, arguments.debug)
+    alive_file = arguments.alive_file
+    if alive_file is not None and not os.access(alive_file.parent, os.W_OK):
+        raise CommandError(Exit.USAGE, f"--alive-file {alive_file}: its folder cannot be written to; give another")
+    return Supervisor(options.command(), arguments.processes, burst=arguments.burst, alive_file=alive_file).run()
+
+
+def _doctor(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli import doctor, tables
+    from sqstaskmaster.task_manager import TaskManager
+
+    client = TaskManager(arguments.url).queue.meta.client
+    facts = doctor.gather(arguments.url, client, lambda error: explain(error)[1])
+    if arguments.worker is not None:
+        from sqstaskmaster._cli.worker_process import load
+
+        facts.worker = doctor.times_of(load(arguments.worker))
+    findings = doctor.examine(facts)
+    rows = [[finding.name, str(finding.level), finding.text, finding.remedy] for finding in findings]
+    styles = [{"ok": "", "warning": "yellow", "error": "red"}[str(finding.level)] for finding in findings]
+    tables.show(tables.Table(("check", "level", "found", "remedy"), rows, styles))
+    return (Exit.OK, Exit.WARNINGS, Exit.ERRORS)[doctor.worst(findings)]
+
+
+def _operation(name: str) -> Callable[[argparse.Namespace], Exit]:
+    def run(arguments: argparse.Namespace) -> Exit:
+        from sqstaskmaster._cli import operations
+
+        function: Callable[[argparse.Namespace], Exit] = getattr(operations, name)
+        return function(arguments)
+
+    return run
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from sqstaskmaster._cli import demo
+
+    code: int = demo.run(arguments)
+    return Exit.QUEUE if code == 2 else code  # 2 is a wrong command line here
+
+
+# -- the arguments ----------------------------------------------------------------------------------------------------
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sqstaskmaster",
+        description="Long, CPU-heavy, uncooperative tasks on Amazon SQS.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_epilog(
+            "sqstaskmaster demo",
+            "sqstaskmaster worker tasks:worker --processes 4",
+            f"sqstaskmaster submit {_URL} Train model=large epochs=3",
+            f"sqstaskmaster status {_URL} --watch",
+            f"sqstaskmaster doctor {_URL} --worker tasks:worker",
+        )
+        + "\n\nexit codes:\n"
+        + "\n".join(f"  {code.value:<4}{meaning}" for code, meaning in MEANINGS.items()),
+    )
+    parser.add_argument("--version", action="version", version=f"sqstaskmaster {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, *examples: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=textwrap.fill(f"{text[0].upper()}{text[1:]}. {more}".strip(), 100),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=_epilog(*examples),
+        )
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+        return command
+
+    _add_worker(add)
+    _add_submit(add)
+    _add_status(add)
+    _add_redrive(add)
+    _add_purge(add)
+    _add_doctor(add)
+    demo = add("demo", _demo, "show what happens to tasks, live", "sqstaskmaster demo")
+    # The room is loaded for its arguments only where they are asked for.
+    if "demo" in argv[:1] or _is_completing():
+        from sqstaskmaster._cli.demo import add_arguments
+
+        add_arguments(demo)
+    _complete(parser)
+    return parser
+
+
+def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "worker",
+        _worker,
+        "run tasks until stopped, in N processes of one task each",
+        "sqstaskmaster worker tasks:worker",
+        "sqstaskmaster worker tasks:worker --processes 4 --log-json --alive-file /tmp/alive",
+        "sqstaskmaster worker tasks:worker --burst",
+        more="SIGTERM or Ctrl-C: no more tasks are taken, running ones get the worker's shutdown_grace, then their "
+        "messages are given back. A second one means now. A process that dies is restarted, with backoff.",
+    )
+    command.add_argument(
+        "worker", type=_module_and_name, metavar="MODULE:WORKER", help="the Worker, importable from here: tasks:worker"
+    )
+    command.add_argument("--processes", type=_count, default=1, metavar="N", help="how many processes (default: 1)")
+    command.add_argument("--burst", action="store_true", help="end when the queue is empty")
+    command.add_argument(
+        "--log-level", choices=LEVELS, default="INFO", type=str.upper, help="the least that is logged (default: INFO)"
+    )
+    command.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+    command.add_argument(
+        "--alive-file",
+        type=Path,
+        metavar="PATH",
+        help="touched once a second while every process has polled within 90 s or runs a task; for health checks",
+    )
+
+
+def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "submit",
+        _operation("submit"),
+        "send one task, or a file of tasks",
+        f"sqstaskmaster submit {_URL} Train model=large epochs=3 'layers=[64, 64]'",
+        f'sqstaskmaster submit {_URL} Train --json \'{{"model": "large"}}\'',
+        f"sqstaskmaster submit {_URL} --file tasks.jsonl",
+        more='A line of a file is {"task": "Train", "kwargs": {"model": "large"}}; with TASK, the kwargs alone.',
+    )
+    _add_url(command)
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="TASK key=value",
+        help="the task's name and its arguments; a value is JSON where it parses, else a string",
+    )
+    command.add_argument("--json", metavar="OBJECT", help="arguments as one JSON object")
+    command.add_argument("--file", metavar="TASKS.jsonl", help="one task a line; - is standard input")
+    command.add_argument("--sender", metavar="NAME", help="the message attribute service_name")
+    command.add_argument("--delay", type=int, metavar="SECONDS", help="received no sooner: 0 to 900 seconds")
+    command.add_argument("--group", metavar="ID", help="the message group: required on a FIFO queue")
+    command.add_argument("--deduplication-id", metavar="ID", help="FIFO queues only")
+
+
+def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "status",
+        _operation("status"),
+        "show how many messages a queue and its dead-letter queue hold",
+        f"sqstaskmaster status {_URL}",
+        f"sqstaskmaster status {_URL} --watch",
+        more="The counts of SQS are approximate.",
+    )
+    _add_url(command)
+    command.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=2.0,
+        metavar="SECONDS",
+        help="show them again every so often (2 seconds), until Ctrl-C",
+    )
+
+
+def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "redrive",
+        _operation("redrive"),
+        "move the messages of a dead-letter queue back",
+        f"sqstaskmaster redrive {_URL}-dead",
+        f"sqstaskmaster redrive {_URL}-dead --to {_URL} --rate 10",
+        more="SQS itself moves them; Ctrl-C stops it.",
+    )
+    _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
+    command.add_argument("--to", metavar="URL", help="the queue they go to (default: each to the one it came from)")
+    command.add_argument("--rate", type=_rate, metavar="N", help="at most so many messages a second: 1 to 500")
+
+
+def _add_purge(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "purge",
+        _operation("purge"),
+        "delete every message of a queue",
+        f"sqstaskmaster purge {_URL} --yes",
+        more="Messages in flight are deleted too, while their tasks run on.",
+    )
+    _add_url(command)
+    command.add_argument("--yes", action="store_true", help="do it; without this nothing is deleted")
+
+
+def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "doctor",
+        _doctor,
+        "look for what is wrong with a queue, the access to it, and a worker's timeouts",
+        f"sqstaskmaster doctor {_URL}",
+        f"sqstaskmaster doctor {_URL} --worker tasks:worker",
+        more="No message is received, sent or deleted. The exit code says the worst: 0, 8 warnings, 9 errors.",
+    )
+    _add_url(command)
+    command.add_argument("--worker", type=_module_and_name, metavar="MODULE:WORKER", help="also check its timeouts")
+
+
+def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:
+    command.add_argument("url", metavar=metavar, help=text)
+
+
+def _epilog(*examples: str) -> str:
+    return "examples:\n" + "\n".join(f"  {example}" for example in examples)
+
+
+def _is_completing() -> bool:
+    return "_ARGCOMPLETE" in os.environ
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks for completions (argcomplete, in the extra `cli`)."""
+    if _is_completing():
+        try:
+            import argcomplete
+        except ImportError:
+            return
+        argcomplete.autocomplete(parser)
+
+
+# -- the types of arguments -------------------------------------------------------------------------------------------
+
+
+def _module_and_name(text: str) -> str:
+    module, colon, name = text.partition(":")
+    if not (colon and module and name) or "/" in module or module.endswith(".py"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no MODULE:WORKER: write tasks:worker for the Worker named 'worker' in tasks.py"
+        )
+    return text
+
+
+def _number_in(text: str, make: Callable[[str], Any], least: float, most: float, what: str) -> Any:
+    try:
+        value = make(text)
+    except ValueError:
+        value = None
+    if value is None or not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {least:g} to {most:g}")
+    return value
+
+
+def _count(text: str) -> Any:
+    return _number_in(text, int, 1, 1000, "number of processes")
+
+
+def _rate(text: str) -> Any:
+    return _number_in(text, int, 1, 500, "number of messages a second")
+
+
+def _seconds(text: str) -> Any:
+    return _number_in(text, float, 0.1, 3600, "number of seconds")

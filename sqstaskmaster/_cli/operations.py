@@ -1,0 +1,276 @@
+"""What the command line does to a queue: submit, status, redrive, purge. Each takes the parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from sqstaskmaster._cli import tables
+from sqstaskmaster._cli.doctor import dead_letter_url
+from sqstaskmaster._cli.exits import CommandError
+from sqstaskmaster._service.exit_codes import Exit
+from sqstaskmaster.errors import SubmitInterrupted, TasksNotSent
+from sqstaskmaster.results import SubmitResult
+from sqstaskmaster.task_manager import TaskManager
+
+_MOVE_POLL_SECONDS = 1.0
+
+
+# -- submit -----------------------------------------------------------------------------------------------------------
+
+
+def submit(arguments: argparse.Namespace) -> Exit:
+    """Send one task, or those of a file."""
+    task, pairs = arguments.words[0] if arguments.words else None, arguments.words[1:]
+    if task is not None and "=" in task:
+        raise CommandError(Exit.USAGE, f"{task!r} stands where the TASK name belongs: URL TASK key=value ...")
+    if arguments.file is not None:
+        if arguments.json is not None or pairs:
+            raise CommandError(Exit.USAGE, "--file brings the arguments of each task: leave out key=value and --json")
+        return _submit_file(_manager(arguments), arguments.file, task)
+    if task is None:
+        raise CommandError(Exit.USAGE, "Nothing to submit: give a TASK name, or --file TASKS.jsonl")
+    kwargs = {**_json_object(arguments.json), **dict(map(_pair, pairs))}
+    response = _manager(arguments).submit(task, **kwargs)
+    print(response.get("MessageId", "sent"))
+    return Exit.OK
+
+
+def _manager(arguments: argparse.Namespace) -> TaskManager:
+    manager = TaskManager(arguments.url, sender_name=arguments.sender or "sqstaskmaster submit")
+    return manager.options(
+        delay_seconds=arguments.delay,
+        message_group_id=arguments.group,
+        message_deduplication_id=arguments.deduplication_id,
+    )
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise CommandError(Exit.USAGE, f"{text!r} is no key=value: write count=3, or name='two words'")
+    return key, _value(value)
+
+
+def _value(text: str) -> Any:
+    """JSON where it parses, else the text itself. NaN and Infinity are no JSON."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        return text
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise CommandError(Exit.USAGE, f"--json is not JSON ({error}): write --json '{{\"count\": 3}}'") from error
+    if not isinstance(found, dict):
+        raise CommandError(Exit.USAGE, f"--json must be an object, not {text}: write --json '{{\"count\": 3}}'")
+    return found
+
+
+class _Lines:
+    """The tasks of a JSON-lines file, read as they are needed; remembers which line each came from.
+
+    `refused`: the lines that are no task, by number. `last`: the last line that was read; `stopped`: there may be more.
+
+    A line is `{"task": "Name", "kwargs": {...}}`, or, where the command names the task, the kwargs alone.
+    """
+
+    def __init__(self, lines: Iterable[str], task: str | None) -> None:
+        self._lines = lines
+        self._task = task
+        self._numbers = array("Q")  # eight bytes a task: a file of ten millions still fits
+        self.refused: list[tuple[int, str]] = []
+        self.last = 0
+        self.stopped = True
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, line in enumerate(self._lines, 1):
+            self.last = number
+            if not line.strip():
+                continue
+            try:
+                task = self._parse(line)
+            except ValueError as error:
+                self.refused.append((number, str(error)))
+                continue
+            self._numbers.append(number)
+            yield task
+        self.stopped = False
+
+    def number_of(self, index: int) -> int:
+        """The line of the task with this index among those given."""
+        return self._numbers[index]
+
+    def _parse(self, line: str) -> tuple[str, dict[str, Any]]:
+        try:
+            found = json.loads(line, parse_constant=_no_constant)
+        except ValueError as error:
+            raise ValueError(f"not JSON: {error}") from error
+        if self._task is not None and isinstance(found, dict):
+            return self._task, found
+        if not isinstance(found, dict) or "task" not in found:
+            raise ValueError('not an object like {"task": "Name", "kwargs": {"count": 3}}')
+        kwargs = found.get("kwargs", {})
+        if not isinstance(kwargs, dict):
+            raise ValueError('"kwargs" is no object')
+        return found["task"], kwargs
+
+
+def _submit_file(manager: TaskManager, path: str, task: str | None) -> Exit:
+    with _opened(path) as file:
+        lines = _Lines(file, task)
+        total = _count_lines(file)
+        with tables.progress("Sent", total) as update:
+            unsent, result = _send(manager, lines, lambda result: update(result.sent + result.failed, total))
+    failures = unsent.failures if unsent is not None else ()
+    failed = [(lines.number_of(failure.index), f"{failure.code}: {failure.reason}") for failure in failures]
+    failed = sorted([*lines.refused, *failed])
+    for number, reason in failed:
+        print(f"line {number}: {reason}", file=sys.stderr)
+    if lines.stopped:
+        print(f"the lines after {lines.last} were not tried", file=sys.stderr)
+    print(f"{result.sent:,} sent, {len(failed):,} not")
+    if isinstance(unsent, SubmitInterrupted):
+        return Exit.INTERRUPTED
+    return Exit.NOT_ALL_SENT if failed else Exit.OK
+
+
+def _send(
+    manager: TaskManager, lines: _Lines, on_progress: Callable[[SubmitResult], None]
+) -> tuple[TasksNotSent | SubmitInterrupted | None, SubmitResult]:
+    try:
+        return None, manager.submit_many(lines, on_progress=on_progress)
+    except (TasksNotSent, SubmitInterrupted) as unsent:
+        return unsent, unsent.result
+
+
+def _opened(path: str) -> contextlib.AbstractContextManager[IO[str]]:
+    if path == "-":
+        return contextlib.nullcontext(sys.stdin)
+    try:
+        return open(path, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(
+            Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file of one task a line"
+        ) from error
+
+
+def _count_lines(file: IO[str]) -> int | None:
+    """How many lines there are, where the file can be read twice."""
+    if not file.seekable():
+        return None
+    total = sum(1 for line in file if line.strip())
+    file.seek(0)
+    return total
+
+
+# -- status -----------------------------------------------------------------------------------------------------------
+
+_COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
+
+
+def status(arguments: argparse.Namespace) -> Exit:
+    """Show how many messages the queue and its dead-letter queue hold."""
+    manager = TaskManager(arguments.url)
+    if arguments.watch is None:
+        tables.show(_depths(manager))
+    else:
+        tables.watch(lambda: _depths(manager), arguments.watch)
+    return Exit.OK
+
+
+def _depths(manager: TaskManager) -> tables.Table:
+    attributes = manager.attributes()
+    rows = [_depth_row("queue", manager.url, attributes)]
+    policy = json.loads(attributes.get("RedrivePolicy") or "{}")
+    if policy:
+        url = dead_letter_url(manager.url, policy["deadLetterTargetArn"])
+        rows.append(_depth_row("dead letters", url, TaskManager(url).attributes()))
+    dead = rows[1][2] if policy else "0"
+    return tables.Table(("", "queue", "visible", "in flight", "delayed"), rows, ("", "" if dead == "0" else "red"))
+
+
+def _depth_row(role: str, url: str, attributes: Mapping[str, Any]) -> list[str]:
+    return [role, url.rpartition("/")[2], *(str(attributes.get(count, "?")) for count in _COUNTS)]
+
+
+# -- purge ------------------------------------------------------------------------------------------------------------
+
+
+def purge(arguments: argparse.Namespace) -> Exit:
+    """Delete every message of the queue."""
+    manager = TaskManager(arguments.url)
+    attributes = manager.attributes()
+    held = sum(int(attributes.get(count, 0)) for count in _COUNTS)
+    if not arguments.yes:
+        raise CommandError(
+            Exit.USAGE,
+            f"This deletes every message of {arguments.url} for good, about {held:,}: add --yes if you mean it",
+        )
+    manager.purge()
+    print(f"Purging; messages: about {held:,}. SQS takes up to 60 seconds")
+    return Exit.OK
+
+
+# -- redrive ----------------------------------------------------------------------------------------------------------
+
+
+def redrive(arguments: argparse.Namespace) -> Exit:
+    """Move the messages of a dead-letter queue back to their source, or to another queue, and show how far it is.
+
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_StartMessageMoveTask.html
+    """
+    dead_letters = TaskManager(arguments.url)
+    client = dead_letters.queue.meta.client
+    source = str(dead_letters.attributes()["QueueArn"])
+    request: dict[str, Any] = {"SourceArn": source}
+    if arguments.to is not None:
+        request["DestinationArn"] = str(TaskManager(arguments.to).attributes()["QueueArn"])
+    if arguments.rate is not None:
+        request["MaxNumberOfMessagesPerSecond"] = arguments.rate
+    handle = client.start_message_move_task(**request)["TaskHandle"]
+    try:
+        found = _follow(client, source)
+    except KeyboardInterrupt:
+        moved = client.cancel_message_move_task(TaskHandle=handle).get("ApproximateNumberOfMessagesMoved", 0)
+        raise CommandError(
+            Exit.INTERRUPTED,
+            f"Stopped after about {moved:,} messages: run it again for the rest",
+        ) from None
+    moved = found.get("ApproximateNumberOfMessagesMoved", 0)
+    if found.get("Status") != "COMPLETED":
+        reason = found.get("FailureReason", "no reason given")
+        raise CommandError(
+            Exit.QUEUE,
+            f"The redrive ended as {found.get('Status')} after about {moved:,} messages ({reason}): mend that, then "
+            "run it again for the rest",
+        )
+    print(f"About {moved:,} messages moved")
+    return Exit.OK
+
+
+def _follow(client: Any, source: str) -> Mapping[str, Any]:
+    """Show the progress of the newest move from this queue until it is over; gives its last state."""
+    with tables.progress("Moved", None) as update:
+        while True:
+            results = client.list_message_move_tasks(SourceArn=source, MaxResults=1).get("Results", [])
+            found: Mapping[str, Any] = results[0] if results else {"Status": "RUNNING"}
+            update(found.get("ApproximateNumberOfMessagesMoved", 0), found.get("ApproximateNumberOfMessagesToMove"))
+            if found["Status"] not in ("RUNNING", "CANCELLING"):
+                return found
+            time.sleep(_MOVE_POLL_SECONDS)

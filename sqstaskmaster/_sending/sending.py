@@ -1,0 +1,476 @@
+"""Many tasks to one queue: batches, in parallel, retried, every task accounted for.
+
+the caller's thread:  tasks -> prepare -> line (bounded) --+
+sender threads:                  line -> request -> SQS  <-+   -> sent, to be tried again, or failed
+the caller's thread:  waits for room, tells of progress, and at the end returns the result or raises what failed
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqstaskmaster._sending.batches import Entry, GroupedLine, Line
+from sqstaskmaster._sending.concurrency import Pace
+from sqstaskmaster._signals import state
+from sqstaskmaster._sqs.answers import code_of, is_about_queue, is_busy, is_transient
+from sqstaskmaster._sqs.limits import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES
+from sqstaskmaster.errors import Failure, SubmitInterrupted, TasksNotSent
+from sqstaskmaster.results import SubmitResult
+
+logger = logging.getLogger(__name__)
+
+Prepare = Callable[[Any, Any], tuple[dict[str, Any], int]]
+Send = Callable[[list[dict[str, Any]]], Any]
+Progress = Callable[[SubmitResult], Any]
+
+# What is not sent after so many tries, on top of the client's own, is given up; and no try starts later than this,
+# so that the last of them still ends within the five minutes in which a FIFO queue knows a deduplication id.
+_TRIES = 10
+_RETRY_SECONDS = 100.0
+# The n-th pause is a random part of 0.1 s doubled n times ("full jitter"), of 10 s at most.
+_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 10.0
+
+# Four requests for each thread wait ready made; the caller is woken up again when half of them have gone. With fewer
+# the senders run dry while the caller, on a busy machine, waits for its turn.
+_AHEAD = 4
+# A request that is not full waits so long for more tasks.
+_LINGER_SECONDS = 0.5
+# How often the waiting caller looks about: for progress to tell, and for requests that hang.
+_TICK_SECONDS = 0.1
+# How long after Ctrl-C the answers to requests under way are waited for; a second Ctrl-C ends that.
+_INTERRUPT_SECONDS = 5.0
+
+# So many requests given up or refused as a whole, one after the other, with none answered between: nothing gets
+# through (no network, no permission, no queue), and the other tasks are listed as failures without being tried.
+_DOWN_AFTER = 8
+# Failures are kept with their arguments. With so many no further task is taken: the error has the rest.
+_MOST_FAILURES = 100_000
+
+_IDS = tuple(str(number) for number in range(MAX_BATCH_ENTRIES))
+
+_Refused = list[tuple[Entry, str, str]]
+
+
+class _Answer:
+    """What became of the entries of one request."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Entry, str | None]] = []
+        self.refused: _Refused = []  # for good, with SQS's code and text
+        self.again: _Refused = []  # for now
+        self.blocked = False  # no request would have got through
+
+    def add(self, other: _Answer) -> None:
+        self.sent += other.sent
+        self.refused += other.refused
+        self.again += other.again
+        self.blocked = self.blocked or other.blocked
+
+
+class Sending:
+    """One call of `submit_many`. `run` is called once.
+
+    :param tasks: the iterable of `(task, kwargs)`.
+    :param prepare: `prepare(task, kwargs)` gives the parameters of SendMessage and the size in bytes, or raises.
+    :param send: sends a list of entries, and returns what SendMessageBatch answers. Called from several threads.
+    :param line: where entries wait, which decides what may leave together.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Any],
+        prepare: Prepare,
+        send: Send,
+        line: Line | GroupedLine,
+        threads: int,
+        on_progress: Progress | None,
+    ) -> None:
+        self.result = SubmitResult()
+        self._tasks = iter(tasks)
+        self._prepare = prepare
+        self._send = send
+        self._line = line
+        self._threads = threads
+        self._most_entries = _AHEAD * threads * MAX_BATCH_ENTRIES
+        self._most_bytes = _AHEAD * threads * MAX_BATCH_BYTES
+        self._on_progress = on_progress
+        self._told = (0, 0)
+        self._told_at = 0.0
+
+        # One lock for all that follows. A bare one: the `with` of a Condition can be interrupted half-way in.
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # entries wait, or the end has come
+        self._room = threading.Condition(self._lock)  # entries have gone
+        self._failures: list[Failure] = []
+        self._flying: set[Entry] = set()
+        self._held: dict[str, int] = {}  # message groups that are held back, and the index of the task to blame
+        self._pace = Pace(threads)
+        self._senders = 0
+        self._crew: list[threading.Thread] = []
+        self._idle = 0
+        self._streak = 0
+        self._down: str | None = None
+        self._pressed = False  # the caller waits for room, or has no more: requests leave though they are not full
+        self._closed = False  # no more tasks come
+        self._settled = False  # answers that come now come too late
+        self._stopping = threading.Event()
+
+    def run(self) -> SubmitResult:
+        ended = None
+        try:
+            self._hire(1)
+            try:
+                self._feed()
+            except Exception as error:
+                ended = error  # of the iterable: what was taken from it is sent all the same
+            self._finish()
+        except BaseException as interrupt:
+            told = self._interrupted(interrupt)
+            if isinstance(interrupt, KeyboardInterrupt):
+                raise told from interrupt
+            raise interrupt from told
+        finally:
+            self._end()
+        for thread in self._crew:
+            thread.join()
+        self._tell(now=True)
+        logger.info("Submitted: %s", self.result, extra={"action": "submit_many", "sent": self.result.sent})
+        unsent = self._unsent(TasksNotSent, "") if self._failures else None
+        if ended is not None:
+            logger.error("The tasks ended with %r: %s", ended, self.result, extra={"action": "submit_many_ended"})
+            raise ended from unsent
+        if unsent is not None:
+            raise unsent
+        return self.result
+
+    # The caller's thread: tasks in.
+
+    def _feed(self) -> None:
+        index, item = -1, None
+        try:
+            for index, item in enumerate(self._tasks):
+                self._accept(index, item)
+                if len(self._failures) >= _MOST_FAILURES:
+                    break
+        except BaseException:
+            if index >= self.result.taken:
+                self._refuse(index, *_pair(item), "Interrupted", "the interrupt came before it could be sent")
+            raise
+
+    def _accept(self, index: int, item: Any) -> None:
+        task, kwargs = _pair(item)
+        try:
+            request, size = self._prepare(task, kwargs)
+        except Exception as error:
+            self._refuse(index, task, kwargs, type(error).__name__, str(error))
+            return
+        entry = Entry(index, task, kwargs, request, size)
+        line = self._line
+        with self._lock:
+            blame = self._blame(entry) if self._held or self._down is not None else None
+            if blame is None:
+                line.add(entry)
+            else:
+                self._fail([(entry, *blame)])
+            self.result.taken = index + 1
+            if self._idle and line.has_whole():
+                self._work.notify()
+            full = len(line) >= self._most_entries or line.bytes >= self._most_bytes
+        if full:
+            self._await(self._is_half_full, pressed=True)
+        elif self._on_progress is not None:
+            self._tell()
+
+    def _refuse(self, index: int, task: Any, kwargs: Any, code: str, reason: str) -> None:
+        with self._lock:
+            self._failures.append(Failure(index, task, kwargs, code, reason))
+            self.result.failed += 1
+            self.result.taken = index + 1
+
+    def _blame(self, entry: Entry) -> tuple[str, str] | None:
+        """Why the entry is not even tried, if so."""
+        if self._down is not None:
+            return "NotTried", self._down
+        if self._held and entry.group in self._held:
+            blame = self._held[entry.group]
+            return "HeldBack", f"task {blame} of the same message group, which comes before it, was not sent"
+        return None
+
+    def _is_half_full(self) -> bool:
+        """Whether half as much waits as may: a caller who found it full comes back when it is not even that."""
+        return len(self._line) >= self._most_entries // 2 or self._line.bytes >= self._most_bytes // 2
+
+    # The caller's thread: waiting.
+
+    def _await(self, waiting: Callable[[], bool], pressed: bool, seconds: float = float("inf")) -> None:
+        """Wait for as long as `waiting()` says, and `seconds` at most."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with self._lock:
+                if not waiting() or time.monotonic() > deadline:
+                    self._pressed = False
+                    return
+                if pressed and not self._pressed:
+                    self._pressed = True
+                    self._work.notify_all()
+                answered = self.result.sent + self.result.failed
+                in_time = self._room.wait(_TICK_SECONDS)
+                hangs = not in_time and answered == self.result.sent + self.result.failed
+                missing = 1 if hangs and len(self._line) else 0
+            self._hire(missing)
+            self._tell()
+
+    def _finish(self) -> None:
+        """Wait until everything that was taken is sent, or has failed."""
+        with self._lock:
+            self._closed = True
+            self._work.notify_all()
+        self._await(lambda: bool(len(self._line) or self._flying), pressed=True)
+
+    def _end(self) -> None:
+        self._stopping.set()
+        with self._lock:
+            self._closed = True
+            self._settled = True
+            self._work.notify_all()
+
+    def _interrupted(self, interrupt: BaseException) -> SubmitInterrupted:
+        self._stopping.set()
+        with self._lock:
+            waiting = self._line.clear()
+            self._work.notify_all()
+        try:
+            self._await(lambda: bool(self._flying), pressed=False, seconds=_INTERRUPT_SECONDS)
+        except KeyboardInterrupt:
+            pass  # the second one means now
+        with self._lock:
+            self._settled = True
+            self._fail([(entry, "Interrupted", "the interrupt came before it was sent") for entry in waiting])
+            unknown = "its request was under way at the interrupt, and no answer came: it may have been sent"
+            self._fail([(entry, "Unknown", unknown) for entry in self._flying])
+        error = self._unsent(SubmitInterrupted, "Interrupted: ")
+        logger.warning("Interrupted by %r: %s", interrupt, self.result, extra={"action": "submit_many_interrupted"})
+        return error
+
+    def _unsent(self, kind: type[_E], why: str) -> _E:
+        with self._lock:
+            failures = sorted(self._failures, key=lambda failure: failure.index)
+            self.result.message_ids.grow(self.result.taken)
+        if self._down is not None:
+            why += f"Nothing got through any more ({self._down}). "
+        return kind(why, failures, self._tasks, self.result)
+
+    def _tell(self, now: bool = False) -> None:
+        """Call on_progress, where something has changed, and not too often."""
+        if self._on_progress is None:
+            return
+        counts = (self.result.sent, self.result.failed)
+        if (counts == self._told or time.monotonic() < self._told_at + _TICK_SECONDS) and not now:
+            return
+        self._told, self._told_at = counts, time.monotonic()
+        try:
+            self._on_progress(self.result)
+        except Exception:
+            logger.exception("on_progress failed", extra={"action": "on_progress_failed"})
+
+    # The sender threads.
+
+    def _hire(self, number: int) -> None:
+        """Start so many more sender threads, as far as allowed.
+
+        In the caller's context (a thread copies the one it is started in): a trace that is open there goes on here.
+        """
+        for _ in range(number):
+            with self._lock:
+                if self._senders >= self._threads:
+                    return
+                self._senders += 1
+            run = contextvars.copy_context().run
+            thread = threading.Thread(target=run, args=(self._serve,), name="submit_many", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._crew:
+                    raise
+                logger.warning("No further thread can be started", extra={"action": "no_thread"})
+                return
+            self._crew.append(thread)
+
+    def _serve(self) -> None:
+        # Signals are the main thread's, and one that lands here would not wake it.
+        state.block_all()
+        while True:
+            entries = self._next()
+            if not entries:
+                return
+            try:
+                self._deliver(entries)
+            except Exception as error:
+                logger.exception("A sender failed", extra={"action": "sender_failed"})
+                left = [entry for entry in entries if entry in self._flying]
+                self._settle([], [(entry, type(error).__name__, str(error)) for entry in left], [])
+
+    def _next(self) -> list[Entry]:
+        """The entries of the next request, when there is one; none when there will be no more."""
+        with self._lock:
+            lingered = False
+            while not self._stopping.is_set():
+                # Until the caller has been woken up, there is more to come than it shows.
+                pressed = self._pressed and self._is_half_full()
+                if pressed or self._closed or lingered or self._line.has_whole():
+                    entries = self._line.take()
+                    if entries:
+                        self._flying.update(entries)
+                        if self._pressed and not self._is_half_full():
+                            self._room.notify()
+                        return entries
+                if self._closed and not len(self._line):
+                    break
+                self._idle += 1
+                lingered = not self._work.wait(_LINGER_SECONDS)
+                self._idle -= 1
+            return []
+
+    def _deliver(self, entries: list[Entry]) -> None:
+        """Send these, and try again those that may yet get through, until each is sent or has failed."""
+        started = time.monotonic()
+        tries = 0
+        while entries:
+            answer = self._ask(entries)
+            tries += 1
+            last = tries == _TRIES or self._stopping.is_set()
+            pause = random.uniform(0, min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * 2**tries))
+            seconds = time.monotonic() - started
+            last = last or seconds + pause > _RETRY_SECONDS
+            failed = list(answer.refused)
+            if last:
+                tried = f" (given up after {tries} tries in {seconds:.1f} s)"
+                failed += [(entry, code, reason + tried) for entry, code, reason in answer.again]
+            self._settle(answer.sent, failed, hold=answer.again if last else [])
+            if answer.sent or not answer.blocked or last or not answer.again:
+                self._judge(answer)
+            if last or not answer.again:
+                break
+            entries = [entry for entry, _, _ in answer.again]
+            logger.info(
+                "%s of %s tasks are sent again in %.1f s: %s",
+                len(entries),
+                len(entries) + len(answer.sent) + len(failed),
+                pause,
+                answer.again[0][1],
+                extra={"action": "submit_again"},
+            )
+            self._stopping.wait(pause)
+
+    def _ask(self, entries: list[Entry]) -> _Answer:
+        """One request for these; more of them where SQS refuses the request as a whole."""
+        requests = []
+        for number, entry in zip(_IDS, entries):
+            entry.request["Id"] = number
+            requests.append(entry.request)
+        answer = _Answer()
+        wall, computing = time.perf_counter(), time.thread_time()
+        try:
+            response = self._send(requests)
+        except Exception as error:
+            code, reason = code_of(error) or type(error).__name__, str(error)
+            answer.blocked = is_transient(error) or is_about_queue(error)
+            if is_transient(error):
+                answer.again = [(entry, code, reason) for entry in entries]
+            elif len(entries) > 1 and not answer.blocked:
+                # Too long, say, because something on the way adds attributes; or one entry spoils the others.
+                half = len(entries) // 2
+                answer.add(self._ask(entries[:half]))
+                answer.add(self._ask(entries[half:]))
+            else:
+                answer.refused = [(entry, code, reason) for entry in entries]
+            return answer
+        self._watch(time.perf_counter() - wall, time.thread_time() - computing)
+        _read(response, dict(zip(_IDS, entries)), answer)
+        return answer
+
+    def _watch(self, wall: float, computing: float) -> None:
+        """Add threads where the processor waits for the network."""
+        with self._lock:
+            wanted = self._pace.wanted(self._senders, wall, computing)
+            missing = wanted - self._senders if len(self._line) else 0
+        self._hire(missing)
+
+    def _settle(self, sent: Sequence[tuple[Entry, str | None]], failed: _Refused, hold: _Refused) -> None:
+        with self._lock:
+            if self._settled:
+                return
+            for entry, message_id in sent:
+                self.result.message_ids.put(entry.index, message_id)
+                self._flying.discard(entry)
+            self.result.sent += len(sent)
+            self._fail(failed)
+            done = [entry for entry, *_ in sent] + [entry for entry, *_ in failed]
+            self._flying.difference_update(done)
+            self._line.done(done)
+            for entry, _, _ in hold:
+                self._hold(entry)
+            if self._idle and len(self._line):
+                self._work.notify_all()
+            if self._closed and not len(self._line) and not self._flying:
+                self._room.notify()
+                self._work.notify_all()
+
+    def _fail(self, failed: _Refused) -> None:
+        for entry, code, reason in failed:
+            self._failures.append(Failure(entry.index, entry.task, entry.kwargs, code, reason))
+        self.result.failed += len(failed)
+
+    def _hold(self, entry: Entry) -> None:
+        """Given up, but it may yet be sent by the caller: what comes after it in its message group must not pass."""
+        if isinstance(self._line, GroupedLine):
+            self._held[entry.group] = entry.index
+            later = self._line.drop(entry.group)
+            self._fail([(each, *(self._blame(each) or ("HeldBack", ""))) for each in later])
+
+    def _judge(self, answer: _Answer) -> None:
+        """Count the requests that came to nothing, and give up when there are too many of them in a row."""
+        with self._lock:
+            self._streak = self._streak + 1 if answer.blocked and not answer.sent else 0
+            if self._streak < _DOWN_AFTER or self._settled or self._down is not None:
+                return
+            _, code, reason = (answer.refused + answer.again)[0]
+            self._down = f"not tried, since {_DOWN_AFTER} requests before it came to nothing: {code}: {reason}"
+            self._fail([(entry, "NotTried", self._down) for entry in self._line.clear()])
+            self._room.notify()
+            self._work.notify_all()
+
+
+_E = TypeVar("_E", TasksNotSent, SubmitInterrupted)
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """`(task, kwargs)`; of anything else `(item, None)`, which no queue takes."""
+    try:
+        task, kwargs = item
+    except (TypeError, ValueError):
+        return item, None
+    return task, kwargs
+
+
+def _read(response: Any, entries: Mapping[str, Entry], answer: _Answer) -> None:
+    """What an answer of SendMessageBatch says of each of the entries."""
+    left = dict(entries)
+    for good in response.get("Successful", ()):
+        if good["Id"] in left:
+            answer.sent.append((left.pop(good["Id"]), good.get("MessageId")))
+    for bad in response.get("Failed", ()):
+        if bad["Id"] in left:
+            entry = left.pop(bad["Id"])
+            code = str(bad.get("Code", "")).rpartition(".")[2]
+            may_yet = not bad.get("SenderFault") or is_busy(code)
+            (answer.again if may_yet else answer.refused).append((entry, code, str(bad.get("Message", ""))))
+    for entry in left.values():
+        answer.again.append((entry, "NoAnswer", "SQS's answer does not say what became of it"))

@@ -1,0 +1,93 @@
+"""What SQS can be asked of a single message: a delay, a message group, a deduplication id."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqstaskmaster._sqs.limits import MAX_DELAY_SECONDS, check_identifier, check_whole_seconds
+
+# A value, or a function of the task and its arguments that gives it.
+Given = Any | Callable[[str, Mapping[str, Any]], Any]
+
+
+def _delay(value: Any) -> int:
+    return check_whole_seconds("delay_seconds", value, MAX_DELAY_SECONDS)
+
+
+def _group(value: Any) -> str:
+    return check_identifier("message_group_id", value)
+
+
+def _deduplication(value: Any) -> str:
+    return check_identifier("message_deduplication_id", value)
+
+
+_CHECKS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "delay_seconds": ("DelaySeconds", _delay),
+    "message_group_id": ("MessageGroupId", _group),
+    "message_deduplication_id": ("MessageDeduplicationId", _deduplication),
+}
+
+
+_NO_GROUP = (
+    "A FIFO queue needs a message group, within which it keeps the order: "
+    'manager.options(message_group_id="...").submit(...)'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a message as they were given; see `TaskManager.options`. None: not given."""
+
+    delay_seconds: Given = None
+    message_group_id: Given = None
+    message_deduplication_id: Given = None
+
+    def check_many(self, fifo: bool) -> None:
+        """Raise ValueError where these options cannot be meant for more than one message."""
+        if fifo and self.message_group_id is None:
+            raise ValueError(_NO_GROUP)
+        if self.message_deduplication_id is not None and not callable(self.message_deduplication_id):
+            raise ValueError(
+                f"One message_deduplication_id, {self.message_deduplication_id!r}, for many tasks: SQS would keep the "
+                "first and drop the others. Give a function of (task, kwargs)"
+            )
+
+    def replaced(self, fifo: bool, **given: Given) -> Options:
+        """These options with others in their place where those are given, checked for the kind of queue."""
+        options = dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+        for name, value in given.items():
+            if value is not None and not callable(value):
+                _CHECKS[name][1](value)
+        if fifo and options.delay_seconds is not None:
+            raise ValueError(
+                f"delay_seconds is {options.delay_seconds!r}, and SQS takes no delay for single messages of a FIFO "
+                "queue: set the queue's own DelaySeconds"
+            )
+        if not fifo and options.message_deduplication_id is not None:
+            raise ValueError(
+                f"message_deduplication_id is {options.message_deduplication_id!r}, and only FIFO queues (their "
+                "names end in .fifo) deduplicate"
+            )
+        return options
+
+    def parameters(self, fifo: bool, task: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of SendMessage for one task.
+
+        :raises ValueError: for a value out of its range that a function gave, and for a FIFO queue without a group.
+        """
+        found = {}
+        for name, (parameter, check) in _CHECKS.items():
+            value = getattr(self, name)
+            if callable(value):
+                value = value(task, kwargs)
+            if value is not None:
+                found[parameter] = check(value)
+        if fifo and "MessageGroupId" not in found:
+            raise ValueError(_NO_GROUP)
+        return found
+
+
+NO_OPTIONS = Options()

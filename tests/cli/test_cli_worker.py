@@ -1,0 +1,363 @@
+"""`sqstaskmaster worker` as a container starts it: the installed command, a real SQS server, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, wait_until
+from tests.support.commands import Command, alive, offline, online, run
+
+# Longer than any test: a message that is seen before this was given back.
+LONG = 600
+
+TASKS = """
+import os, time
+from sqstaskmaster import MessageHandler, TaskManager
+from sqstaskmaster.worker import Worker
+
+class Task(MessageHandler):
+    def __init__(self, message, *, wait_for=None, **timeouts):
+        super().__init__(message, **timeouts)
+        self.wait_for = wait_for
+
+    def run(self):
+        print("runs", os.getpid(), flush=True)
+        self.work()
+        print("finished", os.getpid(), flush=True)
+
+    def work(self):
+        deadline = time.monotonic() + 60
+        while self.wait_for and not os.path.exists(self.wait_for) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+class Meet(Task):
+    def work(self):
+        open(f"here-{os.getpid()}", "w").close()
+        while len([name for name in os.listdir() if name.startswith("here-")]) < 2:
+            time.sleep(0.01)
+
+class Deaf(Task):
+    def work(self):
+        while True:
+            try:
+                time.sleep(60)
+            except BaseException:
+                print("swallowed", flush=True)
+
+class Die(Task):
+    def work(self):
+        os.kill(os.getpid(), 9)
+
+worker = Worker(
+    TaskManager(os.environ["QUEUE_URL"]),
+    {"Task": Task, "Meet": Meet, "Deaf": Deaf, "Die": Die},
+    sqs_timeout=int(os.environ.get("SQS_TIMEOUT", "600")), alarm_timeout=1, hard_timeout=600, wait_time=1,
+    shutdown_grace=float(os.environ.get("GRACE", "600")),
+)
+not_a_worker = 5
+
+@worker.task("Isolated")
+def isolated():
+    import ctypes, subprocess
+    daemon = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+    print("daemon", daemon.pid, flush=True)
+    print("runs", os.getpid(), flush=True)
+    ctypes.PyDLL(None).sleep(3600)  # C code that holds the interpreter
+"""
+
+
+class WorkerTestCase(ServerTestCase):
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        Path(self.folder, "tasks.py").write_text(TASKS)
+        self.url = self.create_queue(visibility=LONG)
+        self.go = Path(self.folder, "go")
+
+    def submit(self, task="Task", **kwargs):
+        self.sqs.send_message(QueueUrl=self.url, MessageBody=json.dumps({"task": task, "kwargs": kwargs}))
+
+    def worker(self, *arguments, name="tasks:worker", **options):
+        return Command(self, "worker", name, *arguments, cwd=self.folder, QUEUE_URL=self.url, **options)
+
+    def pids(self, worker, word="runs"):
+        return [int(line.split()[1]) for line in worker.lines() if line.startswith(f"{word} ")]
+
+    def wait_for_runs(self, worker, number=1):
+        return wait_until(lambda: len(self.pids(worker)) >= number and self.pids(worker), f"{number} tasks run")
+
+    def worker_processes(self, worker):
+        lines = [line.rpartition(" ")[2] for line in worker.lines() if " started as pid " in line]
+        return [int(pid) for pid in lines]
+
+    def assert_given_back(self):
+        """The message is visible, long before its visibility timeout ends."""
+        wait_until(lambda: self.counts(self.url) == (1, 0, 0), "the message is visible")
+
+
+class TestWork(WorkerTestCase):
+    def test_burst_runs_what_is_there_and_ends_with_0(self):
+        for _ in range(3):
+            self.submit()
+        worker = self.worker("--burst", "--processes", 2)
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        self.assertEqual(3, len(self.pids(worker, "finished")))
+        self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_two_processes_share_a_queue_and_run_at_the_same_time(self):
+        self.submit("Meet")
+        self.submit("Meet")
+        worker = self.worker("--processes", 2)
+        wait_until(lambda: len(self.pids(worker, "finished")) == 2, "both have met")
+        self.assertEqual(2, len(set(self.pids(worker))))
+        self.assertEqual(0, worker.stop())
+        self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_logs_are_one_json_object_a_line_with_what_became_of_each_task(self):
+        self.submit()
+        worker = self.worker("--burst", "--log-json", "--processes", 2)
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        records = [json.loads(line) for line in worker.lines() if not line.startswith(("runs", "finished"))]
+        finished = [record for record in records if record.get("action") == "finished"]
+        self.assertEqual([("Task", "done", "1")], [(r["task"], r["outcome"], r["receive_count"]) for r in finished])
+        for field in ("message_id", "queued", "elapsed", "time", "level"):
+            self.assertIn(field, finished[0])
+
+    def test_below_the_log_level_nothing_is_written(self):
+        self.submit()
+        worker = self.worker("--burst", "--log-level", "warning")
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS))
+        self.assertEqual(["runs", "finished"], [line.split()[0] for line in worker.lines()])
+
+    def test_the_alive_file_is_touched_when_every_process_has_polled(self):
+        path = Path(self.folder, "alive")
+        worker = self.worker("--processes", 2, "--alive-file", path)
+        wait_until(path.exists, "the alive file is there")
+        self.assertEqual(0, worker.stop())
+
+    def test_a_server_that_does_not_answer_is_waited_for_and_nobody_is_called_alive(self):
+        path = Path(self.folder, "alive")
+        endpoint = f"http://127.0.0.1:{free_port()}"
+        worker = self.worker("--alive-file", path, AWS_ENDPOINT_URL=endpoint, AWS_MAX_ATTEMPTS="1")
+        worker.wait_for("Polling fails, trying again")
+        self.assertIsNone(worker.process.poll())
+        self.assertEqual(0, worker.stop())
+        self.assertFalse(path.exists())
+
+
+class TestShutdown(WorkerTestCase):
+    def test_idle_workers_end_with_0_and_leave_nothing_behind(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number.name):
+                worker = self.worker("--processes", 2)
+                pids = wait_until(
+                    lambda: len(self.worker_processes(worker)) == 2 and self.worker_processes(worker), "two"
+                )
+                self.assertEqual(0, worker.stop(number), worker.lines())
+                self.assertEqual([False, False], list(map(alive, pids)))
+
+    def test_a_running_task_may_finish(self):
+        self.submit(wait_for=str(self.go))
+        worker = self.worker()
+        self.wait_for_runs(worker)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for("taking no more work")
+        self.go.touch()
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        self.assertEqual(1, len(self.pids(worker, "finished")))
+        self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_a_task_that_needs_longer_is_given_back_at_once(self):
+        self.submit(wait_for=str(self.go))
+        worker = self.worker(GRACE="0.1")
+        self.wait_for_runs(worker)
+        self.assertEqual(0, worker.stop(), worker.lines())
+        self.assertEqual([], self.pids(worker, "finished"))
+        self.assert_given_back()
+
+    def test_the_second_signal_means_now(self):
+        self.submit(wait_for=str(self.go))
+        worker = self.worker()
+        self.wait_for_runs(worker)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for("taking no more work")
+        self.assertEqual(0, worker.stop(signal.SIGINT), worker.lines())
+        self.assertEqual([], self.pids(worker, "finished"))
+        self.assert_given_back()
+
+    def test_ctrl_c_in_a_terminal_drains_and_is_not_taken_for_two(self):
+        self.submit(wait_for=str(self.go))
+        worker = self.worker(before=["setsid"])
+        self.wait_for_runs(worker)
+        # What a terminal does: the signal goes to every process of the group.
+        os.killpg(worker.process.pid, signal.SIGINT)
+        worker.wait_for("taking no more work")
+        self.go.touch()
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        self.assertEqual(1, len(self.pids(worker, "finished")))
+
+    def test_as_process_1_of_a_container(self):
+        unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+        if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+            self.skipTest("no permission to make a PID namespace here")
+        self.submit(wait_for=str(self.go))
+        worker = self.worker(before=unshare, GRACE="0.1")
+        self.wait_for_runs(worker)
+        [supervisor] = children_of(worker.process.pid)
+        os.kill(supervisor, signal.SIGTERM)
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        self.assert_given_back()
+
+
+class TestDeath(WorkerTestCase):
+    def test_a_killed_process_is_replaced_and_its_task_run_again(self):
+        self.submit(wait_for=str(self.go))
+        worker = self.worker(SQS_TIMEOUT="3")
+        pid = self.wait_for_runs(worker)[0]
+        os.kill(pid, signal.SIGKILL)
+        again = self.wait_for_runs(worker, 2)[1]
+        self.assertNotEqual(pid, again)
+        worker.wait_for("SIGKILL")
+        self.go.touch()
+        wait_until(lambda: self.pids(worker, "finished") == [again], "it finishes")
+        self.assertEqual(0, worker.stop(), worker.lines())
+        self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_a_task_that_kills_its_worker_does_not_end_the_others(self):
+        self.submit("Die")
+        worker = self.worker("--processes", 2)
+        worker.wait_for("SIGKILL")
+        self.submit()
+        wait_until(lambda: self.pids(worker, "finished"), "the next task runs")
+        self.assertEqual(0, worker.stop(), worker.lines())
+
+    def test_when_the_supervisor_is_killed_its_tasks_are_stopped_and_given_back(self):
+        self.submit(wait_for=str(self.go))
+        worker = self.worker("--processes", 2)
+        self.wait_for_runs(worker)
+        pids = wait_until(lambda: len(self.worker_processes(worker)) == 2 and self.worker_processes(worker), "both")
+        worker.stop(signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "both are gone", 15)
+        self.assertEqual([], self.pids(worker, "finished"))
+        self.assert_given_back()
+
+    def test_when_the_supervisor_is_killed_nothing_is_left_of_a_task_in_a_process_of_its_own(self):
+        self.submit("Isolated")
+        worker = self.worker()
+        pids = self.wait_for_runs(worker) + self.pids(worker, "daemon") + self.worker_processes(worker)
+        worker.stop(signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "all are gone", 15)
+
+    def test_when_a_process_is_killed_nothing_is_left_of_its_task(self):
+        self.submit("Isolated")
+        worker = self.worker()
+        pids = self.wait_for_runs(worker) + self.pids(worker, "daemon")
+        os.kill(self.worker_processes(worker)[0], signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "all are gone", 15)
+        wait_until(lambda: len(self.worker_processes(worker)) == 2, "another process is started")
+
+    def test_when_the_supervisor_is_killed_a_task_that_swallows_everything_ends_too(self):
+        self.submit("Deaf")
+        worker = self.worker()
+        [pid] = self.wait_for_runs(worker)
+        worker.stop(signal.SIGKILL)
+        wait_until(lambda: not alive(pid), "it is gone", 15)
+        self.assertIn("swallowed", worker.lines())
+
+
+class TestDoctor(WorkerTestCase):
+    def test_the_doctor_finds_the_worker_in_the_current_folder_however_the_command_is_installed(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        # As pip installs a command: a script elsewhere, whose folder Python puts in front, not the current one.
+        script = Path(folder.name, "sqstaskmaster-command")
+        script.write_text("import sys\nfrom sqstaskmaster._cli.main import main\nsys.exit(main())\n")
+        looked = subprocess.run(
+            [sys.executable, script, "doctor", self.url, "--worker", "tasks:worker"],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            timeout=DEADLINE_SECONDS,
+            env=online(QUEUE_URL=self.url, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+        )
+        self.assertEqual(8, looked.returncode, looked.stderr)
+        self.assertIn("the worker claims 600 s at a time", looked.stdout)
+
+
+class TestErrors(WorkerTestCase):
+    def assert_refused(self, name, code, *texts, more=()):
+        worker = self.worker("--processes", 2, "--log-level", "ERROR", *more, name=name)
+        self.assertEqual(code, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        said = "\n".join(worker.lines())
+        for text in texts:
+            self.assertIn(text, said)
+        if not more:
+            self.assertEqual(1, len(worker.lines()), said)
+
+    def test_a_module_that_is_not_there(self):
+        self.assert_refused("no_such_module:worker", 3, "There is no module 'no_such_module'", "run the command in")
+        self.assert_refused("no_such.module:worker", 3, "There is no module 'no_such.module'")
+
+    def test_a_name_that_is_not_there(self):
+        self.assert_refused("tasks:workers", 3, "Module 'tasks' has no 'workers'")
+
+    def test_something_else_than_a_worker(self):
+        self.assert_refused("tasks:not_a_worker", 3, "tasks:not_a_worker is no Worker but int")
+
+    def test_a_module_that_raises_says_where(self):
+        Path(self.folder, "broken.py").write_text("\n\nraise ValueError('no such model')\n")
+        self.assert_refused("broken:worker", 3, "ValueError: no such model", "broken.py, line 3")
+
+    def test_a_module_that_lacks_one_of_its_own_says_which(self):
+        Path(self.folder, "lacking.py").write_text("import no_such_library\n")
+        self.assert_refused("lacking:worker", 3, "'lacking' cannot be imported", "No module named 'no_such_library'")
+
+    def test_debug_shows_the_traceback(self):
+        Path(self.folder, "broken.py").write_text("raise ValueError('no such model')\n")
+        self.assert_refused("broken:worker", 3, "Traceback", "no such model", more=["--debug"])
+
+    def test_a_queue_that_is_not_there(self):
+        self.url += "-not"
+        self.assert_refused("tasks:worker", 4, "The queue cannot be polled", "check the queue's URL")
+
+    def test_no_credentials(self):
+        environ = offline(
+            QUEUE_URL=self.url,
+            AWS_ENDPOINT_URL=os.environ["AWS_ENDPOINT_URL"],
+            AWS_DEFAULT_REGION="us-east-1",
+            AWS_EC2_METADATA_DISABLED="true",
+        )
+        finished = run("worker", "tasks:worker", "--log-level", "ERROR", environ=environ, cwd=self.folder)
+        self.assertEqual(4, finished.returncode, finished.stderr)
+        self.assertIn("No AWS credentials found", finished.stderr)
+        self.assertEqual(1, len(finished.stderr.splitlines()), finished.stderr)
+
+    def test_a_command_line_that_makes_no_sense_starts_nothing(self):
+        for arguments, text in (
+            (["tasks.py:worker"], "tasks:worker for the Worker"),
+            (["tasks"], "is no MODULE:WORKER"),
+            (["tasks:worker", "--processes", "0"], "'0' is no number of processes from 1"),
+            (["tasks:worker", "--log-level", "LOUD"], "LOUD"),
+            (["tasks:worker", "--alive-file", "no/such/folder/alive"], "--alive-file no/such/folder/alive"),
+        ):
+            with self.subTest(arguments):
+                finished = run("worker", *arguments, environ=offline(**ENVIRONMENT), cwd=self.folder)
+                self.assertEqual(2, finished.returncode, finished.stderr)
+                self.assertIn(text, finished.stderr)
+                self.assertNotIn("started", finished.stderr)
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as children:
+        return list(map(int, children.read().split()))
+
+
+if __name__ == "__main__":
+    unittest.main()

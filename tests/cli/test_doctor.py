@@ -1,0 +1,137 @@
+import unittest
+
+from sqstaskmaster._cli import doctor
+from sqstaskmaster._cli.doctor import Facts, Level, WorkerTimes, examine, worst
+
+URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/tasks"
+POLICY = '{"deadLetterTargetArn": "arn:aws:sqs:eu-west-1:123456789012:dead", "maxReceiveCount": %d}'
+
+
+def healthy(worker=None, **attributes):
+    return Facts(
+        url=URL,
+        url_region="eu-west-1",
+        region="eu-west-1",
+        configured_region="eu-west-1",
+        endpoint="https://sqs.eu-west-1.amazonaws.com",
+        credentials="access key ...ABCD, from env",
+        attributes={
+            "MessageRetentionPeriod": "345600",
+            "VisibilityTimeout": "30",
+            "DelaySeconds": "0",
+            "MaximumMessageSize": "1048576",
+            "RedrivePolicy": POLICY % 5,
+            **attributes,
+        },
+        denied={"GetQueueAttributes": None, "ReceiveMessage": None},
+        dead_letters={"MessageRetentionPeriod": "1209600", "ApproximateNumberOfMessages": "0"},
+        worker=worker or WorkerTimes(URL, sqs_timeout=30, hard_timeout=14400),
+    )
+
+
+class TestExamine(unittest.TestCase):
+    def assert_finding(self, facts, name, level, text):
+        found = [finding for finding in examine(facts) if finding.name == name and finding.level == level]
+        self.assertEqual(1, len(found), examine(facts))
+        self.assertIn(text, found[0].text)
+        if level != Level.OK:
+            self.assertTrue(found[0].remedy, found[0])
+        self.assertEqual(level, worst(examine(facts)))
+
+    def test_a_healthy_queue_has_nothing_to_mend(self):
+        findings = examine(healthy())
+        self.assertEqual([], [finding for finding in findings if finding.level != Level.OK or finding.remedy])
+        self.assertEqual(Level.OK, worst(findings))
+
+    def test_another_default_region_than_the_urls_is_a_warning(self):
+        facts = healthy()
+        facts.configured_region = "us-east-1"
+        self.assert_finding(facts, "region", Level.WARNING, "us-east-1")
+
+    def test_a_url_of_aws_asked_elsewhere_is_an_error(self):
+        facts = healthy()
+        facts.endpoint = "http://127.0.0.1:5000"
+        self.assert_finding(facts, "endpoint", Level.ERROR, "http://127.0.0.1:5000")
+
+    def test_a_url_of_another_server_asked_at_aws_is_an_error(self):
+        facts = healthy(WorkerTimes("http://127.0.0.1:5000/1/tasks", 30, 14400))
+        facts.url, facts.url_region = "http://127.0.0.1:5000/1/tasks", None
+        self.assert_finding(facts, "endpoint", Level.ERROR, "127.0.0.1")
+
+    def test_no_credentials_is_an_error(self):
+        facts = healthy()
+        facts.credentials = None
+        self.assert_finding(facts, "credentials", Level.ERROR, "none found")
+
+    def test_a_queue_that_does_not_answer_is_an_error_and_ends_the_examination(self):
+        facts = healthy()
+        facts.unreachable = "SQS refused GetQueueAttributes: no such queue: check the URL"
+        self.assert_finding(facts, "queue", Level.ERROR, "no such queue")
+        self.assertEqual("check the URL", examine(facts)[-1].remedy)
+
+    def test_a_permission_that_is_lacking_is_an_error_that_names_it(self):
+        facts = healthy()
+        facts.denied = {"ReceiveMessage": None, "DeleteMessage": "not authorized"}
+        self.assert_finding(facts, "DeleteMessage", Level.ERROR, "not authorized")
+
+    def test_no_redrive_policy_is_a_warning(self):
+        facts = healthy(RedrivePolicy="")
+        facts.dead_letters = None
+        self.assert_finding(facts, "redrive policy", Level.WARNING, "none")
+
+    def test_a_max_receive_count_that_is_not_sane_is_a_warning(self):
+        self.assert_finding(healthy(RedrivePolicy=POLICY % 1), "redrive policy", Level.WARNING, "after 1 receive")
+        many = healthy(WorkerTimes(URL, 30, 60), RedrivePolicy=POLICY % 1000)
+        self.assert_finding(many, "redrive policy", Level.WARNING, "after 1000 receives")
+
+    def test_dead_letters_are_a_warning(self):
+        facts = healthy()
+        facts.dead_letters["ApproximateNumberOfMessages"] = "7"
+        self.assert_finding(facts, "dead-letter queue", Level.WARNING, "7")
+
+    def test_a_dead_letter_queue_that_forgets_sooner_is_a_warning(self):
+        facts = healthy()
+        facts.dead_letters["MessageRetentionPeriod"] = "345600"
+        self.assert_finding(facts, "dead-letter queue", Level.WARNING, "4 days")
+
+    def test_a_dead_letter_queue_that_cannot_be_read_is_a_warning(self):
+        facts = healthy()
+        facts.dead_letters, facts.dead_letters_unreachable = None, "denied: allow it"
+        self.assert_finding(facts, "dead-letter queue", Level.WARNING, "denied")
+
+    def test_a_retention_not_longer_than_the_hard_timeout_is_an_error(self):
+        self.assert_finding(healthy(MessageRetentionPeriod="14400"), "retention", Level.ERROR, "14400 s")
+
+    def test_a_retention_shorter_than_all_receives_is_a_warning(self):
+        self.assert_finding(healthy(MessageRetentionPeriod="20000"), "retention", Level.WARNING, "5 receives")
+
+    def test_a_delay_of_the_whole_queue_is_a_warning(self):
+        self.assert_finding(healthy(DelaySeconds="60"), "delay", Level.WARNING, "60 s")
+
+    def test_a_smaller_message_limit_is_a_warning(self):
+        self.assert_finding(healthy(MaximumMessageSize="262144"), "message size", Level.WARNING, "262,144")
+
+    def test_an_encrypted_queue_says_what_it_needs(self):
+        self.assert_finding(healthy(KmsMasterKeyId="alias/tasks"), "encryption", Level.OK, "kms:Decrypt")
+
+    def test_a_worker_that_claims_for_long_is_a_warning(self):
+        self.assert_finding(healthy(WorkerTimes(URL, 7200, 14400)), "visibility", Level.WARNING, "7200 s")
+
+    def test_a_queue_whose_own_visibility_is_long_is_a_warning(self):
+        self.assert_finding(healthy(VisibilityTimeout="43200"), "visibility", Level.WARNING, "43200 s")
+
+    def test_a_worker_of_another_queue_is_an_error(self):
+        other = WorkerTimes(URL + "-other", 30, 14400)
+        self.assert_finding(healthy(other), "worker's queue", Level.ERROR, "tasks-other")
+
+    def test_without_a_worker_nothing_is_said_of_its_timeouts(self):
+        facts = healthy()
+        facts.worker = None
+        names = {finding.name for finding in examine(facts)}
+        self.assertEqual(set(), names & {"visibility", "worker's queue"})
+
+
+class TestDeadLetterUrl(unittest.TestCase):
+    def test_a_dead_letter_queue_is_the_queues_neighbour(self):
+        arn = "arn:aws:sqs:eu-west-1:123456789012:dead"
+        self.assertEqual(URL.replace("tasks", "dead"), doctor.dead_letter_url(URL, arn))

@@ -1,0 +1,34 @@
+import contextlib
+import io
+import unittest
+
+from sqstaskmaster._cli import tables
+from sqstaskmaster._cli.tables import Table, plain
+
+
+class TestPlain(unittest.TestCase):
+    def test_columns_are_aligned_and_lines_have_no_trailing_space(self):
+        table = Table(("name", "count"), [["a", "1"], ["longer", "200"]])
+        self.assertEqual("name    count\na       1\nlonger  200", plain(table))
+
+    def test_a_table_without_rows_is_its_header(self):
+        self.assertEqual("name  count", plain(Table(("name", "count"), [])))
+
+    def test_a_table_in_a_pipe_is_plain(self):
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            tables.show(Table(("name",), [["[bold]a"]], ("red",)))
+        self.assertEqual("name\n[bold]a\n", output.getvalue())
+
+
+class TestProgress(unittest.TestCase):
+    def test_progress_in_a_pipe_is_a_line_every_few_seconds(self):
+        now = 0.0
+        with contextlib.redirect_stderr(io.StringIO()) as output:
+            with tables.progress("Sent", 3_000, clock=lambda: now) as update:
+                update(1_000, 3_000)
+                now = 5.0
+                update(2_000, 3_000)
+                update(2_500, 3_000)
+                now = 10.0
+                update(3_000, None)
+        self.assertEqual("Sent: 2,000 of 3,000\nSent: 3,000\n", output.getvalue())

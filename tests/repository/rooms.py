@@ -1,0 +1,67 @@
+"""Reads what each module of the package imports and names, and which rooms ARCHITECTURE.rst says may know which."""
+
+import ast
+import pathlib
+import re
+
+import sqstaskmaster
+
+PACKAGE = pathlib.Path(sqstaskmaster.__file__).parent
+
+# A line of the drawing: the room, what it may know ("nobody", or rooms), after an arrow.
+_LINE = re.compile(r"^   (?P<room>[a-z_]+) +-> (?P<knows>[a-z_, ]+)$", re.MULTILINE)
+
+
+def sources(package=PACKAGE):
+    """{dotted name below the package: file}; a room's `__init__` is the room itself, the front door is ``__init__``."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        if len(parts) > 1 and parts[-1] == "__init__":
+            parts = parts[:-1]
+        found[".".join(parts)] = path
+    return found
+
+
+def room_of(module):
+    """The room of a module: the folder behind the porch, or the porch's module itself."""
+    return module.split(".")[0]
+
+
+def drawn(text):
+    """{room: the rooms it may know} from the drawing."""
+    return {
+        line["room"]: set() if line["knows"].strip() == "nobody" else set(map(str.strip, line["knows"].split(",")))
+        for line in _LINE.finditer(text)
+    }
+
+
+def walk(path):
+    """(dotted names imported, dotted names used), with `.attribute` for an attribute of anything.
+
+    What is imported for type checkers only counts in neither: it does not run.
+    """
+    imported, used = set(), set()
+    todo = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            used.add(f".{node.attr}")
+            used |= {f"{node.value.id}.{node.attr}"} if isinstance(node.value, ast.Name) else set()
+    return imported, used
+
+
+def module_of(dotted, modules):
+    """The module of ours that an imported dotted name leads to: `__init__` for what the front door gives."""
+    parts = dotted.split(".")[1:]
+    while parts and ".".join(parts) not in modules:
+        parts.pop()
+    return ".".join(parts) or "__init__"

@@ -1,0 +1,185 @@
+"""Scale-in protection, against an agent that speaks HTTP."""
+
+import http.server
+import json
+import logging
+import os
+import threading
+import time
+import unittest
+from unittest import mock
+
+from sqstaskmaster import LocalQueue, MessageHandler, TaskManager, Worker
+from sqstaskmaster._service.ecs import ScaleInProtection
+from tests.support import DEADLINE_SECONDS, free_port
+
+ON, OFF = True, False
+
+
+class Agent:
+    """What stands at ECS_AGENT_URI: an HTTP server that notes what it was asked."""
+
+    def __init__(self, test):
+        self.asked = []
+        self.status, self.answer = 200, {"protection": {}}
+        self.hold = threading.Event()
+        self.hold.set()
+        self.drips = False
+        agent = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_PUT(self):
+                state = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                agent.asked.append((self.path, self.headers["Content-Type"], state))
+                if agent.drips:
+                    self.drip()
+                agent.hold.wait(DEADLINE_SECONDS)
+                body = json.dumps(agent.answer).encode()
+                self.send_response(agent.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def drip(self):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+                while not agent.hold.wait(0.02):
+                    self.wfile.write(b".")
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        server.handle_error = lambda *_: None  # whoever asked has given up
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        for clean_up in (server.server_close, thread.join, server.shutdown, self.hold.set):
+            test.addCleanup(clean_up)
+        self.uri = f"http://127.0.0.1:{server.server_port}/api/abc"
+
+    def states(self):
+        return [state["ProtectionEnabled"] for _, _, state in self.asked]
+
+
+class ScaleInProtectionTest(unittest.TestCase):
+    def setUp(self):
+        self.agent = Agent(self)
+        self.now = 1000.0
+
+    def protection(self, **settings):
+        protection = ScaleInProtection(self.agent.uri, clock=lambda: self.now, **settings)
+        protection.__enter__()
+        self.addCleanup(protection.__exit__)
+        self.agent.asked.clear()
+        return protection
+
+    def test_it_is_asked_for_until_after_the_work_can_have_ended(self):
+        self.protection().busy(3600)
+        (request,) = self.agent.asked
+        state = {"ProtectionEnabled": True, "ExpiresInMinutes": 65}
+        self.assertEqual(("/api/abc/task-protection/v1/state", "application/json", state), request)
+
+    def test_the_longest_task_there_is_stays_within_what_ecs_allows(self):
+        self.protection().busy(43200)
+        self.assertTrue(720 < self.agent.asked[0][2]["ExpiresInMinutes"] <= 2880)
+
+    def test_only_the_change_between_idle_and_busy_costs_a_request(self):
+        protection = self.protection()
+        for _ in range(5):
+            protection.busy(60)
+        protection.idle()
+        protection.idle()
+        protection.busy(60)
+        self.assertEqual([ON, OFF, ON], self.agent.states())
+
+    def test_it_is_renewed_before_it_can_expire_in_a_later_task(self):
+        protection = self.protection()
+        protection.busy(600)
+        self.now += 300  # 15 minutes were asked for
+        protection.busy(600)
+        self.now += 1
+        protection.busy(600)
+        self.assertEqual([ON, ON], self.agent.states())
+
+    def test_one_that_was_left_by_a_killed_worker_is_returned_on_starting(self):
+        with ScaleInProtection(self.agent.uri):
+            self.assertEqual([OFF], self.agent.states())
+
+    def test_it_is_not_returned_while_another_process_of_the_container_is_busy(self):
+        one, other = self.protection(), self.protection()
+        one.busy(60)
+        other.busy(60)
+        one.idle()
+        self.assertEqual([ON, ON], self.agent.states())
+        other.idle()
+        self.assertEqual([ON, ON, OFF], self.agent.states())
+
+    def test_what_fails_is_a_warning_and_tried_again_with_the_next_task(self):
+        protection = self.protection()
+        self.agent.status = 500
+        with self.assertLogs("sqstaskmaster._service.ecs", logging.WARNING):
+            protection.busy(60)
+        self.agent.status, self.agent.answer = 200, {"failure": {"Reason": "TASK_NOT_VALID"}}
+        with self.assertLogs("sqstaskmaster._service.ecs", logging.WARNING) as logs:
+            protection.busy(60)
+        self.assertIn("TASK_NOT_VALID", logs.output[0])
+        self.agent.answer = {}
+        with self.assertNoLogs("sqstaskmaster._service.ecs"):
+            protection.busy(60)
+        self.assertEqual([ON, ON, ON], self.agent.states())
+
+    def test_an_agent_that_does_not_answer_holds_nothing_up_for_long(self):
+        protection = self.protection(call_seconds=0.1)
+        self.agent.hold.clear()
+        for self.agent.drips in (False, True):
+            started = time.monotonic()
+            with self.subTest(drips=self.agent.drips), self.assertLogs("sqstaskmaster._service.ecs", logging.WARNING):
+                protection.busy(60)
+            self.assertLess(time.monotonic() - started, 20)
+
+    def test_an_agent_that_is_not_there_is_a_warning(self):
+        with self.assertLogs("sqstaskmaster._service.ecs", logging.WARNING):
+            with ScaleInProtection(f"http://127.0.0.1:{free_port()}"):
+                pass
+
+    def test_no_proxy_stands_between(self):
+        with mock.patch.dict(os.environ, {"http_proxy": f"http://127.0.0.1:{free_port()}", "no_proxy": ""}):
+            self.protection().busy(60)
+        self.assertEqual([ON], self.agent.states())
+
+    def test_without_a_place_for_the_lock_the_protection_is_left_to_expire(self):
+        with mock.patch("tempfile.gettempdir", side_effect=FileNotFoundError("no usable folder")):
+            with self.assertLogs("sqstaskmaster._service.ecs", logging.WARNING):
+                with ScaleInProtection(self.agent.uri) as protection:
+                    protection.busy(60)
+        self.assertEqual([ON], self.agent.states())
+
+    def test_away_from_ecs_nothing_is_done(self):
+        with mock.patch("sqstaskmaster._service.ecs.BoundedCall", side_effect=AssertionError("a request")):
+            with ScaleInProtection(None) as protection:
+                protection.busy(60)
+                protection.idle()
+
+
+class WorkerOnEcsTest(unittest.TestCase):
+    def test_a_worker_is_protected_from_its_first_task_to_the_empty_poll(self):
+        agent = Agent(self)
+        seen = []
+
+        class Look(MessageHandler):
+            def run(self):
+                seen.append(agent.states())
+
+        manager = TaskManager("ecs-test", queue_constructor=LocalQueue)
+        for _ in range(3):
+            manager.submit("Look")
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        counts = Worker(manager, {"Look": Look}, wait_time=0).run(burst=True, ecs_agent_uri=agent.uri)
+        self.assertEqual({"done": 3}, counts)
+        self.assertEqual([[OFF, ON]] * 3, seen)
+        self.assertEqual([OFF, ON, OFF], agent.states())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,452 @@
+"""SIGTERM and SIGINT in every phase of a worker: nothing is stranded, nothing that is finished is repeated."""
+
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+from unittest import mock
+
+from sqstaskmaster import LocalMessage, LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+from sqstaskmaster._signals.alarm import Alarm
+from sqstaskmaster._signals.shutdown import Shutdown
+from sqstaskmaster.errors import ShutdownRequested
+from sqstaskmaster.worker import _is_outside_heartbeat
+from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, wait_until
+
+
+def stop_this_process(times=1):
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class PhasesTest(unittest.TestCase):
+    """One worker in this process, over a queue in memory; the signal is sent by the phase itself."""
+
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.messages = []
+        self.ran = []
+        case = self
+
+        class Message(LocalMessage):
+            def delete(self):
+                case.in_delete()
+                super().delete()
+
+        deadline = time.monotonic() + DEADLINE_SECONDS
+
+        class Queue(LocalQueue):
+            def receive_messages(self, **kwargs):
+                case.assertLess(time.monotonic(), deadline, "the worker does not stop")
+                received = super().receive_messages(**kwargs)
+                for message in received:
+                    message.__class__ = Message
+                case.messages += received
+                case.at_end_of_poll()
+                return received
+
+        class Handler(MessageHandler):
+            def __init__(self, message, **timeouts):
+                super().__init__(message, **timeouts)
+                case.in_constructor()
+
+            def __enter__(self):
+                super().__enter__()
+                case.in_enter()
+                return self
+
+            def run(self):
+                case.ran.append(self)
+                case.in_run()
+
+        self.handler = Handler
+        self.manager = TaskManager(f"memory:{self.id()}", queue_constructor=Queue)
+        self.manager.submit("T")
+        self.manager.submit("T")
+
+    at_end_of_poll = in_constructor = in_enter = in_run = in_delete = staticmethod(lambda: None)
+
+    def run_worker(self, grace=60.0):
+        worker = Worker(self.manager, {"T": self.handler}, wait_time=0, shutdown_grace=grace)
+        counts = worker.run()
+        self.assertEqual(1, len(self.messages), "another was taken")
+        return counts
+
+    def assert_given_back_unstarted(self):
+        self.assertEqual([], self.ran)
+        self.assertEqual(0, self.messages[0].visibility_changes[-1])
+        self.assertFalse(self.messages[0].deleted)
+
+    def test_a_message_that_the_last_poll_brings_is_given_back_at_once(self):
+        self.at_end_of_poll = stop_this_process
+        self.assertEqual({"given back": 1}, self.run_worker())
+        self.assert_given_back_unstarted()
+
+    def test_between_poll_and_start_the_message_is_given_back_at_once(self):
+        self.in_constructor = stop_this_process
+        self.assertEqual({"interrupted": 1}, self.run_worker())
+        self.assert_given_back_unstarted()
+
+    def test_while_the_handler_is_entered_the_message_is_given_back_at_once(self):
+        self.in_enter = lambda: stop_this_process(2)
+        self.assertEqual({"interrupted": 1}, self.run_worker())
+        self.assert_given_back_unstarted()
+
+    def test_a_running_task_that_ends_in_its_grace_is_done(self):
+        self.in_run = stop_this_process
+        self.assertEqual({"done": 1}, self.run_worker())
+        self.assertTrue(self.messages[0].deleted)
+
+    def test_a_running_task_is_stopped_after_its_grace_and_its_message_given_back(self):
+        def run():
+            stop_this_process()
+            wait_until(lambda: False, "the end of the grace")
+
+        self.in_run = run
+        self.assertEqual({"interrupted": 1}, self.run_worker(grace=0.2))
+        self.assertEqual([0], self.messages[0].visibility_changes)
+        self.assertFalse(self.messages[0].deleted)
+
+    def test_the_second_signal_means_now(self):
+        def run():
+            stop_this_process(2)
+            wait_until(lambda: False, "the second signal")
+
+        self.in_run = run
+        self.assertEqual({"interrupted": 1}, self.run_worker(grace=3600))
+        self.assertEqual([0], self.messages[0].visibility_changes)
+
+    def test_a_task_that_swallows_the_stop_is_stopped_again(self):
+        swallowed = []
+
+        def run():
+            stop_this_process()
+            while len(swallowed) < 3:
+                try:
+                    wait_until(lambda: False, "the end of the grace")
+                except ShutdownRequested as error:
+                    swallowed.append(error)
+            raise swallowed[-1]
+
+        self.in_run = run
+        with mock.patch("sqstaskmaster.worker._STOP_AGAIN_SECONDS", 0.05):
+            self.assertEqual({"interrupted": 1}, self.run_worker(grace=0.1))
+
+    def test_finished_work_is_deleted_whatever_comes_in_the_delete(self):
+        def delete():
+            stop_this_process(3)
+            time.sleep(0.1)  # the alarm that the signals armed would come now
+
+        self.in_delete = delete
+        self.assertEqual({"done": 1}, self.run_worker(grace=0.0))
+        self.assertTrue(self.messages[0].deleted)
+
+    def test_a_task_that_took_the_signals_for_itself_does_not_keep_the_worker_from_stopping(self):
+        def run():
+            if len(self.ran) == 1:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        self.in_run = run
+        worker = Worker(self.manager, {"T": self.handler}, wait_time=0)
+        self.manager.submit("T")
+        self.assertEqual({"done": 2}, worker.run())
+
+    def test_what_was_there_before_is_put_back(self):
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+        found = [signal.signal(number, handler := lambda *_: None) for number in numbers]
+        self.addCleanup(lambda: [signal.signal(*each) for each in zip(numbers, found)])
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGINT})
+        handlers = [signal.getsignal(number) for number in numbers]
+        for stop in (stop_this_process, mock.Mock(side_effect=AttributeError("a defect"))):
+            self.at_end_of_poll = stop
+            try:
+                Worker(self.manager, {"T": self.handler}, wait_time=0).run()
+            except AttributeError:
+                pass
+            self.assertEqual(handlers, [signal.getsignal(number) for number in numbers])
+            self.assertEqual((0.0, 0.0), signal.getitimer(signal.ITIMER_REAL))
+            self.assertIn(signal.SIGINT, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        self.assertIsNotNone(handler)
+
+
+class InterruptibleTest(unittest.TestCase):
+    """Where the exception may be raised, with the moment forced."""
+
+    def setUp(self):
+        self.stop = Shutdown(60)
+
+    def fire(self, frame):
+        self.stop.requested, self.stop._due = True, 0.0
+        with mock.patch.object(self.stop, "_alarm") as alarm:
+            alarm.hand_down.return_value = False
+            self.stop._on_alarm(signal.SIGALRM, frame)
+        return [call.args[0] for call in alarm.arm.call_args_list]
+
+    def test_it_is_raised_while_the_function_runs(self):
+        with self.assertRaises(ShutdownRequested):
+            self.stop.interruptible(lambda: self.fire(sys._getframe()))
+
+    def test_a_function_that_has_just_returned_is_not_failed_any_more(self):
+        (again,) = self.stop.interruptible(lambda: self.fire(sys._getframe(1)))
+        self.assertLess(again, 1)
+
+    def test_outside_of_it_nothing_is_raised(self):
+        self.assertEqual([math.inf], self.fire(sys._getframe()))
+
+    def test_a_poll_is_not_interrupted_by_the_first_signal_but_by_the_second(self):
+        self.assertEqual([math.inf], self.stop.poll(lambda: self.fire(sys._getframe())))
+        self.stop.requested, self.stop._now = False, True
+        with self.assertRaises(ShutdownRequested):
+            self.stop.poll(lambda: self.fire(sys._getframe()))
+
+    def test_a_heartbeat_under_way_is_let_through_first(self):
+        seen = []
+
+        class Handler(MessageHandler):
+            def run(self):
+                self._handle_alarm(signal.SIGALRM, sys._getframe())
+
+            def _extend_timeout(self, seconds):
+                seen.extend(case.fire(sys._getframe()))
+
+        case = self
+        handler = Handler(LocalMessage("{}", {}), 30, 10, 60)
+        self.stop.interruptible(handler.run, _is_outside_heartbeat)
+        self.assertEqual(1, len(seen))
+
+    def test_a_handler_that_the_task_uses_itself_is_not_interrupted_while_it_is_left(self):
+        armed = []
+
+        class Inner(MessageHandler):
+            def __exit__(self, *exception):
+                armed.extend(case.fire(sys._getframe()))
+                return super().__exit__(*exception)
+
+            def run(self):
+                pass
+
+        def task():
+            with Inner(LocalMessage("{}", {}), 30, 10, 60) as inner:
+                inner.run()
+
+        case = self
+        self.stop.interruptible(task, _is_outside_heartbeat)
+        self.assertEqual(1, len(armed))
+
+    def test_a_stop_requested_before_keeps_the_function_from_being_called(self):
+        self.stop.requested = True
+        with self.assertRaises(ShutdownRequested):
+            self.stop.interruptible(lambda: self.fail("called"))
+
+    def test_an_alarm_armed_by_a_signal_in_the_middle_of_arming_another_is_not_lost(self):
+        outer, inner = Alarm(lambda *_: None), Alarm(lambda *_: None)
+        outer.borrow(math.inf)
+        self.addCleanup(outer.give_back)
+        inner.borrow(50)
+        self.addCleanup(inner.give_back)
+        whole = inner.earliest
+
+        def interrupted():
+            earliest = whole()
+            if inner.earliest is interrupted:
+                del inner.earliest
+                outer.arm(20)
+            return earliest
+
+        inner.earliest = interrupted
+        inner.arm(40)
+        self.assertLessEqual(signal.getitimer(signal.ITIMER_REAL)[0], 20)
+
+
+class InIsolationTest(unittest.TestCase):
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+
+    def test_a_task_in_its_own_process_is_stopped_whole_and_its_message_given_back(self):
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        received = []
+
+        class Queue(LocalQueue):
+            def receive_messages(self, **kwargs):
+                received.extend(more := super().receive_messages(**kwargs))
+                return more
+
+        class Task(ProcessMessageHandler):
+            def run(self):
+                try:
+                    os.kill(os.getppid_of_worker, signal.SIGTERM)
+                    time.sleep(60)
+                finally:
+                    os.write(writing, b"finally")
+
+        worker_pid = os.getpid()
+        os.getppid_of_worker = worker_pid
+        self.addCleanup(delattr, os, "getppid_of_worker")
+        manager = TaskManager(f"memory:{self.id()}", queue_constructor=Queue)
+        manager.submit("T")
+        counts = Worker(manager, {"T": Task}, wait_time=0, shutdown_grace=0.2).run()
+        os.close(writing)
+        self.assertEqual({"interrupted": 1}, counts)
+        self.assertEqual([0], received[0].visibility_changes)
+        self.assertEqual(b"finally", os.read(reading, 100))
+
+
+WORKER = """
+import logging, os, signal, sys, time
+from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager, Worker
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+url, base, settings = sys.argv[1], eval(sys.argv[2]), eval(sys.argv[3])
+
+
+class Task(base):
+    def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, seconds=0):
+        super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout)
+        self.seconds = seconds
+
+    def run(self):
+        print("started", os.getpid(), flush=True)
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+
+manager = TaskManager(url)
+manager.queue.meta.client.meta.events.register("before-send.sqs.ReceiveMessage", lambda **_: print("polling"))
+worker = Worker(manager, {"Task": Task}, **settings)
+print("counts", dict(worker.run()))
+"""
+
+
+class ProcessesTest(ServerTestCase):
+    """Workers as processes of their own, against a real server."""
+
+    def setUp(self):
+        super().setUp()
+        self.url = self.create_queue(visibility=60)
+
+    def start(self, base="MessageHandler", **settings):
+        return Script(self, WORKER, self.url, base, repr({"sqs_timeout": 60, **settings}))
+
+    def submit(self, **kwargs):
+        TaskManager(self.url).submit("Task", **kwargs)
+
+    def assert_visible_with_receive_count(self, count):
+        (message,) = wait_until(lambda: self.receive(self.url), "the message is there for others", seconds=15)
+        self.assertEqual(str(count), message["Attributes"]["ApproximateReceiveCount"])
+
+    def test_idle_in_a_long_poll_it_ends_with_the_poll_and_strands_nothing(self):
+        worker = self.start()
+        worker.wait_for("polling")
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for("taking no more work")
+        self.submit()  # which the poll under way brings
+        worker.wait_for("counts {'given back': 1}")
+        self.assertEqual(0, worker.process.wait(60))
+        self.assert_visible_with_receive_count(2)
+
+    def test_idle_with_nothing_to_do_it_ends_when_the_poll_ends(self):
+        worker = self.start(wait_time=1)
+        worker.wait_for("polling")
+        self.assertEqual(0, worker.end(signal.SIGINT))
+        self.assertIn("counts {}", worker.lines())
+
+    def test_a_second_signal_abandons_the_poll(self):
+        worker = self.start(wait_time=20)
+        worker.wait_for("polling")
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for("taking no more work")
+        started = time.monotonic()
+        self.assertEqual(0, worker.end(signal.SIGTERM))
+        self.assertLess(time.monotonic() - started, 10)
+
+    def test_running_it_is_given_its_grace_and_its_heartbeat_then_stopped_and_given_back(self):
+        for base in ("MessageHandler", "ProcessMessageHandler"):
+            with self.subTest(base):
+                worker = self.start(base, sqs_timeout=2, alarm_timeout=0.5, shutdown_grace=4)
+                self.submit(seconds=600)
+                worker.wait_for("started")
+                worker.process.send_signal(signal.SIGTERM)
+                told = time.monotonic()
+                while time.monotonic() < told + 3:
+                    self.assertEqual([], self.receive(self.url, wait=1))  # longer than the visibility timeout
+                worker.wait_for("counts {'interrupted': 1}")
+                self.assertGreater(time.monotonic() - told, 3.9)
+                self.assertEqual(0, worker.process.wait(60))
+                self.assert_visible_with_receive_count(2)
+                self.url = self.create_queue(visibility=60)
+
+    def test_the_task_of_a_killed_worker_is_run_by_another(self):
+        for base in ("MessageHandler", "ProcessMessageHandler"):
+            with self.subTest(base):
+                self.submit(seconds=2)
+                worker = self.start(base, sqs_timeout=3, alarm_timeout=1, wait_time=1)
+                task = int(worker.wait_for("started").split()[1])
+                worker.end(signal.SIGKILL)
+                wait_until(lambda: not is_alive(task), "the task has gone with its worker", 10)
+                other = self.start(base, sqs_timeout=3, alarm_timeout=1, wait_time=1)
+                other.wait_for("receive 2")
+                other.end(signal.SIGTERM)
+                self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_as_process_1_it_stops_all_the_same(self):
+        prefix = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+        if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+            self.skipTest("no PID namespaces to be had")
+        source = f"import subprocess, sys; sys.exit(subprocess.call({prefix} + [sys.executable] + sys.argv[1:]))"
+        body = f"import os\nprint('pid', os.getpid())\n{WORKER}"
+        folder = Script(self, "pass")
+        path = os.path.join(os.path.dirname(folder.path), "worker.py")
+        with open(path, "w") as script:
+            script.write(body + "\n")
+        settings = {"wait_time": 1, "shutdown_grace": 0.2}
+        outer = Script(self, source, "-u", path, self.url, "ProcessMessageHandler", repr(settings))
+        outer.wait_for("pid 1")
+        self.submit(seconds=600)
+        outer.wait_for("started")
+        (worker,) = [pid for pid in processes() if path in command_line(pid) and child_of_unshare(pid)]
+        os.kill(worker, signal.SIGTERM)
+        outer.wait_for("counts {'interrupted': 1}")
+        self.assertEqual(0, outer.process.wait(60))
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def processes():
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def command_line(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as line:
+            return line.read()
+    except OSError:
+        return ""
+
+
+def child_of_unshare(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        parent = stat.read().rpartition(")")[2].split()[1]
+    return command_line(int(parent)).startswith("unshare")
+
+
+if __name__ == "__main__":
+    unittest.main()
