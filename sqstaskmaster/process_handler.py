@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._isolation.channel import Channel
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._sqs.limits import is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
@@ -253,9 +254,9 @@ class _Content:
         raise UnsupportedContext("The message is the worker's: it deletes it when the task has returned")
 
 
-def _run_task(handler: ProcessMessageHandler, report: Callable[[dict[str, Any]], None]) -> Any:
+def _run_task(handler: ProcessMessageHandler, channel: Channel) -> Any:
     """In the task's process."""
-    handler._send_report = report
+    handler._send_report = channel.report
     return handler.run()
 
 
