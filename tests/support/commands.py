@@ -41,12 +41,15 @@ def run(*arguments, environ=None, **options):
 
 
 def alive(pid):
-    """Whether there is such a process, reaped ones not counted."""
+    """Whether there is such a process. One that has ended is none, even where nobody reaps it, as in a container."""
     try:
         os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
     except ProcessLookupError:
         return False
-    return True
+    except FileNotFoundError:
+        return not os.path.exists("/proc/self")  # where there is no /proc, it has answered to the signal
 
 
 class Command(Script):
