@@ -148,7 +148,7 @@ class TestSupervisor(unittest.TestCase):
 
     def test_processes_that_die_again_and_again_before_their_first_poll_are_given_up(self):
         supervisor = SUPERVISE.replace(
-            "import logging", "from sqstaskmaster import supervisor\nimport logging"
+            "import logging", "from sqstaskmaster._service import supervisor\nimport logging"
         ).replace("child, processes", "supervisor.Backoff.after = lambda *_, **__: 0.0\nchild, processes")
         script = self.supervise("print('starts', flush=True); os.kill(os.getpid(), 11)", source=supervisor)
         self.assertEqual(6, self.wait(script))
@@ -172,7 +172,7 @@ class TestSupervisor(unittest.TestCase):
         self.assertEqual(2, len(self.working(script, 2)))
 
     def test_a_process_that_does_not_end_after_the_second_signal_is_killed(self):
-        source = SUPERVISE.replace("import logging", "from sqstaskmaster import supervisor\nimport logging").replace(
+        source = SUPERVISE.replace("import logging", "from sqstaskmaster._service import supervisor\nimport logging").replace(
             "child, processes", "supervisor._LAST_GRACE_SECONDS = 0.2\nchild, processes"
         )
         child = "signal.signal(15, lambda *_: print('told', flush=True)); "
@@ -204,7 +204,7 @@ class TestAliveFile(unittest.TestCase):
         self.path = Path(folder.name, "alive")
 
     def start(self, child, processes=1, patience="90.0"):
-        source = SUPERVISE.replace("import logging", "from sqstaskmaster import supervisor\nimport logging").replace(
+        source = SUPERVISE.replace("import logging", "from sqstaskmaster._service import supervisor\nimport logging").replace(
             "child, processes",
             f"supervisor._TOUCH_SECONDS, supervisor.POLL_PATIENCE_SECONDS = 0.02, {patience}\nchild, processes",
             1,
