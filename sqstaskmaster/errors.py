@@ -159,6 +159,10 @@ class UnknownTask(SQSTaskMasterError, LookupError):
         self.known = known
 
 
+class CannotContinue(SQSTaskMasterError, RuntimeError):
+    """A successor, or a dead letter, cannot be sent. The task has failed, and its message stays; the text says why."""
+
+
 class PollRefused(SQSTaskMasterError):
     """SQS refuses to be polled, and asking again does not help. `code` is its error code, `remedy` what does help."""
 
