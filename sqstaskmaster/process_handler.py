@@ -130,7 +130,7 @@ class ProcessMessageHandler(MessageHandler):
         try:
             for child in self._children:
                 self._stop(child)  # long done, unless interrupts came so fast that it was not
-            return super().__exit__(*exception)
+            return self._conclude(exception[1])
         finally:
             for child in self._children:
                 child.close()

@@ -12,6 +12,7 @@ import unittest
 from unittest import mock
 
 from sqstaskmaster._claim import note
+from sqstaskmaster._signals.alarm import Unborrowed
 from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer, SQSTaskMasterError, UnsupportedContext
 from sqstaskmaster.message_handler import MessageHandler, Outcome
 from tests.support import wait_until
@@ -834,7 +835,7 @@ class RealAlarmTest(SignalTestCase):
     def test_defect_4_not_even_where_a_subclass_does_the_waiting(self):
         class Slow(Handler):
             def _extend_timeout(self, seconds):
-                if self._alarm is not None and self.armed():
+                if self.armed():
                     spin(lambda: False)
 
         began = time.monotonic()
@@ -1300,7 +1301,7 @@ class LeavingTest(SignalTestCase):
             spin(lambda: False)
         self.assertIs(limit, signal.signal(signal.SIGALRM, found))
         self.assertEqual(1, len(handler_calls))
-        self.assertIsNone(handler._alarm)
+        self.assertIsInstance(handler._alarm, Unborrowed)
 
     def test_an_alarm_of_two_tasks_at_once_as_the_inner_is_left(self):
         class Own(SignalledHandler):
