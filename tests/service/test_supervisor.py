@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 
 from sqstaskmaster._service.supervisor import Backoff
-from tests.support import DEADLINE_SECONDS, Script, wait_until
+from tests.support import DEADLINE_SECONDS, Script, stop, wait_until
 from tests.support.commands import alive
 
 # The processes say what they do in a file each, named by their id. What they do is the last argument of the script.
@@ -22,6 +22,8 @@ child, processes, burst, alive = sys.argv[1:]
 child = "import os, signal, socket, sys, time; say = socket.socket(fileno=int(sys.argv[1])).send; " + child
 # One write for a line: the processes share an output, and Python's own print may take two.
 child = "import os; print = lambda *words, flush: os.write(1, (' '.join(map(str, words)) + chr(10)).encode()); " + child
+# As workers do, they end with the supervisor, however it ends.
+child = "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGKILL); " + child
 alive = Path(alive) if alive else None
 sys.exit(Supervisor(["-c", child], int(processes), burst=burst == "burst", alive_file=alive).run())
 """
@@ -43,7 +45,15 @@ class TestBackoff(unittest.TestCase):
 
 class TestSupervisor(unittest.TestCase):
     def supervise(self, child, processes=1, burst="", alive="", source=SUPERVISE):
-        return Script(self, source, child, processes, burst, alive)
+        script = Script(self, source, child, processes, burst, alive)
+        self.addCleanup(self.assert_ends_whole, script)
+        return script
+
+    def assert_ends_whole(self, script):
+        """Killed, the supervisor leaves none of these processes behind."""
+        stop(script.process)
+        pids = [int(line.split()[1]) for line in script.lines() if line.startswith("works")]
+        wait_until(lambda: not any(map(alive, pids)), "its processes have gone with it")
 
     def folder(self):
         folder = tempfile.TemporaryDirectory()
@@ -148,7 +158,7 @@ class TestSupervisor(unittest.TestCase):
 
     def test_processes_that_die_again_and_again_before_their_first_poll_are_given_up(self):
         supervisor = SUPERVISE.replace(
-            "import logging", "from sqstaskmaster import supervisor\nimport logging"
+            "import logging", "from sqstaskmaster._service import supervisor\nimport logging"
         ).replace("child, processes", "supervisor.Backoff.after = lambda *_, **__: 0.0\nchild, processes")
         script = self.supervise("print('starts', flush=True); os.kill(os.getpid(), 11)", source=supervisor)
         self.assertEqual(6, self.wait(script))
@@ -172,9 +182,9 @@ class TestSupervisor(unittest.TestCase):
         self.assertEqual(2, len(self.working(script, 2)))
 
     def test_a_process_that_does_not_end_after_the_second_signal_is_killed(self):
-        source = SUPERVISE.replace("import logging", "from sqstaskmaster import supervisor\nimport logging").replace(
-            "child, processes", "supervisor._LAST_GRACE_SECONDS = 0.2\nchild, processes"
-        )
+        source = SUPERVISE.replace(
+            "import logging", "from sqstaskmaster._service import supervisor\nimport logging"
+        ).replace("child, processes", "supervisor._LAST_GRACE_SECONDS = 0.2\nchild, processes")
         child = "signal.signal(15, lambda *_: print('told', flush=True)); "
         child += "say(b'lp'); print('works', os.getpid(), flush=True)\nwhile True: time.sleep(3600)"
         script = self.supervise(child, source=source)
@@ -204,7 +214,9 @@ class TestAliveFile(unittest.TestCase):
         self.path = Path(folder.name, "alive")
 
     def start(self, child, processes=1, patience="90.0"):
-        source = SUPERVISE.replace("import logging", "from sqstaskmaster import supervisor\nimport logging").replace(
+        source = SUPERVISE.replace(
+            "import logging", "from sqstaskmaster._service import supervisor\nimport logging"
+        ).replace(
             "child, processes",
             f"supervisor._TOUCH_SECONDS, supervisor.POLL_PATIENCE_SECONDS = 0.02, {patience}\nchild, processes",
             1,
