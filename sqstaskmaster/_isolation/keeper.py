@@ -88,6 +88,8 @@ def become_keeper() -> None:
 def attend(task: int, lifeline: int, worker_is_gone: Callable[[], bool], worker: int | None = None) -> bool:
     """Until the task has ended, or was killed because the worker said so or is gone: it is not reaped here.
 
+    Whether it ended undisturbed: no order had come for it.
+
     :param worker_is_gone: asked once a second.
     :param worker: a descriptor that is readable once the worker is gone, where there is one.
     """
@@ -100,13 +102,15 @@ def attend(task: int, lifeline: int, worker_is_gone: Callable[[], bool], worker:
         look = _LOOK_WITHOUT_PIDFD_MILLISECONDS
     else:
         events.register(end, select.POLLIN)
+    undisturbed = True
     try:
         while True:
             happened = dict(events.poll(look))
             if end in happened or end is None and os.waitid(os.P_PID, task, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return True
+                return undisturbed
             orders = os.read(lifeline, 64) if lifeline in happened else b""
             for number in orders:
+                undisturbed = False
                 process_tree.kill(task, number)
             if worker in happened or worker_is_gone() or lifeline in happened and not orders:
                 process_tree.kill(task, signal.SIGKILL)
