@@ -55,7 +55,8 @@ def keep_slot(
         gc.disable()
         keeper.become_keeper()
         os.environ.update(environment)
-        _SlotKeeper(orders, worker, function, caught).live()
+        slot = _SlotKeeper(orders, worker, function, caught)
+        slot.live()
     finally:
         process_tree.sweep()
         os._exit(0)
