@@ -12,7 +12,7 @@ import unittest
 from unittest import mock
 
 from sqstaskmaster._claim import note
-from sqstaskmaster._signals.alarm import Unborrowed
+from sqstaskmaster._signals.alarm import Alarm, Unborrowed
 from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer, SQSTaskMasterError, UnsupportedContext
 from sqstaskmaster.message_handler import MessageHandler, Outcome
 from tests.support import wait_until
@@ -974,6 +974,108 @@ class NestedTest(SignalTestCase):
         inner.__exit__(None, None, None)
 
 
+class ContextlibTest(SignalTestCase):
+    """A task may hang in C code that contextlib called for it: only who enters or leaves our block is left alone."""
+
+    def stopped(self, hang):
+        began = time.monotonic()
+        with Handler(FakeMessage(), 30, 10, 0.1) as handler:
+            hang()
+        self.assertEqual("timed out", handler.outcome)
+        self.assertLess(time.monotonic() - began, NEVER / 3)
+
+    def locked(self):
+        lock = threading.Lock()
+        lock.acquire()
+        return lock
+
+    def test_a_task_hung_in_a_callback_of_an_exit_stack_has_its_limit(self):
+        def hang():
+            with contextlib.ExitStack() as stack:
+                stack.callback(time.sleep, NEVER)
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_the_close_of_an_exit_stack_has_its_limit(self):
+        def hang():
+            stack = contextlib.ExitStack()
+            stack.callback(time.sleep, NEVER)
+            stack.close()
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_what_closing_closes_has_its_limit(self):
+        def hang():
+            thing = mock.Mock(spec=["close"])
+            thing.close = self.locked().acquire
+            with contextlib.closing(thing):
+                pass
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_entering_a_lock_has_its_limit(self):
+        def hang():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self.locked())
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_a_function_that_a_context_manager_decorates_has_its_limit(self):
+        class Nothing(contextlib.ContextDecorator):
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *details):
+                return False
+
+        self.stopped(lambda: Nothing()(time.sleep)(NEVER))
+
+    def test_a_block_inside_a_context_manager_of_a_generator_is_left_whole(self):
+        """Traced: the alarm comes at each event in turn of contextlib, while the block is entered and left."""
+
+        @contextlib.contextmanager
+        def claimed():
+            with handler:
+                yield
+
+        def with_generator():
+            with claimed():
+                pass
+
+        def with_stack():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(handler)
+
+        def with_stack_of_generator():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(claimed())
+
+        for run in (with_generator, with_stack, with_stack_of_generator):
+            for nth in range(1, 300):
+                handler = SignalledHandler(FakeMessage(), 300, 200, 100, clock=Clock())
+                seen = 0
+
+                def trace(frame, event, argument):
+                    nonlocal seen
+                    if frame.f_code.co_filename != contextlib.__file__:
+                        return None
+                    seen += 1
+                    if seen == nth and isinstance(handler._alarm, Alarm):
+                        handler._clock.now += 100
+                        handler._handle_alarm(signal.SIGALRM, frame)
+                    return trace
+
+                previous = sys.gettrace()
+                sys.settrace(trace)
+                try:
+                    run()
+                finally:
+                    sys.settrace(previous)
+                self.assertEqual("done", handler.outcome, (run, nth))
+                if seen < nth:
+                    break
+
+
 class ForeignAlarmTest(SignalTestCase):
     def setUp(self):
         super().setUp()
@@ -1024,6 +1126,26 @@ class ForeignAlarmTest(SignalTestCase):
             spin(lambda: self.calls or signal.SIGALRM in signal.sigpending())
         spin(lambda: self.calls)
         self.assertEqual(1, len(self.calls))
+
+    def test_a_foreign_timer_that_expires_while_the_block_is_entered_goes_off_once(self):
+        """Forced: it has gone off when the alarm is borrowed, and is pending, and the timer tells nothing of it."""
+        real = signal.getitimer
+
+        def expired(which):
+            if not signal.sigpending():
+                signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+            return real(which)
+
+        for nested in (False, True):
+            self.calls.clear()
+            with self.subTest(nested=nested), contextlib.ExitStack() as stack:
+                with mock.patch("signal.getitimer", expired):
+                    stack.enter_context(Handler(FakeMessage(), 30, 10, 60))
+                if nested:
+                    stack.enter_context(Handler(FakeMessage(), 30, 10, 60))
+                spin(lambda: self.calls)
+                spin(lambda began=time.monotonic(): time.monotonic() > began + 0.02)
+            self.assertEqual(1, len(self.calls))
 
     def test_a_foreign_limit_round_the_block_still_raises_through_it(self):
         def limit(signum, frame):
