@@ -13,7 +13,14 @@ from unittest import mock
 
 from sqstaskmaster._claim import note
 from sqstaskmaster._signals.alarm import Alarm, Unborrowed
-from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer, SQSTaskMasterError, UnsupportedContext
+from sqstaskmaster.errors import (
+    ClaimLapsed,
+    HandlerStuck,
+    HardTimeout,
+    NoAnswer,
+    SQSTaskMasterError,
+    UnsupportedContext,
+)
 from sqstaskmaster.message_handler import MessageHandler, Outcome
 from tests.support import wait_until
 from tests.support.handling import (
@@ -626,6 +633,89 @@ class ClaimLostTest(HandlerTestCase):
                 handler.alarm()
         self.assertEqual([LOST], handler.lost)
         self.assertEqual("timed out", handler.outcome)
+
+
+class LapseTest(HandlerTestCase):
+    """SQS answers an extension of a claim that has lapsed as if nothing had happened: our own clock decides."""
+
+    def test_a_receive_whose_answer_came_late_is_extended_on_entering(self):
+        message = self.message()
+        note.leave(message, note.Receipt(self.clock.now - 12, self.clock.now, 15, "T"))
+        with self.handler(message, 15, 5, 100):
+            self.assertEqual([15], message.changes)
+
+    def test_a_worker_that_was_stopped_for_longer_than_its_claim_finds_it_lost_whatever_sqs_says(self):
+        with self.assertLogs("sqstaskmaster", logging.ERROR) as logs, self.handler() as handler:
+            self.advance(31)
+            handler.alarm()
+            handler.alarm()
+        (error,) = handler.lost
+        self.assertIsInstance(error, ClaimLapsed)
+        self.assertEqual(["claim_lost"], [record.action for record in logs.records])
+        self.assertEqual(([30], 1, "done"), (handler._message.changes, handler._message.deletes, handler.outcome))
+
+    def test_one_that_was_stopped_for_a_little_less_saves_it(self):
+        with self.handler() as handler:
+            self.advance(29)
+            handler.alarm()
+        self.assertEqual(([], [30, 30]), (handler.lost, handler._message.changes))
+
+    def test_extensions_cut_off_for_longer_than_the_claim_lose_it(self):
+        with self.handler(self.message(on_change=Answers(None, NO_ANSWERS[0]))) as handler:
+            while not handler.lost:
+                self.assertLess(handler._run_time(), 30.1)
+                self.advance(max(handler.armed(), 0.01) + 0.01)
+                handler.alarm()
+            self.assertTrue(30 < handler._run_time() < 31, handler._run_time())
+
+    def test_a_failure_after_a_lapse_neither_gives_back_nor_delays(self):
+        class Retried(Handler):
+            def retry_delay(self, exception, receive_count):
+                return 5
+
+        for error, outcome in ((ValueError(), "failed"), (KeyboardInterrupt(), "interrupted")):
+            with self.subTest(outcome), contextlib.suppress(KeyboardInterrupt):
+                with self.handler(kind=Retried) as handler:
+                    self.advance(31)
+                    raise error
+            self.assertEqual((outcome, [30]), (handler.outcome, handler._message.changes))
+            self.assertIsInstance(handler.lost[0], ClaimLapsed)
+
+    def test_finished_work_is_deleted_after_a_lapse_too(self):
+        with self.handler() as handler:
+            self.advance(31)
+        self.assertEqual(("done", 1, 1), (handler.outcome, handler._message.deletes, len(handler.lost)))
+
+    def test_what_claim_lost_raises_when_the_task_has_ended_is_told_and_goes_no_further(self):
+        class Strict(Handler):
+            def claim_lost(self, exception):
+                raise InterruptedError("not ours any more")
+
+        with self.handler(kind=Strict) as handler:
+            self.advance(31)
+        self.assertEqual(("done", 1), (handler.outcome, handler._message.deletes))
+        self.assertIsInstance(handler.notified[0][0], InterruptedError)
+
+    def test_a_block_that_is_entered_on_a_lapsed_claim_extends_it_with_a_warning(self):
+        message = self.message(expires_in=-2.5, received_ago=32.5)
+        with self.assertLogs("sqstaskmaster", logging.WARNING) as logs, self.handler(message) as handler:
+            pass
+        self.assertEqual(([30], [], "done"), (message.changes, handler.lost, handler.outcome))
+        (record,) = logs.records
+        self.assertEqual("claim_lapsed", record.action)
+        self.assertIn("2.5 s before", record.getMessage())
+
+    def test_time_in_which_the_machine_was_suspended_counts_for_the_claim_and_not_for_the_limit(self):
+        suspended = 0.0
+        with mock.patch("sqstaskmaster.message_handler.claim_clock", lambda: self.clock.now + suspended):
+            handler = Handler(FakeMessage())
+            with mock.patch("time.monotonic", self.clock):
+                handler._prepare(None)
+                handler._begin()
+                suspended = 3600.0
+                self.assertEqual(100, handler._seconds_to_limit())
+                handler._extend_timeout(30)
+        self.assertEqual([3570.0], [error.seconds for error in handler.lost])
 
 
 class TwelveHoursTest(HandlerTestCase):
