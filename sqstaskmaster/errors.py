@@ -62,6 +62,21 @@ class NoAnswer(SQSTaskMasterError, TimeoutError):
     """A call to SQS had not answered when it could be waited for no longer. It may still take effect."""
 
 
+class ClaimLapsed(SQSTaskMasterError, RuntimeError):
+    """The claim on a message ran out before it was extended: others may have received the message. `seconds` ago.
+
+    By this process's own clock: SQS answers an extension that comes too late as if nothing had happened.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The claim ended {seconds:.1f} seconds ago without having been extended, as after a process that was "
+            "stopped, or cut off from SQS, for longer than the visibility timeout: another worker may be running the "
+            "task. A longer sqs_timeout survives longer outages"
+        )
+        self.seconds = seconds
+
+
 class TaskDied(SQSTaskMasterError, RuntimeError):
     """A task's process ended without the task having finished. The message is kept.
 
@@ -157,6 +172,10 @@ class UnknownTask(SQSTaskMasterError, LookupError):
         )
         self.task = task
         self.known = known
+
+
+class CannotContinue(SQSTaskMasterError, RuntimeError):
+    """A successor, or a dead letter, cannot be sent. The task has failed, and its message stays; the text says why."""
 
 
 class PollRefused(SQSTaskMasterError):

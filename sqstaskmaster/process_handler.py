@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
+from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._signals.bounded import BoundedCall
@@ -79,7 +80,7 @@ class ProcessMessageHandler(MessageHandler):
         term_grace: float = 5.0,
         start_method: str | None = None,
         max_memory: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, clock=clock)
         if not is_number(term_grace) or term_grace < 0:
@@ -95,7 +96,6 @@ class ProcessMessageHandler(MessageHandler):
         self.max_memory = max_memory
         self.progress: dict[str, Any] = {}
         self._end_margin += term_grace
-        self._stack = ""
         self._child: isolation.Child | None = None  # the one that is being attended to
         self._children: list[isolation.Child] = []
         self._next_alarm_at = 0.0
@@ -119,17 +119,18 @@ class ProcessMessageHandler(MessageHandler):
         """
         isolation.require_processes()
         self._begin()
-        self._stack = ""
         # Shadows the subclass's method in this block only, so that the script's `handler.run()` need not change.
         self.__dict__["run"] = self._run_in_child
         return self
 
     def __exit__(self, *exception: Any) -> bool:
+        if self._owner is not None:
+            owner.leave_if_forked(self._owner, exception[1])
         self.__dict__.pop("run", None)
         try:
             for child in self._children:
                 self._stop(child)  # long done, unless interrupts came so fast that it was not
-            return super().__exit__(*exception)
+            return self._conclude(exception[1])
         finally:
             for child in self._children:
                 child.close()
@@ -159,8 +160,8 @@ class ProcessMessageHandler(MessageHandler):
             return child.result()
         except BaseException as error:
             self._stop(child)
-            self._stack = child.stack
-            _show(error, self._stack)
+            self._report.stack = child.stack
+            _show(error, child.stack)
             raise
         finally:
             self._child = None
@@ -226,14 +227,12 @@ class ProcessMessageHandler(MessageHandler):
         task_side.__dict__.update(self.__dict__)
         del task_side.__dict__["run"]
         task_side._message = _Content(self._message)
-        task_side._clock = time.monotonic
-        task_side._extension = task_side._child = None
+        # What has to do with the claim stays here, and cannot be pickled.
+        del task_side._report, task_side._extensions
+        task_side._clock = task_side._claim_clock = time.monotonic
+        task_side._child = None
         task_side._children = []
         return task_side
-
-    def _failure_context(self) -> dict[str, Any]:
-        context = super()._failure_context()
-        return {**context, "stack": self._stack} if self._stack else context
 
 
 class _Content:

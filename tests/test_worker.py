@@ -169,7 +169,7 @@ class TasksTest(LoopTestCase):
         with self.assertLogs("sqstaskmaster", logging.INFO) as logs:
             self.run_tasks({})
         (record,) = [record for record in logs.records if getattr(record, "action", "") == "finished"]
-        self.assertEqual(("T", "done", "1"), (record.task, record.outcome, record.receive_count))
+        self.assertEqual(("T", "done", 1), (record.task, record.outcome, record.receive_count))
         self.assertEqual(self.messages[0].message_id, record.message_id)
         self.assertTrue(0 <= record.queued < 60 and 0 <= record.elapsed < 60)
         self.assertRegex(

@@ -186,6 +186,24 @@ class Alarm:
         return signal.getitimer(signal.ITIMER_REAL)[0] > 0 or self.earliest() <= time.monotonic() + _SOONEST_SECONDS
 
 
+class Unborrowed:
+    """In place of an Alarm, for a handler that is called by hand and has borrowed nothing: the bare timer.
+
+    It leaves the timer alone where somebody has borrowed it.
+    """
+
+    def arm(self, seconds: float) -> None:
+        if Alarm._top is None:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def hand_down(self, signum: int, frame: FrameType | None, may_raise: bool = True) -> bool:
+        return False
+
+    def give_back(self) -> bool:
+        self.arm(0)
+        return True
+
+
 def require_alarm(who: str) -> None:
     """Raises UnsupportedContext where an Alarm cannot be borrowed: no SIGALRM, or not the main thread."""
     if not hasattr(signal, "SIGALRM"):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_BATCH_BYTES = MAX_MESSAGE_BYTES
 MAX_BATCH_ENTRIES = 10
+MAX_MESSAGE_ATTRIBUTES = 10
 MAX_DELAY_SECONDS = 900
 MAX_WAIT_SECONDS = 20
 
@@ -38,6 +40,16 @@ _NOT_SENDABLE = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010
 def is_sendable(text: str) -> bool:
     """Whether SQS takes `text` as the value of a message attribute: not empty, and of the characters it allows."""
     return bool(text) and not _NOT_SENDABLE.search(text)
+
+
+def message_bytes(request: Mapping[str, Any]) -> int:
+    """The bytes of a message as SQS counts them: its body, and the names, types and values of its attributes."""
+    size = len(request["MessageBody"].encode(errors="surrogatepass"))
+    for name, attribute in request.get("MessageAttributes", {}).items():
+        value = attribute.get("StringValue", attribute.get("BinaryValue", b""))
+        size += len(name.encode()) + len(attribute["DataType"])
+        size += len(value.encode(errors="surrogatepass") if isinstance(value, str) else value)
+    return size
 
 
 def is_number(value: Any) -> bool:

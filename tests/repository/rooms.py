@@ -1,6 +1,7 @@
 """Reads what each module of the package imports and names, and which rooms ARCHITECTURE.rst says may know which."""
 
 import ast
+import graphlib
 import pathlib
 import re
 
@@ -65,3 +66,21 @@ def module_of(dotted, modules):
     while parts and ".".join(parts) not in modules:
         parts.pop()
     return ".".join(parts) or "__init__"
+
+
+def known(package=PACKAGE):
+    """{room: the rooms it knows}, as the imports are."""
+    modules = sources(package)
+    found = {}
+    for module, path in modules.items():
+        ours = {name for name in walk(path)[0] if name.split(".")[0] == "sqstaskmaster"}
+        reached = {room_of(module_of(name, modules)) for name in ours}
+        found.setdefault(room_of(module), set()).update(reached - {room_of(module)})
+    return found
+
+
+if __name__ == "__main__":
+    # The drawing as it would be: python -m tests.repository.rooms
+    rooms = known()
+    for each in reversed(list(graphlib.TopologicalSorter(rooms).static_order())):
+        print(f"   {each:<16} -> {', '.join(sorted(rooms[each])) or 'nobody'}")

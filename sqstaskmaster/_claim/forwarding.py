@@ -1,0 +1,173 @@
+"""What is sent on of a message before it is deleted: its successor (Continue), or itself with a reason (DeadLetter).
+
+    forwarded first, deleted second: a crash in between leaves two messages, never none
+
+Body and the user's message attributes go on byte for byte. Ours are one attribute, `sqstaskmaster`, a JSON object:
+SQS allows ten. Pure: the requests are made by whoever drives the claim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sqstaskmaster._sqs import messages
+from sqstaskmaster._sqs.limits import MAX_MESSAGE_ATTRIBUTES, MAX_MESSAGE_BYTES, message_bytes
+from sqstaskmaster.errors import CannotContinue
+
+ATTRIBUTE = "sqstaskmaster"
+
+# A reason is for people; a longer one is cut before it is the limit of SQS that cuts it.
+_REASON_CHARACTERS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Where a message stands in the continuations of a task. `number` is 0 for the one that was submitted."""
+
+    number: int = 0
+    first_id: str | None = None
+    first_sent: str | None = None
+
+
+def chain_of(message: Any) -> Chain:
+    """What the message itself says; anything that is not ours counts as nothing."""
+    found = _ours(message)
+    number, first_id, first_sent = found.get("continuation"), found.get("first_id"), found.get("first_sent")
+    return Chain(
+        number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else 0,
+        first_id if isinstance(first_id, str) else None,
+        first_sent if isinstance(first_sent, str) else None,
+    )
+
+
+def successor(
+    message: Any, task: str, kwargs: Mapping[str, Any], delay_seconds: int, most: int, has_attributes: bool
+) -> dict[str, Any]:
+    """The parameters of SendMessage for the continuation of a task.
+
+    :param kwargs: those of the message, updated.
+    :param most: how many continuations one task may have.
+    :param has_attributes: whether the message was received with all its message attributes.
+    :raises CannotContinue: where it cannot be sent; names the remedy.
+    """
+    if not has_attributes:
+        raise CannotContinue(
+            f"Task {task!r} cannot continue: its message was received without its message attributes, which would be "
+            'lost: task_generator(message_attribute_names=["All"])'
+        )
+    chain = chain_of(message)
+    if chain.number >= most:
+        raise CannotContinue(
+            f"Task {task!r} has continued {chain.number:,} times and may do so {most:,} times (max_continuations): if "
+            "that is no bug, raise the limit"
+        )
+    system = _mapping(message.attributes)
+    fifo = "MessageGroupId" in system and "MessageDeduplicationId" in system
+    if fifo and delay_seconds:
+        raise CannotContinue(f"Task {task!r} cannot continue with a delay: a FIFO queue has one delay for all messages")
+    first_id = chain.first_id or str(getattr(message, "message_id", ""))
+    content = {"continuation": chain.number + 1, "first_id": first_id}
+    first_sent = chain.first_sent or system.get("SentTimestamp")
+    if isinstance(first_sent, str):
+        content["first_sent"] = first_sent
+    try:
+        body = messages.encode(task, kwargs)
+    except ValueError as error:
+        raise CannotContinue(f"Task {task!r} cannot continue: {error}") from error
+    request: dict[str, Any] = {"MessageBody": body, "MessageAttributes": _with(message, task, content)}
+    if delay_seconds:
+        request["DelaySeconds"] = delay_seconds
+    if "MessageGroupId" in system:
+        request["MessageGroupId"] = str(system["MessageGroupId"])
+    if fifo:
+        request["MessageDeduplicationId"] = f"{first_id}-{chain.number + 1}"
+    size = message_bytes(request)
+    if size > MAX_MESSAGE_BYTES:
+        raise CannotContinue(
+            f"Task {task!r} cannot continue: its successor would have {size:,} bytes and SQS takes at most "
+            f"{MAX_MESSAGE_BYTES:,}: store the state elsewhere, in S3 for example, and continue with its address"
+        )
+    return request
+
+
+def dead_letter(message: Any, task: str, error: BaseException, by: str, now: float | None = None) -> dict[str, Any]:
+    """The parameters of SendMessage for the message itself, with the reason why it is given up.
+
+    :param by: who says so.
+    :param now: seconds since the epoch.
+    :raises CannotContinue: where SQS would not take it, the reason cut as short as it may be.
+    """
+    system = _mapping(message.attributes)
+    earlier = _ours(message)
+    content: dict[str, Any] = {
+        **{name: earlier[name] for name in ("continuation", "first_id", "first_sent") if name in earlier},
+        "task": task,
+        "error": type(error).__name__,
+        "reason": _sendable(str(error))[:_REASON_CHARACTERS],
+        "receive_count": str(system.get("ApproximateReceiveCount", "")),
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        "by": by,
+    }
+    if isinstance(system.get("SentTimestamp"), str):
+        content.setdefault("first_sent", system["SentTimestamp"])
+    request: dict[str, Any] = {"MessageBody": message.body}
+    if "MessageGroupId" in system:
+        request["MessageGroupId"] = str(system["MessageGroupId"])
+    if "MessageDeduplicationId" in system:
+        # Its own again: a dead-letter queue is another queue, and what was dropped there was this very message.
+        request["MessageDeduplicationId"] = str(system["MessageDeduplicationId"])
+    while True:
+        request["MessageAttributes"] = _with(message, task, content)
+        over = message_bytes(request) - MAX_MESSAGE_BYTES
+        if over <= 0:
+            return request
+        if not content["reason"]:
+            raise CannotContinue(
+                f"The message of task {task!r} and the reason do not fit into {MAX_MESSAGE_BYTES:,} bytes"
+            )
+        # A character takes up to six bytes as JSON: never cut more than is needed.
+        content["reason"] = content["reason"][: -max(1, over // 6)]
+
+
+def reason_of(message: Any) -> dict[str, Any]:
+    """What `dead_letter` said of a message: task, error, reason, receive_count, when, by; {} where it did not."""
+    found = _ours(message)
+    return found if "reason" in found else {}
+
+
+def _ours(message: Any) -> dict[str, Any]:
+    attribute = _mapping(getattr(message, "message_attributes", None)).get(ATTRIBUTE)
+    try:
+        found = json.loads(_mapping(attribute)["StringValue"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _with(message: Any, task: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The message's attributes as they are to be sent: those it has, and ours."""
+    kept = {
+        name: {part: value[part] for part in ("StringValue", "BinaryValue", "DataType") if part in value}
+        for name, value in _mapping(getattr(message, "message_attributes", None)).items()
+        if name != ATTRIBUTE
+    }
+    if len(kept) >= MAX_MESSAGE_ATTRIBUTES:
+        raise CannotContinue(
+            f"The message of task {task!r} has {len(kept)} message attributes and SQS takes {MAX_MESSAGE_ATTRIBUTES}: "
+            f"leave one of them to {ATTRIBUTE!r}"
+        )
+    return {**kept, ATTRIBUTE: {"StringValue": json.dumps(content), "DataType": "String"}}
+
+
+def _sendable(text: str) -> str:
+    return "".join(
+        c for c in text if c in "\t\n\r" or " " <= c <= "\ud7ff" or "\ue000" <= c <= "\ufffd" or c > "\uffff"
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,201 @@
+"""The tasks of a worker: what the kwargs of their messages must fit, and how a handler is made of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from sqstaskmaster._service.function_handler import FunctionHandler
+from sqstaskmaster.errors import ArgumentsDoNotFit, UnknownTask
+from sqstaskmaster.message_handler import MessageHandler
+from sqstaskmaster.process_handler import ProcessMessageHandler
+
+# What the worker decides about a task. A handler whose constructor hands on whatever it is given would take them from
+# the message, and a producer could lift the worker's limits.
+_WORKERS_OWN = frozenset(
+    {
+        "message",
+        "sqs_timeout",
+        "alarm_timeout",
+        "hard_timeout",
+        "term_grace",
+        "start_method",
+        "max_memory",
+        "clock",
+    }
+)
+
+_NO_MESSAGE: Any = None
+
+
+class Entry(NamedTuple):
+    """One task: `fits(kwargs)` raises TypeError where they do not; `make(message, kwargs)` gives the handler.
+
+    `isolated`: it runs in a process of its own. `quick`: making it runs nothing of the user's. `hard_timeout` is what
+    is known of its limit, in seconds.
+    """
+
+    fits: Callable[[Mapping[str, Any]], object]
+    make: Callable[[Any, Mapping[str, Any]], MessageHandler]
+    expected: str
+    isolated: bool
+    quick: bool
+    hard_timeout: float
+
+
+class Registry:
+    """Task name -> Entry."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, entry: Entry) -> None:
+        """:raises ValueError: for a name that is none, or is taken."""
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"A task's name must be a non-empty string, not {name!r}")
+        if name in self._entries:
+            raise ValueError(f"There is a task {name!r} already: give each its own name")
+        self._entries[name] = entry
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def items(self) -> list[tuple[str, Entry]]:
+        return list(self._entries.items())
+
+    def entry_for(self, task: str, kwargs: Mapping[str, Any]) -> Entry:
+        """The entry that these kwargs fit.
+
+        :raises UnknownTask, ArgumentsDoNotFit: where there is none.
+        """
+        entry = self._entries.get(task)
+        if entry is None:
+            raise UnknownTask(task, sorted(self._entries))
+        try:
+            entry.fits(kwargs)
+        except TypeError as error:
+            raise ArgumentsDoNotFit(task, error, entry.expected) from None
+        return entry
+
+    def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
+        """The handler that runs this task.
+
+        :raises UnknownTask, ArgumentsDoNotFit: where there is none.
+        """
+        entry = self.entry_for(task, kwargs)
+        try:
+            return entry.make(message, kwargs)
+        except Exception as error:
+            raise ArgumentsDoNotFit(task, repr(error), entry.expected) from error
+
+
+def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mapping[str, Any]) -> Entry:
+    """The entry of a handler class, or of a callable that gives handlers.
+
+    Constructed with those of the worker's timeouts that it takes; one that sets its own need not take any.
+
+    :raises TypeError: where it cannot be constructed so, or would not run what it is given.
+    """
+    if not callable(handler):
+        raise TypeError(f"The handler of task {name!r} must be a handler class, not {handler!r}")
+    called = getattr(handler, "__name__", repr(handler))
+    isolated = False
+    if isinstance(handler, type):
+        if not issubclass(handler, MessageHandler):
+            raise TypeError(
+                f"The handler of task {name!r} must be a class of MessageHandler or ProcessMessageHandler, not "
+                f"{called}; a plain function becomes a task with @worker.task({name!r})"
+            )
+        _check_runs(f"{called}.run of task {name!r}", handler.run)
+        if issubclass(handler, ProcessMessageHandler):
+            isolated = True
+            _check_block_is_ours(name, handler)
+    signature = inspect.signature(handler)
+    given = _taken(signature, timeouts)
+    try:
+        signature.bind_partial(None, **given)
+    except TypeError as error:
+        raise TypeError(
+            f"The handler of task {name!r} cannot be constructed as {called}(message, {'=..., '.join(given)}=..., "
+            f"**kwargs): {error}"
+        ) from error
+    named = {p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+    def fits(kwargs: Mapping[str, Any]) -> object:
+        _check_not_lifted(kwargs, named - set(given) if _has_own_constructor(handler) else set())
+        return signature.bind(None, **given, **kwargs)
+
+    return Entry(
+        fits=fits,
+        make=lambda message, kwargs: handler(message, **given, **kwargs),
+        expected=f"{called}{signature}",
+        isolated=isolated,
+        quick=False,
+        hard_timeout=timeouts["hard_timeout"],
+    )
+
+
+def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> Entry:
+    """The entry of a plain function, which runs in a process of its own.
+
+    :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns.
+    """
+    called = getattr(function, "__name__", repr(function))
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"Task {name!r} must be a plain function, not {function!r}: call what you want from one")
+    _check_runs(f"{called} of task {name!r}", function)
+    signature = inspect.signature(function)
+    unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if unnamed:
+        raise TypeError(
+            f"Task {name!r}: {called}{signature} takes {', '.join(unnamed)} by position only, and tasks are called "
+            "with keyword arguments"
+        )
+    # Made once here, so that what is wrong with the settings is told to whoever wrote them.
+    FunctionHandler(_NO_MESSAGE, function, {}, **settings)
+    return Entry(
+        fits=lambda kwargs: signature.bind(**kwargs),
+        make=lambda message, kwargs: FunctionHandler(message, function, kwargs, **settings),
+        expected=f"{called}{signature}",
+        isolated=True,
+        quick=True,
+        hard_timeout=settings["hard_timeout"],
+    )
+
+
+def _taken(signature: inspect.Signature, timeouts: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the timeouts that a constructor takes."""
+    parameters = signature.parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(timeouts)
+    return {name: value for name, value in timeouts.items() if name in signature.parameters}
+
+
+def _check_not_lifted(kwargs: Mapping[str, Any], own: set[str]) -> None:
+    lifted = sorted(_WORKERS_OWN & set(kwargs) - own)
+    if lifted:
+        raise TypeError(f"{', '.join(lifted)}: the worker decides that, not a message")
+
+
+def _has_own_constructor(handler: Any) -> bool:
+    """Whether the names in its signature are the user's own choice, and not what this package's constructors take."""
+    constructor = getattr(handler, "__init__", None) if isinstance(handler, type) else handler
+    return not str(getattr(constructor, "__module__", "")).startswith("sqstaskmaster.")
+
+
+def _check_runs(what: str, function: Any) -> None:
+    """Refuse what gives something that has yet to be run: it would be deleted as done, never having run."""
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{what} is async: write a plain function that calls asyncio.run(...)")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{what} is a generator, which does nothing when it is called: write a plain function")
+
+
+def _check_block_is_ours(name: str, handler: type) -> None:
+    for method in ("__enter__", "__exit__"):
+        if getattr(handler, method) is not getattr(ProcessMessageHandler, method):
+            raise TypeError(
+                f"The handler of task {name!r}, {handler.__name__}, has an {method} of its own, and a Worker enters no "
+                "block: put it into run(), or into Worker(around=...)"
+            )

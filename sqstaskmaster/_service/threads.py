@@ -1,0 +1,110 @@
+"""Calls in other threads, whose answers come back to one loop: nothing that can block runs where claims are held.
+
+loop --- call(function, then) ---> a thread:  result = function()
+  ^                                   |
+  +-- mailbox: then(result, error) <--+      called in the loop's own thread, at its next turn
+"""
+
+from __future__ import annotations
+
+import _thread
+import collections
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sqstaskmaster._signals import state
+
+Then = Callable[[Any, "BaseException | None"], None]
+
+# A thread that has had nothing to do for so long ends; one is always kept.
+_IDLE_SECONDS = 30.0
+
+
+class Mailbox:
+    """What other threads want done in the loop's thread: `fileno()` is readable while there is something."""
+
+    def __init__(self) -> None:
+        self._actions: collections.deque[Callable[[], None]] = collections.deque()
+        self._reading, self._writing = os.pipe()
+        for end in (self._reading, self._writing):
+            os.set_blocking(end, False)
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def put(self, action: Callable[[], None]) -> None:
+        self._actions.append(action)
+        # A full pipe is readable, which is all that is wanted; a closed one belongs to a loop that is over.
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._writing, b"\0")
+
+    def deliver(self) -> None:
+        """Do what has been put so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reading, 4096)
+        for _ in range(len(self._actions)):
+            self._actions.popleft()()
+
+    def close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+class Threads:
+    """As many threads as calls are under way: one that hangs holds up nothing but its own call.
+
+    They are daemons and take no signals; idle ones are used again, since a thread costs a fifth of a request.
+
+    :param most: how many calls may be under way at once; more wait for one of them to end.
+    """
+
+    def __init__(self, mailbox: Mailbox, name: str, most: int) -> None:
+        self._mailbox = mailbox
+        self._name = name
+        self._most = most
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Then]] = queue.SimpleQueue()
+        self._lock = _thread.allocate_lock()
+        self._threads = 0
+        self._unfinished = 0
+
+    def call(self, function: Callable[[], Any], then: Then) -> None:
+        """Have `function()` called in a thread, and `then(result, error)` in the loop when it has answered."""
+        with self._lock:
+            self._unfinished += 1
+            start = self._unfinished > self._threads and self._threads < self._most
+            self._threads += start
+        self._calls.put((function, then))
+        if start:
+            with state.starting_thread():
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    @property
+    def unfinished(self) -> int:
+        """How many calls have not answered yet."""
+        return self._unfinished
+
+    def _work(self) -> None:
+        state.block_all()
+        while True:
+            try:
+                function, then = self._calls.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                with self._lock:
+                    if self._threads > 1 and self._unfinished < self._threads:
+                        self._threads -= 1
+                        return
+                continue
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as raised:  # handed to whoever asked
+                error = raised
+            with self._lock:
+                self._unfinished -= 1
+            self._mailbox.put(lambda then=then, result=result, error=error: then(result, error))  # type: ignore[misc]
+            # Lest an idle thread keep the last message, or an exception's frames, alive.
+            del function, then, result, error

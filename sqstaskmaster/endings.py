@@ -1,0 +1,77 @@
+"""How a task may end, beyond returning and raising: it goes on later, or it goes to the dead-letter queue at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqstaskmaster._sqs.limits import MAX_DELAY_SECONDS, check_whole_seconds
+from sqstaskmaster.errors import SQSTaskMasterError
+
+
+class Continue(BaseException):
+    """Raised by an isolated task: it goes on later, perhaps elsewhere, with its kwargs updated by these.
+
+    ::
+
+        @worker.task("Train")
+        def train(model, step=0):
+            for step in range(step, 1000):
+                one_step(model, step)
+                if current_task().stopping or current_task().seconds_left < 60:
+                    raise Continue(step=step + 1)
+
+    A successor (same task, message attributes and message group) is sent to the queue the message came from, then
+    the message is deleted. That costs no receive, and begins 12 new hours. The outcome is `continued`.
+
+    It may be raised at any time: also where SIGTERM raised SystemExit in the task (the worker stops, or the hard
+    timeout is over), within `term_grace`. It is a BaseException, so that the task's own `except Exception` does not
+    swallow it.
+
+    What cannot be sent is a failure of the task, and the message stays: arguments that do not fit the task, a message
+    over 1 MiB, an error of SQS, more than `max_continuations` of them. In a plain MessageHandler, and for a message
+    that was received without its message attributes, it is such a failure too.
+
+    At least once: a worker that dies between the two requests leaves both messages, and with them a second chain. On a
+    FIFO queue the successor goes behind its message group, and a repetition of the same step is dropped for five
+    minutes.
+
+    Needs sqs:SendMessage on the queue.
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+    """
+
+    #: Carried from the task's process to the worker, though it is no Exception.
+    crosses_processes = True
+
+    def __init__(self, /, **kwargs: Any) -> None:
+        super().__init__()
+        self.kwargs = kwargs
+        self.delay_seconds = 0
+
+    @classmethod
+    def after(cls, seconds: int, /, **kwargs: Any) -> Continue:
+        """The same, received no sooner than in so many seconds: 0 to 900. Standard queues only.
+
+        :raises ValueError: for a delay out of range.
+        """
+        later = cls(**kwargs)
+        later.delay_seconds = check_whole_seconds("seconds", seconds, MAX_DELAY_SECONDS)
+        return later
+
+    def __str__(self) -> str:
+        return f"goes on with {', '.join(self.kwargs) or 'the same arguments'}"
+
+
+class DeadLetter(SQSTaskMasterError):
+    """Raised by a task: no retry helps, the message goes to the queue's dead-letter queue at once, with the reason.
+
+    ::
+
+        raise DeadLetter("customer 4711 does not exist")
+
+    It is sent to the dead-letter queue of the queue's redrive policy (same body and message attributes; the reason in
+    the message attribute `sqstaskmaster`), then deleted. The outcome is `dead-lettered`. Without a dead-letter queue,
+    or without the permission, it is a failure like any other, and one warning says what is missing.
+
+    Needs sqs:SendMessage on the dead-letter queue, and sqs:GetQueueAttributes on the queue.
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-dead-letter-queues.html
+    """

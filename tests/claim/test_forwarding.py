@@ -1,0 +1,130 @@
+"""What is sent on of a message: its successor, or itself with the reason why it is given up."""
+
+import json
+import unittest
+
+from sqstaskmaster import LocalMessage
+from sqstaskmaster._claim import forwarding
+from sqstaskmaster._claim.forwarding import Chain, chain_of, dead_letter, reason_of, successor
+from sqstaskmaster._sqs.limits import MAX_MESSAGE_BYTES, message_bytes
+from sqstaskmaster.errors import CannotContinue
+
+TRACE = {"StringValue": "00-abc", "DataType": "String"}
+BLOB = {"BinaryValue": b"\x00\xff", "DataType": "Binary.gzip"}
+
+
+def message(system=None, **attributes):
+    made = LocalMessage('{"task": "T", "kwargs": {"a": 1}}', system or {"SentTimestamp": "1700000000000"}, attributes)
+    made.message_id = "first-id"
+    return made
+
+
+def received(request):
+    """The message that a request sends, as it is received."""
+    again = LocalMessage(request["MessageBody"], {"SentTimestamp": "1800000000000"}, request["MessageAttributes"])
+    again.message_id = "later-id"
+    return again
+
+
+def continued(of, most=1000, delay=0, has_attributes=True, **kwargs):
+    return successor(of, "T", {"a": 1, **kwargs}, delay, most, has_attributes)
+
+
+class SuccessorTest(unittest.TestCase):
+    def test_it_is_the_same_task_with_its_attributes_byte_for_byte_and_one_of_ours(self):
+        request = continued(message(trace=TRACE, blob=BLOB), step=2)
+        self.assertEqual({"task": "T", "kwargs": {"a": 1, "step": 2}}, json.loads(request["MessageBody"]))
+        self.assertEqual((TRACE, BLOB), (request["MessageAttributes"]["trace"], request["MessageAttributes"]["blob"]))
+        self.assertEqual({"trace", "blob", "sqstaskmaster"}, set(request["MessageAttributes"]))
+        self.assertEqual({"MessageBody", "MessageAttributes"}, set(request))
+
+    def test_the_number_the_first_id_and_the_first_send_time_travel_along(self):
+        first = message()
+        self.assertEqual(Chain(), chain_of(first))
+        second = received(continued(first))
+        self.assertEqual(Chain(1, "first-id", "1700000000000"), chain_of(second))
+        third = received(continued(second))
+        self.assertEqual(Chain(2, "first-id", "1700000000000"), chain_of(third))
+
+    def test_the_ceiling_is_a_failure_that_says_so(self):
+        second = received(continued(message(), most=1))
+        with self.assertRaisesRegex(CannotContinue, r"'T' has continued 1 times .* \(max_continuations\)"):
+            continued(second, most=1)
+
+    def test_without_the_message_attributes_it_names_the_remedy(self):
+        with self.assertRaisesRegex(CannotContinue, r'message_attribute_names=\["All"\]'):
+            continued(message(), has_attributes=False)
+
+    def test_it_stays_in_its_group_and_on_fifo_has_an_id_of_its_own(self):
+        fair = continued(message({"MessageGroupId": "g"}))
+        self.assertEqual("g", fair["MessageGroupId"])
+        self.assertNotIn("MessageDeduplicationId", fair)
+        fifo = continued(message({"MessageGroupId": "g", "MessageDeduplicationId": "d"}))
+        self.assertEqual(("g", "first-id-1"), (fifo["MessageGroupId"], fifo["MessageDeduplicationId"]))
+
+    def test_a_delay_is_sent_and_refused_on_fifo(self):
+        self.assertEqual(60, continued(message(), delay=60)["DelaySeconds"])
+        with self.assertRaisesRegex(CannotContinue, "FIFO"):
+            continued(message({"MessageGroupId": "g", "MessageDeduplicationId": "d"}), delay=60)
+
+    def test_what_sqs_would_refuse_is_refused_before_anything_is_sent(self):
+        with self.assertRaisesRegex(CannotContinue, "1,048,576"):
+            continued(message(), text="x" * MAX_MESSAGE_BYTES)
+        with self.assertRaisesRegex(CannotContinue, "10 message attributes"):
+            continued(message(**{f"a{n}": TRACE for n in range(10)}))
+        cycle = []
+        cycle.append(cycle)
+        with self.assertRaisesRegex(CannotContinue, "cannot be written as JSON"):
+            continued(message(), cycle=cycle)
+
+    def test_an_attribute_of_that_name_that_is_not_ours_counts_as_nothing(self):
+        for value in ("no json", "[1]", '{"continuation": true, "first_id": 3}', '{"continuation": -1}', "[" * 9000):
+            found = chain_of(message(sqstaskmaster={"StringValue": value, "DataType": "String"}))
+            self.assertEqual(Chain(), found)
+        self.assertEqual(Chain(), chain_of(LocalMessage("x")))
+
+
+class DeadLetterTest(unittest.TestCase):
+    def test_it_is_the_message_itself_with_the_reason(self):
+        request = dead_letter(message({"ApproximateReceiveCount": "3"}, trace=TRACE), "T", KeyError("why"), "host", 0)
+        self.assertEqual('{"task": "T", "kwargs": {"a": 1}}', request["MessageBody"])
+        self.assertEqual(TRACE, request["MessageAttributes"]["trace"])
+        said = reason_of(received(request))
+        self.assertEqual(
+            ("T", "KeyError", "'why'", "3", "1970-01-01T00:00:00Z", "host"),
+            tuple(said[name] for name in ("task", "error", "reason", "receive_count", "when", "by")),
+        )
+
+    def test_a_continued_task_is_dead_lettered_with_its_chain(self):
+        request = dead_letter(received(continued(message())), "T", ValueError("why"), "host")
+        self.assertEqual(Chain(1, "first-id", "1700000000000"), chain_of(received(request)))
+
+    def test_a_reason_is_cut_to_what_fits(self):
+        long = message()
+        long.body = json.dumps({"task": "T", "kwargs": {"x": "y" * (MAX_MESSAGE_BYTES - 600)}})
+        request = dead_letter(long, "T", ValueError("z\ud800\x00é" * 5000), "host")
+        self.assertLessEqual(message_bytes(request), MAX_MESSAGE_BYTES)
+        self.assertTrue(reason_of(received(request))["reason"].startswith("zé"))
+
+    def test_what_does_not_fit_at_all_is_refused(self):
+        long = message()
+        long.body = "x" * MAX_MESSAGE_BYTES
+        with self.assertRaises(CannotContinue):
+            dead_letter(long, "T", ValueError("why"), "host")
+
+    def test_a_message_without_a_reason_has_none(self):
+        self.assertEqual({}, reason_of(message()))
+        self.assertEqual({}, reason_of(received(continued(message()))))
+
+    def test_on_fifo_it_keeps_its_group_and_its_id(self):
+        request = dead_letter(
+            message({"MessageGroupId": "g", "MessageDeduplicationId": "d"}), "T", ValueError(), "host"
+        )
+        self.assertEqual(("g", "d"), (request["MessageGroupId"], request["MessageDeduplicationId"]))
+
+    def test_ours_is_one_attribute(self):
+        self.assertEqual("sqstaskmaster", forwarding.ATTRIBUTE)
+
+
+if __name__ == "__main__":
+    unittest.main()
