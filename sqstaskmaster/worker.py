@@ -334,11 +334,32 @@ def _entry_of_class(name: str, handler: Callable[..., MessageHandler], timeouts:
             f"The handler of task {name!r} cannot be constructed as {called}(message, sqs_timeout=..., "
             f"alarm_timeout=..., hard_timeout=..., **kwargs): {error}"
         ) from error
+    settings = _settings_of(handler) - _own_parameters(handler, signature)
+
+    def fits(kwargs: dict[str, Any]) -> object:
+        if settings & set(kwargs):
+            refused = ", ".join(sorted(settings & set(kwargs)))
+            raise TypeError(f"{refused}: for the worker to set, not for a message")
+        return signature.bind(None, **timeouts, **kwargs)
+
     return _Entry(
-        fits=lambda kwargs: signature.bind(None, **timeouts, **kwargs),
+        fits=fits,
         make=lambda message, kwargs: handler(message, **timeouts, **kwargs),
         expected=f"{called}{signature}",
     )
+
+
+def _settings_of(handler: Callable[..., MessageHandler]) -> set[str]:
+    """What the base class of a handler takes beside the message and the timeouts. It would lift the worker's limits."""
+    base = MessageHandler if isinstance(handler, type) and not issubclass(handler, ProcessMessageHandler) else None
+    parameters = inspect.signature(base or ProcessMessageHandler).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _own_parameters(handler: Callable[..., MessageHandler], signature: inspect.Signature) -> set[str]:
+    """What a handler names in a constructor of its own, and so lets a message say."""
+    inherited = getattr(handler, "__init__", None) in (MessageHandler.__init__, ProcessMessageHandler.__init__)
+    return set() if inherited else set(signature.parameters)
 
 
 def _entry_of_function(name: str, function: Callable[..., Any], settings: dict[str, Any]) -> _Entry:

@@ -156,6 +156,28 @@ class TasksTest(LoopTestCase):
         self.assertFalse(self.messages[0].deleted)
         self.assertEqual([], self.messages[0].visibility_changes)
 
+    def test_a_message_cannot_set_what_the_worker_limits(self):
+        class Plain(ProcessMessageHandler):
+            def run(self):
+                pass
+
+        class Lenient(Plain):
+            def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, **options):
+                super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, **options)
+
+        class Named(Plain):
+            def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, *, clock=None):
+                super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout)
+
+        class InProcess(Recording):
+            __init__ = MessageHandler.__init__
+
+        for name, value in {"term_grace": 3600, "max_memory": 1 << 50, "start_method": "spawn", "clock": 1}.items():
+            for kind in (Plain, Lenient, InProcess):
+                with self.subTest(name, kind=kind), self.assertRaisesRegex(ArgumentsDoNotFit, name):
+                    self.worker({"T": kind}).handler_for("T", {name: value}, mock.Mock(attributes={}))
+        self.worker({"T": Named}).handler_for("T", {"clock": "noon"}, mock.Mock(attributes={}))
+
     def test_kwargs_that_do_not_fit_are_notified_and_left_with_the_signature_that_was_expected(self):
         class Picky(Recording):
             def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, *, colour):
