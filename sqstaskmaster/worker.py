@@ -14,10 +14,12 @@ from __future__ import annotations
 import collections
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
+from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.function_handler import FunctionHandler
@@ -152,7 +154,8 @@ class Worker:
         :raises UnsupportedContext: outside the main thread.
         """
         counts: collections.Counter[str] = collections.Counter()
-        with Shutdown(self.shutdown_grace) as stop, ScaleInProtection(ecs_agent_uri) as protection:
+        stopping, protecting = Shutdown(self.shutdown_grace), ScaleInProtection(ecs_agent_uri)
+        with stopping as stop, protecting as protection, owner.only_in_this_process():
             run = _Run(self, stop, protection, on_event or _nothing)
             while not stop.requested:
                 received = run.poll()
@@ -230,11 +233,13 @@ class _Run:
         self._on_event = on_event
         self._failed_polls = 0
         self._last_failure = ""
+        self._owner = os.getpid()
 
     def poll(self) -> list[Task | None]:
         """What a poll brings; nothing where a stop was requested meanwhile."""
         worker = self._worker
         while True:
+            owner.leave_if_forked(self._owner)  # forked by a hook, say: the queue is its parent's to consume
             try:
                 received = self._stop.poll(lambda: worker.manager.receive(worker.wait_time, worker.sqs_timeout))
             except ShutdownRequested:
@@ -273,6 +278,7 @@ class _Run:
             logger.error("%s: %s", error, message, exc_info=error.__cause__, extra={"action": "refused", "task": task})
             self._worker.notify(error, message)
             return REFUSED
+        owner.leave_if_forked(self._owner)
         self._protection.busy(handler.hard_timeout)
         self._say("busy")
         try:

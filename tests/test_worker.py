@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import unittest
@@ -66,6 +67,51 @@ class LoopTestCase(unittest.TestCase):
         for each in kwargs:
             self.manager.submit("T", **each)
         return (worker or self.worker()).run(burst=True)
+
+
+class ForkTest(LoopTestCase):
+    """A child forked from the worker's process never becomes a second worker."""
+
+    def run_forking(self, where, leave=lambda: None):
+        """The exit code of a child that is forked at `where` (a constructor, run, or an event) and then leaves."""
+        codes, parent = [], os.getpid()
+        self.addCleanup(lambda: os.getpid() == parent or os._exit(99))
+
+        def fork(at):
+            if at != where or codes:
+                return
+            child = os.fork()
+            if child == 0:
+                codes.append(None)
+                leave()
+            else:
+                codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        class Handler(Recording):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                fork("constructor")
+
+            def run(self):
+                fork("run")
+                super().run()
+
+        self.manager.submit("T")
+        self.manager.submit("T")
+        counts = self.worker({"T": Handler}).run(burst=True, on_event=fork)
+        if os.getpid() != parent:
+            os._exit(98)
+        self.assertEqual(({"done": 2}, 2), (counts, len(Recording.seen)))
+        return codes[0]
+
+    def test_wherever_it_is_forked_it_ends_and_the_worker_goes_on(self):
+        for where in ("constructor", "run", "polled", "busy", "idle"):
+            with self.subTest(where):
+                Recording.seen = []
+                self.assertEqual(0, self.run_forking(where))
+
+    def test_what_it_exits_with_is_its_exit_code(self):
+        self.assertEqual(5, self.run_forking("run", lambda: sys.exit(5)))
 
 
 class TasksTest(LoopTestCase):
