@@ -131,7 +131,7 @@ class _SlotKeeper:
                 return True
             task, self._spare = self._spare, None
             news.say_started(ends.news, task)
-            undisturbed = keeper.attend(task, ends.lifeline, lambda: False, self._worker)
+            undisturbed = keeper.attend(task, ends.lifeline, worker=self._worker)
             status, seconds, peak = keeper.bury(task)
             if not self._order_is_untaken():
                 break
