@@ -335,13 +335,21 @@ class RoughTasksTest(Case):
         orders = ("echo x", "raises", "writes_half_a_verdict_and_is_killed", "closes_descriptors", "makes_a_daemon")
         for order in orders:
             self.finish(slot, order)
-        self.spare_of(slot)
-        before = descriptors(), len(descriptors_of(slot.keeper))
+        before = descriptors(), self.descriptors_of_waiting(slot)
         for number in range(200):
             self.finish(slot, orders[number % len(orders)])
-        self.spare_of(slot)
-        self.assertEqual(before, (descriptors(), len(descriptors_of(slot.keeper))))
+        self.assertEqual(before, (descriptors(), self.descriptors_of_waiting(slot)))
         self.assertEqual(1, len(process_tree.descendants(slot.keeper)))
+
+    def descriptors_of_waiting(self, slot):
+        """How many the keeper has open while it waits: for its worker, its spare, an order."""
+        self.spare_of(slot)
+
+        def waiting():
+            found = list(descriptors_of(slot.keeper).values())
+            return found.count("anon_inode:[pidfd]") == 2 and len(found)
+
+        return wait_until(waiting, "the keeper waits", SOON_SECONDS)
 
 
 class KilledTest(Case):
