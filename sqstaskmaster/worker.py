@@ -139,6 +139,7 @@ class Worker:
         *,
         on_event: Callable[[str], Any] | None = None,
         ecs_agent_uri: str | None = None,
+        ecs_lock: int | None = None,
     ) -> collections.Counter[str]:
         """Run tasks until SIGTERM or SIGINT, or, with `burst`, until a poll brings nothing.
 
@@ -148,11 +149,13 @@ class Worker:
         :param on_event: called with "polled" after each poll that SQS answered, and with "busy" and "idle" round each
             task, in the main thread. Meant for health checks: it must be quick. What it raises is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
+        :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
+            reading and writing, that they share. The one that becomes idle last returns the protection.
         :raises PollRefused: where polling again does not help; the text says what does.
         :raises UnsupportedContext: outside the main thread.
         """
         counts: collections.Counter[str] = collections.Counter()
-        with Shutdown(self.shutdown_grace) as stop, ScaleInProtection(ecs_agent_uri) as protection:
+        with Shutdown(self.shutdown_grace) as stop, ScaleInProtection(ecs_agent_uri, lock=ecs_lock) as protection:
             run = _Run(self, stop, protection, on_event or _nothing)
             while not stop.requested:
                 received = run.poll()

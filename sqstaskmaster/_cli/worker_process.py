@@ -49,6 +49,7 @@ class Options(NamedTuple):
     log_level: str
     log_json: bool
     debug: bool
+    ecs_lock: int | None = None
 
     def command(self) -> list[str]:
         """The arguments of the Python interpreter that runs such a process."""
@@ -113,7 +114,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         worker = load(options.worker)
         events.send(LOADED)
-        worker.run(burst=options.burst, on_event=events.on_event, ecs_agent_uri=os.environ.get("ECS_AGENT_URI"))
+        worker.run(
+            burst=options.burst,
+            on_event=events.on_event,
+            ecs_agent_uri=os.environ.get("ECS_AGENT_URI"),
+            ecs_lock=options.ecs_lock,
+        )
         events.send(DRAINED)
     except Exception as error:
         if options.debug:
