@@ -110,6 +110,15 @@ class TaskExited(TaskDied):
         self.exit_code = code
 
 
+class TaskNotStarted(SQSTaskMasterError, RuntimeError):
+    """The system had no process for a task: its limit of processes or its memory is used up. `task`, `reason`."""
+
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(f"Task {task} could not be started, because no process could be made for it: {reason}")
+        self.task = task
+        self.reason = reason
+
+
 class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
     """A task and what it started held more than `max_memory`. `size` and `limit` are in bytes."""
 
@@ -123,7 +132,7 @@ class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
 
 
 class RemoteError(SQSTaskMasterError, RuntimeError):
-    """What a task raised in its process, as text, because it cannot be unpickled here. `traceback` is the task's."""
+    """What a task raised in its process, as text, because it cannot be made again here. `traceback` is the task's."""
 
     def __init__(self, task: str, summary: str, traceback: str) -> None:
         super().__init__(f"Task {task} raised {summary}")

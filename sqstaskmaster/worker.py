@@ -14,11 +14,14 @@ from __future__ import annotations
 import collections
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
+from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import child as isolation
+from sqstaskmaster._service import loading
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.function_handler import FunctionHandler
 from sqstaskmaster._signals import alarm
@@ -152,10 +155,12 @@ class Worker:
         :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
             reading and writing, that they share. The one that becomes idle last returns the protection.
         :raises PollRefused: where polling again does not help; the text says what does.
-        :raises UnsupportedContext: outside the main thread.
+        :raises UnsupportedContext: outside the main thread, and while the command line imports the worker's module.
         """
+        loading.refuse_to_run()
         counts: collections.Counter[str] = collections.Counter()
-        with Shutdown(self.shutdown_grace) as stop, ScaleInProtection(ecs_agent_uri, lock=ecs_lock) as protection:
+        stopping, protecting = Shutdown(self.shutdown_grace), ScaleInProtection(ecs_agent_uri, lock=ecs_lock)
+        with stopping as stop, protecting as protection, owner.only_in_this_process():
             run = _Run(self, stop, protection, on_event or _nothing)
             while not stop.requested:
                 received = run.poll()
@@ -233,13 +238,14 @@ class _Run:
         self._on_event = on_event
         self._failed_polls = 0
         self._last_failure = ""
+        self._owner = os.getpid()
 
     def poll(self) -> list[Task | None]:
         """What a poll brings; nothing where a stop was requested meanwhile."""
-        worker = self._worker
         while True:
+            owner.leave_if_forked(self._owner)  # forked by a hook, say: the queue is its parent's to consume
             try:
-                received = self._stop.poll(lambda: worker.manager.receive(worker.wait_time, worker.sqs_timeout))
+                received = self._stop.poll(self._receive, self._worker.wait_time)
             except ShutdownRequested:
                 return []
             except POLL_ERRORS as error:
@@ -247,6 +253,10 @@ class _Run:
             else:
                 self._poll_succeeded()
                 return received
+
+    def _receive(self) -> list[Task | None]:
+        worker = self._worker
+        return worker.manager.receive(worker.wait_time, worker.sqs_timeout, MessageAttributeNames=["All"])
 
     def _poll_failed(self, error: Exception) -> None:
         remedy = remedy_for(error)
@@ -276,6 +286,7 @@ class _Run:
             logger.error("%s: %s", error, message, exc_info=error.__cause__, extra={"action": "refused", "task": task})
             self._worker.notify(error, message)
             return REFUSED
+        owner.leave_if_forked(self._owner)
         self._protection.busy(handler.hard_timeout)
         self._say("busy")
         try:
@@ -331,11 +342,32 @@ def _entry_of_class(name: str, handler: Callable[..., MessageHandler], timeouts:
             f"The handler of task {name!r} cannot be constructed as {called}(message, sqs_timeout=..., "
             f"alarm_timeout=..., hard_timeout=..., **kwargs): {error}"
         ) from error
+    settings = _settings_of(handler) - _own_parameters(handler, signature)
+
+    def fits(kwargs: dict[str, Any]) -> object:
+        if settings & set(kwargs):
+            refused = ", ".join(sorted(settings & set(kwargs)))
+            raise TypeError(f"{refused}: for the worker to set, not for a message")
+        return signature.bind(None, **timeouts, **kwargs)
+
     return _Entry(
-        fits=lambda kwargs: signature.bind(None, **timeouts, **kwargs),
+        fits=fits,
         make=lambda message, kwargs: handler(message, **timeouts, **kwargs),
         expected=f"{called}{signature}",
     )
+
+
+def _settings_of(handler: Callable[..., MessageHandler]) -> set[str]:
+    """What the base class of a handler takes beside the message and the timeouts. It would lift the worker's limits."""
+    base = MessageHandler if isinstance(handler, type) and not issubclass(handler, ProcessMessageHandler) else None
+    parameters = inspect.signature(base or ProcessMessageHandler).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _own_parameters(handler: Callable[..., MessageHandler], signature: inspect.Signature) -> set[str]:
+    """What a handler names in a constructor of its own, and so lets a message say."""
+    inherited = getattr(handler, "__init__", None) in (MessageHandler.__init__, ProcessMessageHandler.__init__)
+    return set() if inherited else set(signature.parameters)
 
 
 def _entry_of_function(name: str, function: Callable[..., Any], settings: dict[str, Any]) -> _Entry:

@@ -207,6 +207,12 @@ class TestShutdown(WorkerTestCase):
         self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
         self.assertEqual(1, len(self.pids(worker, "finished")))
 
+    def test_started_in_the_background_of_a_script_where_sigint_is_ignored_it_stops_on_sigint_all_the_same(self):
+        # What is told to stop a service by SIGINT means it; that a shell had it ignored was not about this service.
+        worker = self.worker(before=["sh", "-c", 'trap "" INT QUIT; exec "$@" <&-', "sh"])
+        wait_until(lambda: self.worker_processes(worker), "it has started")
+        self.assertEqual(0, worker.stop(signal.SIGINT), worker.lines())
+
     def test_as_process_1_of_a_container(self):
         unshare = ["unshare", "--pid", "--fork", "--kill-child"]
         if subprocess.run([*unshare, "true"], capture_output=True).returncode:
