@@ -108,7 +108,7 @@ def _broken(module_name: str, error: Exception) -> CommandError:
 
 
 def _users_line(error: Exception) -> str:
-    """Where in the user's own files: the innermost line that is neither Python's, nor an installed package's, nor ours."""
+    """The innermost line of the user's own: neither Python's, nor an installed package's, nor ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})"
     not_theirs = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))

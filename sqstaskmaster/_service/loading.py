@@ -1,4 +1,4 @@
-"""While the command line imports the module that has its worker, no worker may run: it would run there, and once more."""
+"""While the command line imports the module that has its worker, no worker may run: it would run twice."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def refuse_to_run() -> None:
     if _module:
         raise UnsupportedContext(
             f"Module {_module[-1]!r} runs its worker while it is imported: put worker.run() under "
-            "if __name__ == \"__main__\":"
+            'if __name__ == "__main__":'
         )
