@@ -92,7 +92,8 @@ class MessageHandler(abc.ABC):
     All times are in seconds.
 
     :param message: a boto3 `SQS.Message`, or anything with its `body`, `attributes`, `change_visibility`, `delete`.
-    :param sqs_timeout: the visibility timeout each extension asks for: a whole number, 1 to 43200 (12 hours).
+    :param sqs_timeout: the visibility timeout each extension asks for: a whole number, 1 to 43200 (12 hours). The
+        longest outage that a task survives: stopped, or cut off from SQS, for longer, the claim is lost.
     :param alarm_timeout: how often the claim is extended; may be a fraction; more than one second below `sqs_timeout`.
     :param hard_timeout: the limit of the block, from `__enter__`; may be a fraction; up to 43200. The limit that holds
         is the earlier of this and the end of the claim's 12 hours, which SQS counts from the receive.
@@ -224,6 +225,7 @@ class MessageHandler(abc.ABC):
             lambda: logger,
             self._clock,
         )
+        self._report.limit = self.hard_timeout
         self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
         if receipt is not None and receipt.seconds is not None:
             if now <= receipt.answered_at + receipt.seconds:
