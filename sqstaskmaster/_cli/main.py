@@ -6,8 +6,10 @@ Each command's room is imported when the command runs, so that `--help` and comp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,11 +62,23 @@ def _worker(arguments: argparse.Namespace) -> Exit:
     from sqstaskmaster._service.supervisor import Supervisor
 
     logs.configure(arguments.log_level, arguments.log_json)
-    options = Options(arguments.worker, arguments.burst, arguments.log_level, arguments.log_json, arguments.debug)
     alive_file = arguments.alive_file
     if alive_file is not None and not os.access(alive_file.parent, os.W_OK):
         raise CommandError(Exit.USAGE, f"--alive-file {alive_file}: its folder cannot be written to; give another")
-    return Supervisor(options.command(), arguments.processes, burst=arguments.burst, alive_file=alive_file).run()
+    with contextlib.ExitStack() as stack:
+        # On ECS, what the processes agree on their one scale-in protection with: a file without a name.
+        on_ecs = "ECS_AGENT_URI" in os.environ
+        lock = stack.enter_context(tempfile.TemporaryFile()).fileno() if on_ecs else None
+        options = Options(
+            arguments.worker, arguments.burst, arguments.log_level, arguments.log_json, arguments.debug, lock
+        )
+        return Supervisor(
+            options.command(),
+            arguments.processes,
+            burst=arguments.burst,
+            alive_file=alive_file,
+            shared=() if lock is None else (lock,),
+        ).run()
 
 
 def _doctor(arguments: argparse.Namespace) -> Exit:
