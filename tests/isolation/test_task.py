@@ -354,6 +354,23 @@ class UsageTest(Case):
 
         self.assertGreaterEqual(self.finish(run).usage.cpu_seconds, 0.29)
 
+    def test_what_a_running_task_uses_is_known_as_of_now(self):
+        def run(channel):
+            held = bytearray(os.urandom(MIB)) * 50
+            pid = os.fork()
+            if pid == 0:
+                while True:
+                    pass
+            channel._notice.poll()
+            os.kill(pid, signal.SIGKILL)
+            return len(held)
+
+        child = self.start(run)
+        self.attend_until(child, lambda: child.usage.cpu_seconds > 0.1 and child.usage.peak_memory > 45 * MIB)
+        child.task.tell_stopping()
+        self.assertTrue(child.wait(SOON_SECONDS))
+        self.assertGreater(child.usage.cpu_seconds, 0.1)
+
     def test_a_task_that_was_killed_has_used_what_it_used(self):
         def run(channel):
             held = bytearray(os.urandom(MIB)) * 50
