@@ -196,6 +196,26 @@ class KeeperTest(Case):
         self.assertTrue(child.wait(SOON_SECONDS))
         self.assertFalse(alive(child.pid))
 
+    def test_a_task_whose_keeper_never_gets_to_act_is_killed_past_it(self):
+        def run(channel):
+            os.kill(os.getppid(), signal.SIGSTOP)
+            channel.report({"stopped": "the keeper"})
+            while True:
+                signal.pause()
+
+        child = self.start(run, term_grace=0.01)
+        self.attend_until(child, lambda: child.progress)
+        wake = process_tree.wake
+
+        def wake_in_vain(keeper, pidfd):
+            # As if the task had stopped the keeper again, each time, for as long as it lives.
+            return True if alive(child.pid) else wake(keeper, pidfd)
+
+        with mock.patch.object(process_tree, "wake", wake_in_vain):
+            child.stop()
+            self.assertTrue(child.wait(SOON_SECONDS))
+        self.assertFalse(alive(child.pid))
+
     def test_a_daemon_ends_though_the_task_killed_the_keeper(self):
         def run(channel):
             channel.report({"daemon": daemonise()})
