@@ -27,7 +27,7 @@ from tests.support import DEADLINE_SECONDS, Script, wait_until
 def descriptors_of(pid):
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # that of the listing itself
             found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 
