@@ -191,6 +191,11 @@ class Worker:
         except Exception as error:
             raise ArgumentsDoNotFit(task, repr(error), entry.expected) from error
 
+    @property
+    def hard_timeouts(self) -> dict[str, float]:
+        """The hard timeout of each task by its name, in seconds. A handler class may set another for itself."""
+        return {name: entry.hard_timeout for name, entry in self._entries.items()}
+
     def notify(self, exception: BaseException, message: Any) -> None:
         """Tell the manager's `notify`. What it raises is logged and goes no further."""
         try:
@@ -224,6 +229,7 @@ class _Entry(NamedTuple):
     fits: Callable[[dict[str, Any]], object]
     make: Callable[[Any, dict[str, Any]], MessageHandler]
     expected: str
+    hard_timeout: float
 
 
 class _Run:
@@ -354,6 +360,7 @@ def _entry_of_class(name: str, handler: Callable[..., MessageHandler], timeouts:
         fits=fits,
         make=lambda message, kwargs: handler(message, **timeouts, **kwargs),
         expected=f"{called}{signature}",
+        hard_timeout=timeouts["hard_timeout"],
     )
 
 
@@ -385,6 +392,7 @@ def _entry_of_function(name: str, function: Callable[..., Any], settings: dict[s
         fits=lambda kwargs: signature.bind(**kwargs),
         make=lambda message, kwargs: FunctionHandler(message, function, kwargs, **settings),
         expected=f"{called}{signature}",
+        hard_timeout=settings["hard_timeout"],
     )
 
 

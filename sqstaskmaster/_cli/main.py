@@ -94,7 +94,9 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
     findings = doctor.examine(facts)
     rows = [[finding.name, str(finding.level), finding.text, finding.remedy] for finding in findings]
     styles = [{"ok": "", "warning": "yellow", "error": "red"}[str(finding.level)] for finding in findings]
-    tables.show(tables.Table(("check", "level", "found", "remedy"), rows, styles))
+    (tables.show_json if arguments.json else tables.show)(
+        tables.Table(("check", "level", "found", "remedy"), rows, styles)
+    )
     return (Exit.OK, Exit.WARNINGS, Exit.ERRORS)[doctor.worst(findings)]
 
 
@@ -237,6 +239,7 @@ def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="SECONDS",
         help="show them again every so often (2 seconds), until Ctrl-C",
     )
+    _add_json(command)
 
 
 def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -276,10 +279,15 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_url(command)
     command.add_argument("--worker", type=_module_and_name, metavar="MODULE:WORKER", help="also check its timeouts")
+    _add_json(command)
 
 
 def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:
     command.add_argument("url", metavar=metavar, help=text)
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="as one line of JSON, for programs")
 
 
 def _epilog(*examples: str) -> str:
