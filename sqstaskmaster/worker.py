@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import child as isolation
+from sqstaskmaster._service import loading
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.function_handler import FunctionHandler
 from sqstaskmaster._signals import alarm
@@ -141,6 +142,7 @@ class Worker:
         *,
         on_event: Callable[[str], Any] | None = None,
         ecs_agent_uri: str | None = None,
+        ecs_lock: int | None = None,
     ) -> collections.Counter[str]:
         """Run tasks until SIGTERM or SIGINT, or, with `burst`, until a poll brings nothing.
 
@@ -150,11 +152,14 @@ class Worker:
         :param on_event: called with "polled" after each poll that SQS answered, and with "busy" and "idle" round each
             task, in the main thread. Meant for health checks: it must be quick. What it raises is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
+        :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
+            reading and writing, that they share. The one that becomes idle last returns the protection.
         :raises PollRefused: where polling again does not help; the text says what does.
-        :raises UnsupportedContext: outside the main thread.
+        :raises UnsupportedContext: outside the main thread, and while the command line imports the worker's module.
         """
+        loading.refuse_to_run()
         counts: collections.Counter[str] = collections.Counter()
-        stopping, protecting = Shutdown(self.shutdown_grace), ScaleInProtection(ecs_agent_uri)
+        stopping, protecting = Shutdown(self.shutdown_grace), ScaleInProtection(ecs_agent_uri, lock=ecs_lock)
         with stopping as stop, protecting as protection, owner.only_in_this_process():
             run = _Run(self, stop, protection, on_event or _nothing)
             while not stop.requested:
@@ -185,6 +190,11 @@ class Worker:
             return entry.make(message, kwargs)
         except Exception as error:
             raise ArgumentsDoNotFit(task, repr(error), entry.expected) from error
+
+    @property
+    def hard_timeouts(self) -> dict[str, float]:
+        """The hard timeout of each task by its name, in seconds. A handler class may set another for itself."""
+        return {name: entry.hard_timeout for name, entry in self._entries.items()}
 
     def notify(self, exception: BaseException, message: Any) -> None:
         """Tell the manager's `notify`. What it raises is logged and goes no further."""
@@ -219,6 +229,7 @@ class _Entry(NamedTuple):
     fits: Callable[[dict[str, Any]], object]
     make: Callable[[Any, dict[str, Any]], MessageHandler]
     expected: str
+    hard_timeout: float
 
 
 class _Run:
@@ -237,11 +248,10 @@ class _Run:
 
     def poll(self) -> list[Task | None]:
         """What a poll brings; nothing where a stop was requested meanwhile."""
-        worker = self._worker
         while True:
             owner.leave_if_forked(self._owner)  # forked by a hook, say: the queue is its parent's to consume
             try:
-                received = self._stop.poll(lambda: worker.manager.receive(worker.wait_time, worker.sqs_timeout))
+                received = self._stop.poll(self._receive, self._worker.wait_time)
             except ShutdownRequested:
                 return []
             except POLL_ERRORS as error:
@@ -249,6 +259,10 @@ class _Run:
             else:
                 self._poll_succeeded()
                 return received
+
+    def _receive(self) -> list[Task | None]:
+        worker = self._worker
+        return worker.manager.receive(worker.wait_time, worker.sqs_timeout, MessageAttributeNames=["All"])
 
     def _poll_failed(self, error: Exception) -> None:
         remedy = remedy_for(error)
@@ -346,6 +360,7 @@ def _entry_of_class(name: str, handler: Callable[..., MessageHandler], timeouts:
         fits=fits,
         make=lambda message, kwargs: handler(message, **timeouts, **kwargs),
         expected=f"{called}{signature}",
+        hard_timeout=timeouts["hard_timeout"],
     )
 
 
@@ -377,6 +392,7 @@ def _entry_of_function(name: str, function: Callable[..., Any], settings: dict[s
         fits=lambda kwargs: signature.bind(**kwargs),
         make=lambda message, kwargs: FunctionHandler(message, function, kwargs, **settings),
         expected=f"{called}{signature}",
+        hard_timeout=settings["hard_timeout"],
     )
 
 

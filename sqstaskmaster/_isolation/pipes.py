@@ -53,6 +53,11 @@ def open_pipes() -> tuple[Ends, Ends]:
     return ours, Ends(to_results, to_stack, to_news, lifeline, notice)
 
 
+def keep_from_children(*descriptors: int) -> None:
+    """Have `close_own_ends` close these too."""
+    _own_ends.update(descriptors)
+
+
 def close(*descriptors: int) -> None:
     """Close what is open of these."""
     for descriptor in descriptors:

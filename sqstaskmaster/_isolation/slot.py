@@ -1,0 +1,74 @@
+"""The worker's end of a slot: tasks are ordered through it, one at a time. Nothing here blocks."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+
+from sqstaskmaster._isolation import pipes
+from sqstaskmaster._isolation.slot_keeper import ORDER
+from sqstaskmaster._isolation.task import TaskProcess
+
+
+class SlotLost(RuntimeError):
+    """A slot's keeper, or the template that makes keepers, has ended: another has to be asked for, or started."""
+
+
+class Slot:
+    """One slot, as `Template.open_slot` gives it.
+
+    :param connection: its end of the keeper's socket.
+    :param keeper: the keeper's pid.
+    :param descriptor: the keeper's pidfd: readable once the keeper has ended. All three are this object's from now on.
+    """
+
+    def __init__(self, connection: socket.socket, keeper: int, descriptor: int) -> None:
+        self.keeper = keeper
+        self.descriptor = descriptor
+        self._connection = connection
+        connection.setblocking(False)
+        pipes.keep_from_children(connection.fileno(), descriptor)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the keeper is there; False after `close`."""
+        return self.descriptor >= 0 and not select.select([self.descriptor], [], [], 0)[0]
+
+    def start(self, order: bytes, *, name: str, term_grace: float = 5.0) -> TaskProcess:
+        """Have the slot run its function with the order. It starts at once, where the task before is gone.
+
+        :param name: what the task is called in errors.
+        :param term_grace: seconds between SIGTERM and SIGKILL.
+        :raises SlotLost: where the keeper is gone. Nothing was started.
+        :raises OSError: where this process has no descriptor left. Nothing was started, and none is open.
+        """
+        if not self.alive:
+            raise SlotLost(f"The keeper of the slot (pid {self.keeper}) has ended: open another slot")
+        opened: list[int] = []
+        try:
+            ours, others = pipes.open_pipes()
+            opened += [*ours, *others]
+            # A file in memory: it takes any length without blocking, and whoever reads it.
+            file = os.memfd_create("order", os.MFD_CLOEXEC)
+            opened.append(file)
+            unwritten = memoryview(order)
+            while unwritten:
+                unwritten = unwritten[os.write(file, unwritten) :]
+            pidfd = os.dup(self.descriptor)
+            opened.append(pidfd)
+            socket.send_fds(self._connection, [ORDER], [*others, file])
+        except (BrokenPipeError, ConnectionResetError) as error:
+            pipes.close(*opened)
+            raise SlotLost(f"The keeper of the slot (pid {self.keeper}) has ended: open another slot") from error
+        except BaseException:
+            pipes.close(*opened)
+            raise
+        pipes.close(*others, file)
+        return TaskProcess(name, term_grace, ours, self.keeper, pidfd)
+
+    def close(self) -> None:
+        """End the slot: the keeper kills what it runs, and ends. Does not wait."""
+        if self.descriptor >= 0:
+            pipes.close(self._connection.detach(), self.descriptor)
+            self.descriptor = -1

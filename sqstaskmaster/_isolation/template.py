@@ -1,0 +1,192 @@
+"""The template: a process that the worker forks when its modules are imported, and that forks the keepers of slots.
+
+    worker -- forks --> template -- forks --> keeper of a slot -- forks --> task
+                            |---------------> keeper of another
+
+It has everything imported, no connection, no thread, and never runs a task, and so it stays: whatever becomes of the
+worker or of a keeper, the next keeper is forked from a process as clean as at the start, and shares its memory. It ends
+with the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Mapping
+from typing import NoReturn
+
+from sqstaskmaster._isolation import pipes, process_tree
+from sqstaskmaster._isolation.child import flush, fork
+from sqstaskmaster._isolation.slot import Slot, SlotLost
+from sqstaskmaster._isolation.slot_keeper import OrderFunction, keep_slot
+from sqstaskmaster._signals import state
+from sqstaskmaster.errors import UnsupportedContext
+
+logger = logging.getLogger(__name__)
+
+# The longest that a keeper is waited for: it is forked in milliseconds.
+_ANSWER_SECONDS = 10.0
+
+# An environment is a few lines. A message of this kind of socket can be longer still.
+_MOST_BYTES = 1 << 16
+
+
+class Template:
+    """What slots are made from.
+
+    :param function: called in each task's process with the order's bytes and its `channel.Channel`.
+    """
+
+    def __init__(self, function: OrderFunction) -> None:
+        self.pid: int | None = None
+        self._function = function
+        self._control: socket.socket | None = None
+
+    def start(self) -> None:
+        """Fork it. To be called in the main thread, when what tasks need is imported, and nothing is connected yet.
+
+        Threads that are there already are named in a warning: a task can hang on what they held.
+
+        :raises UnsupportedContext: without Linux 5.3 or later.
+        :raises OSError: where the system has no process left.
+        """
+        if not process_tree.LINUX or not hasattr(os, "memfd_create"):
+            raise UnsupportedContext("More than one slot needs Linux")
+        worker = process_tree.pidfd(os.getpid())
+        if worker is None:
+            raise UnsupportedContext("More than one slot needs Linux 5.3 or later (pidfd_open)")
+        _warn_of_threads()
+        process_tree.load()
+        flush()
+        control, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with state.held() as caught:
+                pid = fork()
+                if pid == 0:
+                    try:
+                        control.close()
+                        _be_template(its_end, worker, self._function, caught)
+                    finally:
+                        os._exit(1)
+        except OSError:
+            control.close()
+            raise
+        finally:
+            its_end.close()
+            os.close(worker)
+        self.pid, self._control = pid, control
+        pipes.keep_from_children(control.fileno())
+
+    def open_slot(self, environment: Mapping[str, str]) -> Slot:
+        """Have a keeper forked, and with it a spare. Takes some milliseconds.
+
+        :param environment: what the slot's tasks find in os.environ beside what was inherited. What a library that is
+            imported already has read (OMP_NUM_THREADS, say) does not change by it.
+        :raises TypeError: for names and values that are no strings.
+        :raises SlotLost: where the template is gone, or has not been started.
+        :raises OSError: where the system has no process or no descriptor left.
+        """
+        for name, value in environment.items():
+            if (
+                not isinstance(name, str)
+                or not isinstance(value, str)
+                or not name
+                or "=" in name
+                or "\0" in name + value
+            ):
+                raise TypeError(f"A slot's environment must map names to strings, not {name!r} to {value!r}")
+        if self._control is None:
+            raise SlotLost("The template has not been started")
+        connection, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            keeper, pidfd = self._ask_for_keeper(self._control, json.dumps(dict(environment)).encode(), its_end)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            its_end.close()
+        return Slot(connection, keeper, pidfd)
+
+    def close(self) -> None:
+        """End it. Slots that are open stay. Waits for a process that has nothing left to do."""
+        control, self._control = self._control, None
+        if control is not None:
+            pipes.close(control.detach())
+        if self.pid is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+            self.pid = None
+
+    def _ask_for_keeper(self, control: socket.socket, environment: bytes, its_end: socket.socket) -> tuple[int, int]:
+        if len(environment) > _MOST_BYTES:
+            raise TypeError(f"A slot's environment has {len(environment):,} bytes, and may have {_MOST_BYTES:,}")
+        control.settimeout(_ANSWER_SECONDS)
+        try:
+            socket.send_fds(control, [environment], [its_end.fileno()])
+            said, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)
+        except OSError as error:
+            # Also one that does not answer: its answer to this must not be taken for the next.
+            pipes.close(control.detach())
+            self._control = None
+            raise SlotLost(f"The template (pid {self.pid}) has ended: {error}") from error
+        if not said:
+            raise SlotLost(f"The template (pid {self.pid}) has ended")
+        answer = json.loads(said)
+        if not descriptors:
+            raise OSError(*answer)
+        return int(answer), descriptors[0]
+
+
+def _be_template(control: socket.socket, worker: int, function: OrderFunction, caught: frozenset[int]) -> NoReturn:
+    """The template's whole life. Signals stay blocked, as at the fork: it ends when the worker does."""
+    gc.disable()
+    gc.freeze()
+    pipes.close_own_ends()
+    state.ignore_children()  # keepers that end are nobody's to wait for: the worker holds their pidfds
+    os.setsid()
+    events = select.poll()
+    events.register(control, select.POLLIN)
+    events.register(worker, select.POLLIN)
+    while True:
+        if worker in dict(events.poll()):
+            os._exit(0)
+        try:
+            said, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)
+        except OSError:
+            os._exit(0)
+        if not said:
+            os._exit(0)
+        orders = socket.socket(fileno=descriptors[0])
+        try:
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                keep_slot(orders, worker, function, json.loads(said), caught)
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            control.send(json.dumps([error.errno, error.strerror]).encode())
+        else:
+            socket.send_fds(control, [json.dumps(pid).encode()], [pidfd])
+            os.close(pidfd)
+        finally:
+            orders.close()
+
+
+def _warn_of_threads() -> None:
+    """A fork copies one thread, and every lock that the others held."""
+    named = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    native = process_tree.threads() - 1 - len(named)
+    if native > 0 and not process_tree.has_loaded("openblas"):  # which puts its pool in order round a fork
+        named.append(f"{native} started by native code")
+    if named:
+        logger.warning(
+            "Importing the worker's module has started threads (%s). Tasks are forked from this process and can hang "
+            "on what those hold: start them when a task needs them",
+            ", ".join(named),
+        )
