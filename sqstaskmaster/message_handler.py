@@ -296,12 +296,14 @@ class MessageHandler(abc.ABC):
                 delay = None
                 text = "No retry delay, the message comes back when its visibility timeout ends: %s"
                 self._report.trouble(text, error, "retry_delay_failed")
+        if delay is not None:
+            # An extension still under way would hide the message again, for another time.
+            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
+            self._extensions.collect()
         if self._claim.lost is not None:
             return
         self._report.comes_back_in = self._claim.left(self._claim_clock()) or None
         if delay is not None:
-            # An extension still under way would hide the message again, for another time.
-            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
             seconds = self._claim.cut(math.ceil(delay), self._claim_clock())
             if change_visibility(self._message, seconds, self._report):
                 self._report.comes_back_in = seconds

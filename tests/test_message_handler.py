@@ -684,6 +684,23 @@ class LapseTest(HandlerTestCase):
             self.assertEqual((outcome, [30]), (handler.outcome, handler._message.changes))
             self.assertIsInstance(handler.lost[0], ClaimLapsed)
 
+    def test_an_answer_that_the_claim_is_gone_which_comes_with_the_verdict_counts(self):
+        answer = threading.Event()
+        calls = iter([lambda: None, lambda: answer.wait(NEVER) and LOST])
+        message = self.message(on_change=lambda: next(calls)())
+
+        class Interrupted(Handler):
+            def _return_message(self, exception, at_once):
+                answer.set()
+                super()._return_message(exception, at_once)
+
+        with mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 0.05):
+            with self.assertRaises(KeyboardInterrupt), self.handler(message, kind=Interrupted) as handler:
+                self.advance(10)
+                handler.alarm()
+                raise KeyboardInterrupt
+        self.assertEqual([30, 30], message.changes)
+
     def test_finished_work_is_deleted_after_a_lapse_too(self):
         with self.handler() as handler:
             self.advance(31)
