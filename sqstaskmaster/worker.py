@@ -267,7 +267,9 @@ class _Run:
     def _poll_failed(self, error: Exception) -> None:
         remedy = remedy_for(error)
         if remedy is not None:
-            raise PollRefused(error, code_of(error) or type(error).__name__, remedy) from error
+            raise PollRefused(
+                error, code_of(error) or type(error).__name__, remedy, self._worker.manager.url
+            ) from error
         self._failed_polls += 1
         failure = code_of(error) or type(error).__name__
         if failure != self._last_failure:
