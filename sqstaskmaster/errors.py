@@ -110,6 +110,15 @@ class TaskExited(TaskDied):
         self.exit_code = code
 
 
+class TaskNotStarted(SQSTaskMasterError, RuntimeError):
+    """The system had no process for a task: its limit of processes or its memory is used up. `task`, `reason`."""
+
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(f"Task {task} could not be started, because no process could be made for it: {reason}")
+        self.task = task
+        self.reason = reason
+
+
 class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
     """A task and what it started held more than `max_memory`. `size` and `limit` are in bytes."""
 
@@ -151,6 +160,10 @@ def _named(number: int | None) -> str:
 
 class TaskQuit(SQSTaskMasterError, RuntimeError):
     """A task that runs in the worker's process raised SystemExit, say. The worker goes on; the task has failed."""
+
+
+class NothingHasRun(SQSTaskMasterError, RuntimeError):
+    """`run`, or a task function, gave a coroutine or a generator, which does nothing until somebody runs it."""
 
 
 class ArgumentsDoNotFit(SQSTaskMasterError, TypeError):

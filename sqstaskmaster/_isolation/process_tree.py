@@ -6,16 +6,27 @@ import contextlib
 import ctypes
 import functools
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 LINUX = sys.platform == "linux"
 
 # https://man7.org/linux/man-pages/man2/prctl.2.html
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+# https://man7.org/linux/man-pages/man2/getrlimit.2.html: the number of file locks, without effect since Linux 2.4.25.
+_RLIMIT_LOCKS = 10
+
+# Far above any number of locks that somebody may have set a limit to.
+_MARKS = 1 << 40
+
+# The longest that the end of what was killed is waited for where processes cannot be listed, and so not be found.
+_BLIND_SECONDS = 1.0
 
 # Between two looks at processes that were killed and are not gone yet: the kernel needs microseconds, or, to tear down
 # gigabytes, some tenths of a second.
@@ -95,30 +106,145 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def sweep() -> None:
-    """SIGKILL everything below this process, and reap it. Returns when nothing is left.
+def wake(pid: int, pidfd: int | None) -> bool:
+    """Have a process go on that was stopped. False where it is gone; with its pidfd, whoever has its pid now."""
+    try:
+        if pidfd is None:
+            os.kill(pid, signal.SIGCONT)
+        else:
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+    except OSError:
+        return False
+    return True
+
+
+def pidfd(pid: int) -> int | None:
+    """A descriptor that is readable once the process has ended; None where there is no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """SIGKILL; nothing to those that are not ours to kill any more (set-user-ID)."""
+    for pid in pids:
+        with contextlib.suppress(PermissionError):
+            kill(pid, signal.SIGKILL)
+
+
+def sweep() -> float:
+    """SIGKILL everything below this process, and reap it. Returns when nothing is left: the CPU seconds it had used.
 
     With `adopt_orphans` that is every descendant: one that slips through between the look and the kill is orphaned, and
-    thereby becomes a child of this process, to be found at the next look.
+    thereby becomes a child of this process, to be found at the next look. One that is not ours to kill is waited for.
+    Where processes cannot be listed (no /proc), what is not found is given up after a moment.
     """
     pause, longest = _LOOK_SECONDS
-    while _reap():
-        for pid in descendants(os.getpid()):
-            # One that is not ours to kill any more (set-user-ID) is waited for.
-            with contextlib.suppress(PermissionError):
-                kill(pid, signal.SIGKILL)
+    until = time.monotonic() + _BLIND_SECONDS
+    seconds = 0.0
+    while True:
+        others, used = _reap()
+        seconds += used
+        if not others or not can_list() and time.monotonic() > until:
+            return seconds
+        kill_all(descendants(os.getpid()))
         time.sleep(pause)
         pause = min(pause * 2, longest)
 
 
-def _reap() -> bool:
-    """Reap the children that have ended. Whether there are others."""
+def _reap() -> tuple[bool, float]:
+    """Reap the children that have ended. Whether there are others, and the CPU seconds of those that were reaped."""
+    seconds = 0.0
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, _, used = os.wait4(-1, os.WNOHANG)
+            if not pid:
+                return True, seconds
+            seconds += cpu_seconds(used)
+    return False, seconds
+
+
+def can_list() -> bool:
+    """Whether processes can be listed here at all."""
+    return os.path.exists("/proc/self/stat")
+
+
+# -- a mark that is inherited ----------------------------------------------------------------------------------------
+#
+# A keeper that is killed leaves its task's daemons behind: they become children of somebody who does not know them,
+# and have left their session and group. What they cannot lose unknowingly are their resource limits, which survive
+# setsid, fork and exec, and are there for all to read: so one limit that has no effect carries the keeper's pid.
+
+
+def mark_self() -> None:
+    """Mark this process, a keeper, and all that will be below it. Linux only."""
+    if LINUX:
+        with contextlib.suppress(OSError, ValueError):  # a hard limit that somebody has set
+            _, hard = resource.getrlimit(_RLIMIT_LOCKS)
+            resource.setrlimit(_RLIMIT_LOCKS, (_MARKS + os.getpid(), hard))
+
+
+def marked(keeper: int) -> list[int]:
+    """The processes, dead ones aside, that began below this keeper. Takes some milliseconds."""
+    mark = b"%d" % (_MARKS + keeper)
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != keeper and _has_mark(int(name), mark):
+                found.append(int(name))
+    return found
+
+
+def _has_mark(pid: int, mark: bytes) -> bool:
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return False
-    return True
+        with open(f"/proc/{pid}/limits", "rb") as limits:
+            return mark in limits.read().split() and _state_of(pid) not in (b"Z", b"X")
+    except (OSError, IndexError):
+        return False  # it has ended
+
+
+def _state_of(pid: int) -> bytes:
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        return stat.read().rpartition(b")")[2].split()[0]
+
+
+def catches(pid: int, number: int) -> bool | None:
+    """Whether the process has a handler for the signal; None where that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            mask = int(status.read().partition(b"SigCgt:")[2].split(None, 1)[0], 16)
+    except (OSError, IndexError):
+        return None
+    return bool(mask >> (number - 1) & 1)
+
+
+def prefer_for_oom_kill() -> None:
+    """Have the kernel's out-of-memory killer choose this process before others. Needs no privilege. Linux only."""
+    with contextlib.suppress(OSError):
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(score, b"1000")
+        finally:
+            os.close(score)
+
+
+# -- what processes use ----------------------------------------------------------------------------------------------
+
+
+def cpu_seconds(used: Any) -> float:
+    """Of a rusage structure: user and system together."""
+    return float(used.ru_utime + used.ru_stime)
+
+
+def peak_bytes(used: Any) -> int:
+    """Of a rusage structure: the most that was resident."""
+    return int(used.ru_maxrss) * (1024 if LINUX else 1)
+
+
+def peak_of_self() -> int:
+    """The most bytes that this process has had resident."""
+    return peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
 
 
 def memory(pids: Iterable[int], enough: int) -> int:
@@ -130,6 +256,28 @@ def memory(pids: Iterable[int], enough: int) -> int:
     known = list(pids)
     resident = sum(_resident(pid) for pid in known)
     return resident if resident <= enough else sum(_proportional(pid) for pid in known)
+
+
+def own_memory(keeper: int, inherited: int) -> int:
+    """Bytes that the processes below a keeper hold beyond what they were forked with. Linux only.
+
+    `inherited` is what was resident when the task began. Where there are several processes, each one's share of what
+    was inherited is the keeper's, which has nothing else; those that have exec'ed a program have none of it.
+    """
+    pids = descendants(keeper)
+    if len(pids) == 1:
+        return max(0, _resident(pids[0]) - inherited)
+    share, image = _proportional(keeper), _image(keeper)
+    return sum(max(0, _proportional(pid) - (share if _image(pid) == image else 0)) for pid in pids)
+
+
+def _image(pid: int) -> bytes:
+    """The same for processes that have forked from each other, another after exec: where the stack begins."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[25]
+    except (OSError, IndexError):
+        return b""
 
 
 def _resident(pid: int) -> int:

@@ -19,6 +19,24 @@ _THREAD = re.compile(r"(?P<current>Current t|T)hread 0x[0-9a-f]+(?P<name>.*) \(m
 _FATAL = "Fatal Python error: "
 
 
+class Dump:
+    """What was written to a stack's descriptor: by faulthandler, or by a task that writes where it should not."""
+
+    def __init__(self, most_bytes: int = 1 << 18) -> None:
+        self._most = most_bytes
+        self._bytes = bytearray()
+
+    def feed(self, content: bytes) -> None:
+        self._bytes += content[: self._most - len(self._bytes)]
+
+    def begin_anew(self) -> None:
+        """What came until now is no longer of interest."""
+        self._bytes.clear()
+
+    def text(self, starter: tuple[str, str]) -> str:
+        return readable(self._bytes.decode(errors="replace"), starter)
+
+
 def readable(dump: str, starter: tuple[str, str]) -> str:
     """The dump as text for people; "" for an empty one.
 

@@ -1,0 +1,98 @@
+"""The pipes of one task. Each task has its own, so that nothing half written can be taken for the next one's.
+
+worker's end     keeper's end    task's end
+results  <-----------------------  results     whole messages: started, progress, verdict (see `channel`)
+stack    <-----------------------  stack       what faulthandler writes
+news     <-----  news                          lines: started, ended, failed (see `keeper`)
+lifeline ----->  lifeline                      orders: numbers of signals for the task, a byte each; its end: kill
+notice   ----------------------->  notice      readable: the worker is stopping
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# Tasks that close "all" descriptors mostly close those below this one.
+_OUT_OF_REACH = 512
+
+# The worker's ends, which no keeper may inherit: it would keep lifelines from ending.
+_own_ends: set[int] = set()
+
+
+class Ends(NamedTuple):
+    """Five descriptors: the worker's, or those of the processes below it."""
+
+    results: int
+    stack: int
+    news: int
+    lifeline: int
+    notice: int
+
+
+def open_pipes() -> tuple[Ends, Ends]:
+    """The worker's ends, which do not block, and the others.
+
+    :raises OSError: where there are no more descriptors to be had; none is left open then.
+    """
+    opened: list[tuple[int, int]] = []
+    try:
+        for _ in Ends._fields:
+            opened.append(os.pipe())
+    except OSError:
+        close(*(end for pair in opened for end in pair))
+        raise
+    (results, to_results), (stack, to_stack), (news, to_news), (lifeline, to_lifeline), (notice, to_notice) = opened
+    ours = Ends(results, stack, news, to_lifeline, to_notice)
+    _own_ends.update(ours)
+    for end in ours:
+        os.set_blocking(end, False)
+    return ours, Ends(to_results, to_stack, to_news, lifeline, notice)
+
+
+def close(*descriptors: int) -> None:
+    """Close what is open of these."""
+    for descriptor in descriptors:
+        _own_ends.discard(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def close_own_ends() -> None:
+    """In a process that the worker has forked: close the worker's ends, those of other tasks too."""
+    close(*list(_own_ends))
+
+
+def out_of_reach(descriptor: int) -> int:
+    """The same open file under a number that a task which closes descriptors is unlikely to close."""
+    try:
+        high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_REACH)
+    except OSError:
+        return descriptor  # over this process's limit
+    os.close(descriptor)
+    return high
+
+
+class Open:
+    """Descriptors of one owner. Only while they are open can they be written to and closed: the numbers are used anew."""
+
+    def __init__(self, descriptors: Iterable[int]) -> None:
+        self._descriptors = set(descriptors)
+
+    def write(self, descriptor: int, number: int) -> None:
+        """Write a byte, if anybody is there to read it."""
+        if descriptor in self._descriptors:
+            with contextlib.suppress(OSError):  # nobody is there, or it is full of what was told before
+                os.write(descriptor, bytes([number]))
+
+    def close(self, descriptor: int) -> None:
+        if descriptor in self._descriptors:
+            self._descriptors.discard(descriptor)
+            close(descriptor)
+
+    def close_all(self) -> None:
+        for descriptor in list(self._descriptors):
+            self.close(descriptor)

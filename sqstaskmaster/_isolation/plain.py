@@ -1,0 +1,196 @@
+"""Plain data as JSON, with tags for what JSON lacks. What a task says is read by this, and runs nothing of the user's.
+
+    dump    value -> bytes     NotPlain where something in it is not plain, or all of it is too much
+    spoken  value -> bytes     never fails: what is not plain is its repr, what is too much is the repr of the whole
+    load    bytes -> value
+
+Plain are None, booleans, numbers, strings, bytes, lists, tuples, sets, dictionaries; dates, times and durations of
+`datetime`; Decimal, Fraction, complex, UUID and paths. Of a subclass of one of these (a namedtuple, an IntEnum, NumPy's
+float64) the plain part arrives. Pickle would run code, import modules, and hold the interpreter for as long as it likes.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import fractions
+import json
+import pathlib
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+#: The most bytes that a value may have, and how deep it may be nested.
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 64
+
+#: The most characters of the repr that stands for what is not plain.
+MAX_TEXT = 10_000
+
+# An integer's digits take quadratic time to read.
+_MAX_BITS = 10_000
+
+# The key of a tagged value: {"$": ["set", [1, 2]]}.
+_TAG = "$"
+
+
+class NotPlain(TypeError):
+    """A value that is no plain data, or too much of it."""
+
+
+def dump(value: Any) -> bytes:
+    """The value, whole.
+
+    :raises NotPlain: where that cannot be.
+    """
+    return _written(value, _refuse)
+
+
+def spoken(value: Any) -> bytes:
+    """The value, as text where it cannot be whole."""
+    try:
+        return _written(value, text_of)
+    except NotPlain:
+        return _written(text_of(value), _refuse)
+
+
+def load(content: bytes) -> Any:
+    """What `dump` or `spoken` was given.
+
+    :raises ValueError: for anything else.
+    """
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{len(content):,} bytes are more than {MAX_BYTES:,}")
+    try:
+        return json.loads(content.decode("utf-8", "surrogatepass"), object_hook=_untagged)
+    except (RecursionError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(f"not plain data: {error!r}") from None
+
+
+def text_of(value: Any, limit: int = MAX_TEXT) -> str:
+    """The repr, cut; words where there is none."""
+    try:
+        return cut(repr(value), limit)
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
+
+
+def cut(text: str, limit: int) -> str:
+    """The text, its middle left out where it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half:,} characters left out ...\n{text[-half:]}"
+
+
+def _written(value: Any, otherwise: Callable[[Any], Any]) -> bytes:
+    try:
+        plain = _Walk(otherwise).plain(value, 0)
+        content = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    except NotPlain:
+        raise
+    except Exception as error:  # a user's subclass whose methods raise
+        raise NotPlain(f"{type(error).__name__}: {error}") from error
+    if len(content) > MAX_BYTES:
+        raise NotPlain(f"{len(content):,} bytes are more than {MAX_BYTES:,}")
+    return content
+
+
+def _refuse(value: Any) -> Any:
+    raise NotPlain(f"{type(value).__name__} is not plain data")
+
+
+class _Walk:
+    """From a value to what JSON can write. Ends early where it is too much, so that no value takes long."""
+
+    def __init__(self, otherwise: Callable[[Any], Any]) -> None:
+        self._otherwise = otherwise
+        self._left = MAX_BYTES
+
+    def plain(self, value: Any, depth: int) -> Any:
+        self._left -= 1 + (len(value) if isinstance(value, (str, bytes, bytearray)) else 0)
+        if self._left < 0 or depth > MAX_DEPTH:
+            raise NotPlain(f"it is over {MAX_BYTES:,} bytes, or nested over {MAX_DEPTH} deep")
+        if value is None or isinstance(value, bool):
+            return value
+        for kind, write in _WRITERS.items():
+            if isinstance(value, kind):
+                return write(self, value, depth + 1)
+        return self._otherwise(value)
+
+    def integer(self, value: int, depth: int) -> Any:
+        number = int.__index__(value)
+        return number if number.bit_length() <= _MAX_BITS else self._otherwise(value)
+
+    def mapping(self, value: dict[Any, Any], depth: int) -> Any:
+        items = list(dict.items(value))
+        if all(type(key) is str and key != _TAG for key, _ in items):
+            self._left -= sum(len(key) for key, _ in items)
+            return {key: self.plain(item, depth) for key, item in items}
+        return {_TAG: ["dict", [[self.plain(key, depth), self.plain(item, depth)] for key, item in items]]}
+
+    def many(self, value: Any, depth: int) -> list[Any]:
+        return [self.plain(item, depth) for item in value]
+
+
+def _tagged(tag: str, write: Callable[[_Walk, Any, int], Any]) -> Callable[[_Walk, Any, int], Any]:
+    return lambda walk, value, depth: {_TAG: [tag, write(walk, value, depth)]}
+
+
+def _as_text(tag: str, text: Callable[[Any], str] = str) -> Callable[[_Walk, Any, int], Any]:
+    return _tagged(tag, lambda walk, value, depth: text(value))
+
+
+def _base64(value: Any) -> str:
+    return base64.b64encode(value).decode()
+
+
+_WRITERS: dict[type, Callable[[_Walk, Any, int], Any]] = {
+    int: _Walk.integer,
+    float: lambda walk, value, depth: float.__float__(value),
+    str: lambda walk, value, depth: str.__str__(value),
+    dict: _Walk.mapping,
+    list: lambda walk, value, depth: walk.many(list.__iter__(value), depth),
+    tuple: _tagged("tuple", lambda walk, value, depth: walk.many(tuple.__iter__(value), depth)),
+    set: _tagged("set", lambda walk, value, depth: walk.many(set.__iter__(value), depth)),
+    frozenset: _tagged("frozenset", lambda walk, value, depth: walk.many(frozenset.__iter__(value), depth)),
+    bytes: _as_text("bytes", _base64),
+    bytearray: _as_text("bytearray", _base64),
+    complex: _tagged("complex", lambda walk, value, depth: [value.real, value.imag]),
+    datetime.datetime: _as_text("datetime", datetime.datetime.isoformat),  # before date, which it is too
+    datetime.date: _as_text("date", datetime.date.isoformat),
+    datetime.time: _as_text("time", datetime.time.isoformat),
+    datetime.timedelta: _tagged(
+        "timedelta", lambda walk, value, depth: [value.days, value.seconds, value.microseconds]
+    ),
+    decimal.Decimal: _as_text("Decimal", decimal.Decimal.__str__),
+    fractions.Fraction: _tagged("Fraction", lambda walk, value, depth: walk.many(value.as_integer_ratio(), depth)),
+    uuid.UUID: _as_text("UUID", uuid.UUID.__str__),
+    pathlib.PurePath: _as_text("Path"),
+}
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "dict": lambda content: dict(map(tuple, content)),
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "bytes": base64.b64decode,
+    "bytearray": lambda content: bytearray(base64.b64decode(content)),
+    "complex": lambda content: complex(*content),
+    "datetime": datetime.datetime.fromisoformat,
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "timedelta": lambda content: datetime.timedelta(*content),
+    "Decimal": decimal.Decimal,
+    "Fraction": lambda content: fractions.Fraction(*content),
+    "UUID": uuid.UUID,
+    "Path": pathlib.Path,
+}
+
+
+def _untagged(content: dict[str, Any]) -> Any:
+    if _TAG not in content:
+        return content
+    tag, inner = content[_TAG]
+    return _READERS[tag](inner)

@@ -1,0 +1,283 @@
+"""The worker's side of one task: driven by events, it never blocks. Who waits is its driver: `Child`, or a loop.
+
+    for descriptor in those of task.descriptors() that are readable:  task.read(descriptor)
+    when task.next_step_at is over:                                    task.step()
+    until task.gone; then task.result(), task.usage
+
+A stop goes from step to step:
+
+    stop() -> stopping is told, the stack is asked for
+           -> SIGTERM -- term_grace --> the keeper kills and reaps all there is: kill()
+                                    -- it does not answer --> what is below it is killed from here
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqstaskmaster._isolation import pipes, process_tree, task_side, verdict
+from sqstaskmaster._isolation.channel import Inbox
+from sqstaskmaster._isolation.news import News
+from sqstaskmaster._isolation.stacks import Dump
+from sqstaskmaster._isolation.usage import Meter, Usage
+
+# A stack takes under a millisecond to write, from a signal handler in C; a machine that is busy, a little longer. What
+# comes later is read all the same, SIGTERM does not wait for it.
+_STACK_SECONDS = 0.05
+_STACK_PAUSE_SECONDS = 0.005
+
+# A task that has told its end has only its output left to flush. What it prints to may never be read.
+_LAST_SECONDS = 5.0
+
+# A keeper that was told to kill, and has not after this time, is being stopped by its task.
+_KEEPER_SECONDS = 0.5
+_KILL_AGAIN_SECONDS = 0.05
+
+# Between two looks for processes that a killed keeper has left behind.
+_LOOK_SECONDS = 0.01
+
+_READ_BYTES = 1 << 20
+
+# What is read of what is left when the task is gone: pipes hold less, but a process that may not be killed may write.
+_LAST_READS = 16
+
+
+class _Plan:
+    """The one step that is to be taken next."""
+
+    def __init__(self) -> None:
+        self.step: Callable[[], None] | None = None
+        self.at = math.inf
+
+    def step_in(self, seconds: float, step: Callable[[], None]) -> None:
+        self.step, self.at = step, time.monotonic() + seconds
+
+    def take(self, now: float) -> None:
+        """Take it, if it is due."""
+        if now >= self.at and self.step:
+            step, self.step, self.at = self.step, None, math.inf
+            step()
+
+
+class TaskProcess:
+    """One task below a keeper, as the worker sees it.
+
+    :param name: what the task is called in errors.
+    :param term_grace: seconds between SIGTERM and SIGKILL.
+    :param ends: the worker's ends of the task's pipes; closed when the task is gone.
+    :param keeper: the keeper's pid.
+    :param pidfd: a descriptor that tells of the keeper's end, also where another process has inherited ends of the
+        pipes; None where there is no such thing. Closed when the task is gone.
+    """
+
+    def __init__(self, name: str, term_grace: float, ends: pipes.Ends, keeper: int, pidfd: int | None) -> None:
+        self.name = name
+        self.gone = False
+        self._term_grace = term_grace
+        self._ends = ends
+        self._keeper = keeper
+        self._pidfd = pidfd
+        self._open = pipes.Open(ends if pidfd is None else (*ends, pidfd))
+        self._inbox = Inbox(name)
+        self._dump = Dump()
+        self._news = News()
+        self._readers: dict[int, Callable[[bytes], None]] = {
+            ends.results: self._inbox.feed,
+            ends.stack: self._dump.feed,
+            ends.news: self._news.feed,
+        }
+        self._began = time.monotonic()
+        self._ended: float | None = None
+        self._meter = Meter(self._began)
+        self._plan = _Plan()
+
+    # -- for the driver ------------------------------------------------------------------------------------------
+
+    def descriptors(self) -> list[int]:
+        """What is to be read when it is readable; empty once the task is gone."""
+        return [] if self.gone else [*self._readers, *([] if self._pidfd is None else [self._pidfd])]
+
+    def read(self, descriptor: int) -> None:
+        """Read what is there, which may be nothing."""
+        if self.gone:
+            return
+        if descriptor == self._pidfd:
+            self._lose_keeper()
+        elif descriptor in self._readers:
+            self._read(descriptor)
+        if self._news.over:
+            self._end()
+
+    @property
+    def next_step_at(self) -> float:
+        """When `step` has something to do, by `time.monotonic`; infinity where nothing is."""
+        return math.inf if self.gone else min(self._plan.at, self._meter.next_look_at)
+
+    def step(self, now: float | None = None) -> None:
+        """Do what is due."""
+        now = time.monotonic() if now is None else now
+        self._plan.take(now)
+        if now >= self._meter.next_look_at and not self.gone:
+            self._meter.look(now, self._keeper, self._inbox.inherited)
+
+    # -- what is known of it -------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int | None:
+        """None until it is known."""
+        return self._news.pid
+
+    @property
+    def ready(self) -> bool:
+        """Whether the task's own function has been called."""
+        return self._inbox.started
+
+    @property
+    def told(self) -> bool:
+        """Whether the task has told how it ended; its process may be there for a moment yet."""
+        return self._inbox.verdict is not None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the task reported last."""
+        return self._inbox.progress
+
+    @property
+    def stack(self) -> str:
+        """Where the task was when it was last asked, stopped or crashed, for people; "" where nothing is known."""
+        return self._dump.text(task_side.STARTER)
+
+    @property
+    def seconds(self) -> float:
+        """How long the task has run."""
+        return (time.monotonic() if self._ended is None else self._ended) - self._began
+
+    @property
+    def usage(self) -> Usage:
+        """CPU seconds and peak memory: known once the task is gone."""
+        return self._meter.usage(self._news.cpu_seconds, self._news.resident_peak, self._inbox.inherited)
+
+    def memory(self, enough: int) -> int:
+        """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
+        return process_tree.memory(process_tree.descendants(self._keeper), enough)
+
+    def result(self) -> Any:
+        """What the function returned, once the task is gone. What is no plain data has become its repr.
+
+        :raises BaseException: what the function raised, the child's traceback as its cause.
+        :raises RemoteError: the same as text, where it cannot be made again here.
+        :raises TaskKilled, TaskExited: where the task ended without having finished.
+        :raises TaskNotStarted: where the system has no process for it.
+        """
+        news = self._news
+        death = verdict.Death(self.name, news.pid, self.seconds, self.stack, news.status, news.failure)
+        return verdict.value_of(self._inbox.verdict, death)
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    def tell_stopping(self) -> None:
+        """Have `stopping` be true in the task from now on. It goes on."""
+        self._open.write(self._ends.notice, 1)
+
+    def ask_stack(self) -> bool:
+        """Have the task write where it is, without stopping it; `stack` tells, some milliseconds later.
+
+        False where it would tell nothing: one that has exec'ed another program would die of the signal.
+        """
+        if self.gone or self.pid is None:
+            return False
+        catches = process_tree.catches(self.pid, task_side.STACK_SIGNAL)
+        if not (self.ready if catches is None else catches):
+            return False
+        self._dump.begin_anew()
+        self._order(task_side.STACK_SIGNAL)
+        return True
+
+    def stop(self) -> None:
+        """Begin the end: the stack is taken, then SIGTERM, then, `term_grace` later, SIGKILL to all. Does not wait."""
+        for descriptor in list(self._readers):
+            self.read(descriptor)  # that it has started may have come, and not been read
+        self.tell_stopping()
+        if self.ask_stack():
+            self._plan.step_in(_STACK_SECONDS, self._terminate)
+        elif not self.gone:
+            self._terminate()
+
+    def kill(self) -> None:
+        """SIGKILL to the task and everything below it, now. Does not wait."""
+        if self.gone:
+            return
+        # In so many words, since the lifeline does not end while another process has inherited this end of it.
+        self._order(signal.SIGKILL)
+        self._open.close(self._ends.lifeline)
+        self._plan.step_in(_KEEPER_SECONDS, self._kill_past_keeper)
+
+    def _terminate(self) -> None:
+        self._order(signal.SIGTERM)
+        self._plan.step_in(self._term_grace, self.kill)
+
+    def _kill_past_keeper(self) -> None:
+        """For a task that stops its keeper again and again."""
+        if process_tree.wake(self._keeper, self._pidfd):
+            process_tree.kill_all(process_tree.descendants(self._keeper))
+        self._plan.step_in(_KILL_AGAIN_SECONDS, self._kill_past_keeper)
+
+    def _order(self, number: int) -> None:
+        self._open.write(self._ends.lifeline, number)
+        process_tree.wake(self._keeper, self._pidfd)  # lest the task has stopped it
+
+    # -- reading, and the end ------------------------------------------------------------------------------------
+
+    def _read(self, descriptor: int) -> bool:
+        """Whether there was anything."""
+        try:
+            content = os.read(descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not content:
+            del self._readers[descriptor]
+            self._open.close(descriptor)
+            if descriptor == self._ends.news and not self._news.over:
+                self._lose_keeper()
+            return False
+        self._readers[descriptor](content)
+        if descriptor == self._ends.stack and self._plan.step == self._terminate:
+            self._plan.step_in(_STACK_PAUSE_SECONDS, self._terminate)
+        if self._inbox.verdict is not None and self._plan.step is None:
+            self._plan.step_in(_LAST_SECONDS, self.kill)
+        return True
+
+    def _lose_keeper(self) -> None:
+        """The keeper has ended. Where it did not say that all is gone, it was killed; the task died with it."""
+        if self._pidfd is not None:
+            self._open.close(self._pidfd)
+            self._pidfd = None
+        if self._ends.news in self._readers:
+            self._read(self._ends.news)
+        if not self._news.over and not self.gone:
+            self._end_what_is_left()
+
+    def _end_what_is_left(self) -> None:
+        """What the task started does not die with it, and is found by its keeper's mark."""
+        left = process_tree.marked(self._keeper)
+        if not left:
+            self._end()
+            return
+        process_tree.kill_all(left)
+        self._plan.step_in(_LOOK_SECONDS, self._end_what_is_left)
+
+    def _end(self) -> None:
+        """Everything below the keeper is gone: read what is left, and clean up."""
+        for descriptor in [end for end in self._readers if end != self._ends.news]:
+            reads = 0
+            while reads < _LAST_READS and self._read(descriptor):
+                reads += 1
+        self.gone = True
+        self._ended = time.monotonic()
+        self._open.close_all()
+        self._pidfd = None

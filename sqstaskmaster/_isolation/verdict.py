@@ -1,0 +1,57 @@
+"""How a task ended, as the value that it returned or as the exception that says why there is none."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any, NamedTuple
+
+from sqstaskmaster._isolation import carried, channel, plain
+from sqstaskmaster.errors import TaskExited, TaskKilled, TaskNotStarted
+
+
+class Death(NamedTuple):
+    """What is known of a task's end beside its own words. `failure`: why it could not be started, "" where it was."""
+
+    task: str
+    pid: int | None
+    seconds: float
+    stack: str
+    status: int | None
+    failure: str
+
+
+def value_of(verdict: tuple[bytes, bytes] | None, death: Death) -> Any:
+    """What the task returned.
+
+    :raises BaseException: what it raised, or what its end is called.
+    """
+    kind, content = verdict or (b"", b"")
+    facts: dict[str, Any] = {"task": death.task, "pid": death.pid, "seconds": death.seconds, "stack": death.stack}
+    try:
+        if kind == channel.DONE:
+            return plain.load(content)
+        if kind == channel.ERROR:
+            error: BaseException = carried.rebuilt(content, death.task)
+        elif kind == channel.TERMINATED:
+            error = TaskKilled(signal.SIGTERM, **facts)
+        elif kind == channel.EXITED:
+            code, how = plain.load(content)
+            error = TaskExited(code, how, **facts)
+        else:
+            error = _silent(death, facts)
+    except (ValueError, LookupError, TypeError):  # bytes of the task's that were no message
+        error = _silent(death, facts)
+    raise error
+
+
+def _silent(death: Death, facts: dict[str, Any]) -> Exception:
+    """The end of a task that said nothing."""
+    if death.failure:
+        return TaskNotStarted(death.task, death.failure)
+    if death.status is None:
+        return TaskKilled(None, **facts)
+    code = os.waitstatus_to_exitcode(death.status)
+    if code < 0:
+        return TaskKilled(-code, **facts)
+    return TaskExited(code, "it called os._exit, perhaps, or closed all its descriptors", **facts)
