@@ -8,7 +8,8 @@
     __exit__    SIGALRM is given back; then the one verdict:
                 done -> delete    failed, timed out, stuck -> report, leave it to SQS    interrupted -> and give it back
 
-`_decide` knows nothing of signals: ProcessMessageHandler asks it from an ordinary loop.
+What is due when, and what an answer of SQS means, is the claim's to say (`_claim`). `_decide` knows nothing of signals:
+ProcessMessageHandler asks it from an ordinary loop.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ import abc
 import enum
 import logging
 import math
-import random
-import sys
+import os
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from sqstaskmaster._claim import claims
+from sqstaskmaster._claim import note, owner
+from sqstaskmaster._claim.claim import Claim
+from sqstaskmaster._claim.clock import now as claim_clock
+from sqstaskmaster._claim.report import FactsFilter, Report
+from sqstaskmaster._claim.requests import Extensions, change_visibility, delete
 from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
-from sqstaskmaster._sqs.answers import SQS_ERRORS, is_answer, is_beyond_total, is_claim_lost
 from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer
 
 logger = logging.getLogger(__name__)
+logger.addFilter(FactsFilter())
 
 Self = TypeVar("Self", bound="MessageHandler")
 
@@ -40,20 +44,11 @@ Self = TypeVar("Self", bound="MessageHandler")
 # in milliseconds. A call that takes longer goes on beside the task.
 _HEARTBEAT_WAIT_SECONDS = 1.0
 
-# The longest that one delete of finished work is waited for before another is tried.
-_DELETE_WAIT_SECONDS = 5.0
-
-# The soonest that a failed extension is tried again.
-_SOONEST_RETRY_SECONDS = 0.5
-
 # How far before the end of the claim's 12 hours a task is stopped, so that it is gone when the message comes back.
 _END_MARGIN_SECONDS = 2.0
 
 # An alarm that finds a block being entered or left may not raise, and asks again this soon; then doubled each time.
 _ASK_AGAIN_SECONDS = 0.005
-
-# Between two tries to delete the message of finished work: doubled each time, from and up to.
-_DELETE_RETRY_SECONDS = (0.2, 5.0)
 
 
 class Outcome(str, enum.Enum):
@@ -64,6 +59,9 @@ class Outcome(str, enum.Enum):
     TIMED_OUT = "timed out"
     STUCK = "stuck"
     INTERRUPTED = "interrupted"
+    CLAIM_LOST = "claim lost"
+    CONTINUED = "continued"
+    DEAD_LETTERED = "dead-lettered"
 
     def __str__(self) -> str:
         return self.value
@@ -101,7 +99,7 @@ class MessageHandler(abc.ABC):
     :param alarm_timeout: how often the claim is extended; may be a fraction; more than one second below `sqs_timeout`.
     :param hard_timeout: the limit of the block, from `__enter__`; may be a fraction; up to 43200. The limit that holds
         is the earlier of this and the end of the claim's 12 hours, which SQS counts from the receive.
-    :param clock: a monotonic clock, for tests.
+    :param clock: seconds, for tests: in place of the monotonic clock, and of the claim's.
     :raises ValueError: for a timeout out of its range.
 
     What the block does not delete, SQS redelivers when the visibility timeout ends, and moves to the dead-letter queue
@@ -124,7 +122,7 @@ class MessageHandler(abc.ABC):
         alarm_timeout: float,
         hard_timeout: float,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
         self.sqs_timeout = int(sqs_timeout)
@@ -132,19 +130,12 @@ class MessageHandler(abc.ABC):
         self.hard_timeout = hard_timeout
         self.outcome: Outcome | None = None
         self._message = message
-        self._clock = clock
-        self._start_time = clock()
-        self._claim = claims.of(message) or claims.Claim(received=self._start_time)
+        self._clock = clock or _monotonic
+        self._claim_clock = clock or claim_clock
         self._alarm: alarm.Alarm | None = None
-        self._extension: BoundedCall | None = None
-        self._retry_in: float | None = None
         self._end_margin = _END_MARGIN_SECONDS
-        self._stopped_as: Outcome | None = None
-        self._stop_at_first_alarm: Exception | None = None
-        self._claim_is_lost = False
-        self._ended_at: float | None = None
-        self._leaving = False
-        self._ask_again = _ASK_AGAIN_SECONDS
+        self._owner: int | None = None
+        self._prepare(None)
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -173,11 +164,14 @@ class MessageHandler(abc.ABC):
         return None
 
     def claim_lost(self, exception: BaseException) -> None:
-        """SQS said that the claim is gone: the message is visible to others, being run by another, or deleted.
+        """The claim is gone: the message is visible to others, being run by another, or deleted.
 
-        Called once. The default notifies, logs at ERROR and lets the task go on; an exception raised here stops it.
+        Called once, with what SQS said, or with ClaimLapsed where it ran out before it was extended: after this process
+        was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and lets
+        the task go on; an exception raised here stops it.
         """
-        self._quietly(lambda: self._tell("Claim lost for message: %s", exception, logging.ERROR, "claim_lost"))
+        text = "Claim lost for message: %s"
+        self._without_waiting(lambda: self._report.trouble(text, exception, "claim_lost", logging.ERROR))
 
     # -- the block -----------------------------------------------------------------------------------------------
 
@@ -196,34 +190,62 @@ class MessageHandler(abc.ABC):
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """Give SIGALRM back, then delete the message or report the failure. Swallows any Exception."""
+        """Give SIGALRM back, then delete the message or report the failure. Swallows any Exception.
+
+        A child process that was forked in the block ends here: the message is its parent's.
+        """
         self._leaving = True  # first of all: from here on no alarm raises, or arms the timer
-        if self._alarm is not None:
-            undisturbed = self._alarm.give_back()
-            self._alarm = None
-            if not undisturbed:
-                logger.warning(
-                    "The task of message %s took SIGALRM or its timer for itself: from then on its claim was not "
-                    "extended and its hard timeout not enforced. Use ProcessMessageHandler for such tasks",
-                    self._message,
-                    extra=self._facts("alarm_taken"),
-                )
+        if self._owner is not None:
+            owner.leave_if_forked(self._owner, exception)
+        if self._alarm is None:
+            alarm.disarm_unborrowed()
+        elif not self._alarm.give_back():
+            self._report.log(
+                logging.WARNING,
+                "alarm_taken",
+                "The task of message %s took SIGALRM or its timer for itself: from then on its claim was not "
+                "extended and its hard timeout not enforced. Use ProcessMessageHandler for such tasks",
+                self._message,
+            )
+        self._alarm = None
         return self._conclude(exception)
 
+    def _prepare(self, receipt: note.Receipt | None) -> None:
+        """Set all that one block changes, as it is before the first request."""
+        now = self._claim_clock()
+        self._start_time = self._clock()
+        self.outcome = None
+        self._stopped_as: Outcome | None = None
+        self._stop_at_first_alarm: Exception | None = None
+        self._lost_is_told = self._leaving = False
+        self._ask_again = _ASK_AGAIN_SECONDS
+        asked_at, task = (now, None) if receipt is None else (receipt.asked_at, receipt.task)
+        self._claim = Claim(self.sqs_timeout, self.alarm_timeout, asked_at=asked_at, task=task)
+        self._report = Report(
+            self._message, task or type(self).__name__, self._call_notify, lambda: logger, self._clock
+        )
+        self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
+        if receipt is not None and receipt.seconds is not None:
+            if now <= receipt.answered_at + receipt.seconds:
+                self._claim.received(receipt.answered_at, receipt.seconds)
+            else:
+                self._report.log(
+                    logging.WARNING,
+                    "claim_lapsed",
+                    "The claim on %s ended %.1f s before its task began: another worker may be running it too",
+                    self._message,
+                    now - receipt.answered_at - receipt.seconds,
+                )
+
     def _begin(self) -> None:
-        now = self._clock()
-        self._start_time = now
-        self.outcome = self._stopped_as = self._retry_in = self._ended_at = None
-        self._extension = self._stop_at_first_alarm = None
-        self._claim_is_lost = self._leaving = False
-        self._claim = claims.of(self._message) or claims.Claim(received=now)
-        claims.note(self._message, self._claim)
-        # "Less a second": right after a receive the claim is as long as was asked there, but for the way here.
-        if self._claim.left(now) < self.sqs_timeout - 1:
+        """Have the claim extended, unless it is fresh."""
+        self._owner = os.getpid()
+        self._prepare(note.take(self._message))
+        if not self._claim.is_fresh(self._claim_clock()):
             try:
                 self._extend_timeout(self.sqs_timeout)
             except Exception as error:
-                if not self._claim_is_lost:
+                if not self._lost_is_told:
                     raise
                 # claim_lost stops the task, but a `with` block cannot be skipped from here, and an exception out of
                 # __enter__ would end the user's loop: so the first alarm raises it, inside the block.
@@ -231,42 +253,50 @@ class MessageHandler(abc.ABC):
 
     def _conclude(self, exception: BaseException | None) -> bool:
         """The one verdict: what becomes of the message. True where the exception is swallowed."""
-        self._ended_at = self._clock()
+        self._report.ended_at = self._clock()
         if exception is None and self._stopped_as is not None:
             # The task swallowed the exception that stopped it. It cannot be taken for finished.
             exception = self._stop_exception(self._stopped_as)
         if exception is None:
             # What claim_lost raised in __enter__ counts also where the block ended before an alarm could raise it.
             exception = self._stop_at_first_alarm
+        try:
+            self._collect_answers()
+        except Exception as error:  # of claim_lost: the task has ended, there is nothing to stop any more
+            self._report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
+        swallowed = exception is None or isinstance(exception, Exception) or not isinstance(exception, BaseException)
         if exception is None:
-            self.outcome = Outcome.DONE
-            self._delete()
-        elif isinstance(exception, Exception):
-            self.outcome = self._stopped_as or Outcome.FAILED
-            self._report(exception)
-            self._delay_retry(exception)
+            self._set_outcome(Outcome.DONE)
+            apart = self._run_time() >= self.alarm_timeout
+            if not delete(self._message, self._claim, self._claim_clock, self._report, apart):
+                self._report.comes_back_in = self._claim.left(self._claim_clock())
         else:
-            self.outcome = Outcome.INTERRUPTED
-            self._give_back()  # first: an error service that answers slowly is not what another worker waits for
-            self._report(exception)
-        self._tell_end()
-        return exception is None or isinstance(exception, Exception)
+            self._set_outcome((self._stopped_as or Outcome.FAILED) if swallowed else Outcome.INTERRUPTED)
+            # Before it is reported: an error service that answers slowly is not what another worker waits for.
+            self._return_message(exception, at_once=not swallowed)
+            self._report.failed(exception)
+        self._report.finished()
+        return swallowed
 
-    def _tell_end(self) -> None:
-        """The one line of a task that has ended."""
-        if not logger.isEnabledFor(logging.INFO):
+    def _set_outcome(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._report.outcome = outcome.value
+
+    def _return_message(self, exception: Any, at_once: bool) -> None:
+        """Have the message come back at once, or when `retry_delay` says: by default when its claim ends.
+
+        Not where the claim was lost: another worker may be running it.
+        """
+        delay = 0 if at_once else retry_delay_of(self, exception, self._report)
+        if self._claim.lost is not None:
             return
-        facts = self._facts("finished")
-        logger.info(
-            "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s",
-            facts["task"],
-            self.outcome,
-            facts["message_id"],
-            facts["receive_count"],
-            "?" if facts["queued"] is None else f"{facts['queued']:.3f}",
-            facts["elapsed"],
-            extra=facts,
-        )
+        self._report.comes_back_in = self._claim.left(self._claim_clock()) or None
+        if delay is not None:
+            # An extension still under way would hide the message again, for another time.
+            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
+            seconds = self._claim.cut(delay, self._claim_clock())
+            if change_visibility(self._message, seconds, self._report):
+                self._report.comes_back_in = seconds
 
     # -- the decision and its driver -----------------------------------------------------------------------------
 
@@ -278,7 +308,7 @@ class MessageHandler(abc.ABC):
         """Until the hard timeout, or until the claim's 12 hours are nearly over, whichever is earlier."""
         return min(
             self.hard_timeout - self._run_time(),
-            self._claim.ends - self._end_margin - self._clock(),
+            self._claim.ends - self._end_margin - self._claim_clock(),
         )
 
     def _decide(self) -> Decision:
@@ -309,26 +339,23 @@ class MessageHandler(abc.ABC):
             if self._alarm is not None and self._alarm.hand_down(signum, frame, not at_border):
                 return
             if at_border:
-                self._ask_again_soon()
+                # A block is being entered or left: nothing may be raised there.
+                self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
+                self._arm(self._ask_again)
+                self._keep_claim_meanwhile()
             else:
-                self._attend()
+                self._heartbeat()
         finally:
             MessageHandler._at_border = interrupted
 
-    def _ask_again_soon(self) -> None:
-        """A block is being entered or left: nothing may be raised there."""
-        self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
-        self._arm(self._ask_again)
-        self._keep_claim_meanwhile()
-
-    def _attend(self) -> None:
+    def _heartbeat(self) -> None:
         """The task is running: decide about it, and arm the next alarm."""
         self._ask_again = _ASK_AGAIN_SECONDS
         # Armed before running() and the network call, so that neither can leave the task without a limit.
         limit = self._seconds_to_limit()
         self._arm(limit if limit > 0 else self.alarm_timeout)
         try:
-            self._ask()
+            self._extend_or_stop()
         except BaseException:
             # For the task that swallows it.
             limit = self._seconds_to_limit()
@@ -336,7 +363,7 @@ class MessageHandler(abc.ABC):
             raise
         self._arm(self._seconds_to_next_alarm())
 
-    def _ask(self) -> None:
+    def _extend_or_stop(self) -> None:
         """Ask `_decide`, and do what it says."""
         if self._stop_at_first_alarm is not None:
             error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
@@ -346,25 +373,26 @@ class MessageHandler(abc.ABC):
             self._extend_timeout(self.sqs_timeout)
             return
         self._stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
-        self._settle()
+        self._collect_answers()
         self._keep_claim_meanwhile()
         raise self._stop_exception(self._stopped_as)
 
     def _arm(self, seconds: float) -> None:
-        if self._alarm is not None:
+        if self._alarm is None:
+            alarm.arm_unborrowed(seconds)
+        else:
             self._alarm.arm(seconds)
 
     def _seconds_to_next_alarm(self) -> float:
-        """The next extension or the limit, whichever is earlier."""
-        if self._retry_in is not None:
-            extension = self._retry_in
-        elif self._claim_is_lost or self._claim.is_final():
-            extension = self.alarm_timeout  # nothing left to extend, but running() and the limit are still asked
-        else:
-            # A claim that was taken over from the receive is a little older than one just extended.
-            age = self.sqs_timeout - self._claim.left(self._clock())
-            extension = self.alarm_timeout - age if age > self._wait_seconds() else self.alarm_timeout
-        return max(0.0, min(extension, self._seconds_to_limit()))
+        """The next thing that is due for the claim or the limit, whichever is earlier.
+
+        Never over `alarm_timeout`: also where nothing is due, running() and the limit are asked.
+        """
+        now = self._claim_clock()
+        # A claim that was just extended is a little older than its answer: no reason for an odd number.
+        just_extended = self.sqs_timeout - self._claim.left(now) <= self._wait_seconds()
+        seconds = self.alarm_timeout if just_extended else min(self.alarm_timeout, self._claim.due(now) - now)
+        return max(0.0, min(seconds, self._seconds_to_limit()))
 
     # -- the claim -----------------------------------------------------------------------------------------------
 
@@ -378,196 +406,60 @@ class MessageHandler(abc.ABC):
     def _extend_timeout(self, seconds: int) -> None:
         """Set the message's visibility timeout to `seconds` from now, or to what is left of the claim's 12 hours.
 
-        A failure (SQS_ERRORS) is notified and logged, and the next alarm comes soon enough to try again; any other
-        exception is raised. A call that does not answer in time goes on beside the task.
+        A failure (any Exception) is notified and logged, and the next alarm comes soon enough to try again. A call that
+        does not answer in time goes on beside the task.
         """
-        self._settle()
-        previous = self._extension
-        if previous is not None and not self._claim_is_lost:
+        self._collect_answers()
+        if self._extensions.give_up() and self._claim.lost is None:
             error = NoAnswer(f"SQS has not answered the extension of the claim on {self._message}; trying another")
-            self._quietly(lambda: self._extension_failed(error))
-        if not self._start_extension(seconds):
-            self._retry_in = None
-            return
-        if self._extension is not None and self._wait_for(self._extension):
-            self._settle()
-        else:
-            self._retry_in = self._seconds_to_retry()
+            text = "Claim not extended, the task goes on, message: %s"
+            self._without_waiting(lambda: self._report.trouble(text, error, "extension_failed"))
+        call = self._extensions.send(seconds)
+        if call is not None and self._wait_for(call):
+            self._collect_answers()
 
-    def _settle(self) -> None:
-        """Act on the answer to the last extension, where it has come."""
-        call = self._extension
-        if call is None or not call.done:
-            return
-        self._extension = None
-        if call.error is None:
-            self._retry_in = None
-        elif not isinstance(call.error, SQS_ERRORS):
-            raise call.error
-        elif is_claim_lost(call.error):
-            self._retry_in = None
-            if not self._claim_is_lost:
-                self._claim_is_lost = True
-                self.claim_lost(call.error)
-        else:
-            self._retry_in = None if self._claim.is_final() else self._seconds_to_retry()
+    def _collect_answers(self) -> None:
+        """Act on the answers that have come, and on the time that has passed."""
+        self._extensions.collect()
+        self._claim.lapsed(self._claim_clock())
+        if self._claim.lost is not None and not self._lost_is_told:
+            self._lost_is_told = True
+            self.claim_lost(self._claim.lost)
 
     def _wait_for(self, call: BoundedCall) -> bool:
         return call.wait(self._wait_seconds())
-
-    def _start_extension(self, seconds: int) -> bool:
-        """Send the extension from a thread of its own. False where there is nothing to be had by it."""
-        now = self._clock()
-        claim, message = self._claim, self._message
-        allowed = claim.cut(seconds, now)
-        if self._claim_is_lost or (allowed < seconds and allowed <= claim.left(now)):
-            return False
-
-        def extend() -> None:
-            try:
-                message.change_visibility(VisibilityTimeout=allowed)
-            except SQS_ERRORS as error:
-                if is_beyond_total(error):
-                    claim.refused_as_too_long(now)
-                if not is_claim_lost(error):  # that one is claim_lost's to tell
-                    self._extension_failed(error)
-                raise
-            claim.extended(now, allowed)
-            logger.debug("Claim extended by %d s: %s", allowed, message, extra=self._facts("extended"))
-
-        self._extension = BoundedCall(extend)
-        return True
-
-    def _seconds_to_retry(self) -> float:
-        """Soon enough that several more tries fit into what is left of the claim."""
-        left = self._claim.left(self._clock())
-        return min(self.alarm_timeout, max(_SOONEST_RETRY_SECONDS, left / 4)) if left else self.alarm_timeout
 
     def _keep_claim_meanwhile(self) -> None:
         """Extend a claim that would not last to the next alarm, without waiting for it.
 
         For a task that was told to stop, which may take long over it or swallow that; it is told on time.
         """
-        if self._claim.left(self._clock()) < self.alarm_timeout + self._wait_seconds():
-            self._start_extension(self.sqs_timeout)
+        if self._claim.left(self._claim_clock()) < self.alarm_timeout + self._wait_seconds():
+            self._extensions.send()
 
-    def _extension_failed(self, error: Exception) -> None:
-        self._tell("Claim not extended, the task goes on, message: %s", error, logging.WARNING, "extension_failed")
+    def _call_notify(self, exception: BaseException, context: Mapping[str, Any]) -> None:
+        self.notify(exception, context=context)  # looked up when used: subclasses and tests set it late
 
-    # -- the verdict ---------------------------------------------------------------------------------------------
-
-    def _delete(self) -> None:
-        """Delete the message of finished work, trying again while the claim lives. Never raises an Exception."""
-        now = self._clock()
-        give_up = now + max(self._claim.left(now), _DELETE_WAIT_SECONDS)
-        pause, longest_pause = _DELETE_RETRY_SECONDS
-        may_have_been_deleted = False
-        # Hours of finished work are worth a thread, so that a try that hangs is given up for another in time; a task
-        # that did not last to its first alarm is not.
-        apart = self._run_time() >= self.alarm_timeout
-        while True:
-            call = BoundedCall(self._message.delete, apart)
-            apart = True
-            answered = call.wait(min(_DELETE_WAIT_SECONDS, max(give_up - self._clock(), 1.0)))
-            if answered and call.error is None:
-                self._claim.expires = None
-                return
-            error = call.error or NoAnswer(f"SQS has not answered the delete of {self._message}")
-            if not isinstance(error, Exception):
-                raise error
-            if is_claim_lost(error) and may_have_been_deleted:
-                return  # by the try whose answer was lost
-            may_have_been_deleted = may_have_been_deleted or not is_answer(error)
-            hopeless = is_claim_lost(error) or not isinstance(error, (*SQS_ERRORS, NoAnswer))
-            if hopeless or self._clock() + pause >= give_up:
-                self._tell(
-                    "Task finished, but its message could not be deleted and will be redelivered: %s",
-                    error,
-                    logging.ERROR,
-                    "delete_failed",
-                )
-                return
-            logger.warning("Delete failed, trying again: %s", error, extra=self._facts("delete_retried"))
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, longest_pause)
-
-    def _give_back(self) -> None:
-        """Make the message visible to others at once, unless the claim was lost: another may be running it."""
-        if self._claim_is_lost:
-            return
-        self._change_visibility(0)
-
-    def _delay_retry(self, exception: Exception) -> None:
-        """Have the message come back when `retry_delay` says. What is wrong with that is told and goes no further."""
-        attributes = self._message.attributes or {}
-        try:
-            delay = self.retry_delay(exception, int(attributes.get("ApproximateReceiveCount", 1)))
-            if delay is not None and (not is_number(delay) or delay < 0):
-                raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
-        except Exception as error:
-            text = "No retry delay, the message comes back when its visibility timeout ends: %s"
-            self._tell(text, error, logging.WARNING, "retry_delay_failed")
-            return
-        if delay is not None and not self._claim_is_lost:
-            self._change_visibility(self._claim.cut(math.ceil(delay), self._clock()))
-
-    def _change_visibility(self, seconds: int) -> None:
-        """Set the visibility timeout after the task has ended; a failure is told and goes no further."""
-        if self._extension is not None:
-            # An extension still under way would hide the message again, for another time.
-            self._extension.wait(_HEARTBEAT_WAIT_SECONDS)
-        call = BoundedCall(lambda: self._message.change_visibility(VisibilityTimeout=seconds))
-        answered = call.wait(_DELETE_WAIT_SECONDS)
-        error = call.error if answered else NoAnswer(f"SQS has not answered the return of {self._message}")
-        if isinstance(error, Exception):
-            text = "Message not given back, it comes back when its visibility timeout ends: %s"
-            self._tell(text, error, logging.WARNING, "give_back_failed")
-        elif error is None:
-            self._claim.extended(self._clock(), seconds)
-
-    def _report(self, exception: BaseException) -> None:
-        self._notify(exception, self._failure_context())
-        # Without exc_info where the exception is the current one, as `with` makes it.
-        exc_info = True if sys.exc_info()[1] is exception else exception
-        logger.exception("Failed for message: %s", self._message, exc_info=exc_info, extra=self._facts("failed"))
-
-    def _failure_context(self) -> dict[str, Any]:
-        return {"body": self._message.body, **(self._message.attributes or {})}
-
-    def _tell(self, text: str, exception: BaseException, level: int, action: str) -> None:
-        """Notify and log something that went wrong beside the task."""
-        self._notify(exception, self._failure_context())
-        logger.log(level, text, self._message, exc_info=exception, extra=self._facts(action))
-
-    def _notify(self, exception: BaseException, context: Mapping[str, Any]) -> None:
-        try:
-            self.notify(exception, context=context)
-        except Exception:
-            logger.exception("notify failed for message: %s", self._message, extra=self._facts("notify_failed"))
-
-    def _quietly(self, function: Callable[[], None]) -> None:
+    def _without_waiting(self, function: Callable[[], None]) -> None:
         """Run what may block (log handlers and error services take locks) without holding up or failing the task."""
         BoundedCall(function).wait(self._wait_seconds())
 
-    def _facts(self, action: str) -> dict[str, Any]:
-        """The fields that every log record about this message carries, for formatters that write them."""
-        attributes = self._message.attributes or {}
-        now = self._clock()
-        queued = _seconds_since(attributes.get("SentTimestamp"), time.time() - (now - self._start_time))
-        return {
-            "action": action,
-            "task": self._claim.task or type(self).__name__,
-            "message_id": getattr(self._message, "message_id", None),
-            "receive_count": attributes.get("ApproximateReceiveCount"),
-            "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours
-            "elapsed": (now if self._ended_at is None else self._ended_at) - self._start_time,
-            "outcome": self.outcome and self.outcome.value,
-        }
+
+def retry_delay_of(handler: MessageHandler, exception: BaseException, report: Report) -> int | None:
+    """What `retry_delay` says, in whole seconds. What is wrong with it is told, and counts as None."""
+    try:
+        delay = handler.retry_delay(exception, report.receive_count or 1)
+        if delay is not None and (not is_number(delay) or delay < 0):
+            raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
+    except Exception as error:
+        text = "No retry delay, the message comes back when its visibility timeout ends: %s"
+        report.trouble(text, error, "retry_delay_failed")
+        return None
+    return None if delay is None else math.ceil(delay)
 
 
-def _seconds_since(timestamp: Any, now: float) -> float | None:
-    """From a timestamp of SQS (milliseconds, as text) until `now`; None for anything else."""
-    return now - int(timestamp) / 1000 if isinstance(timestamp, str) and timestamp.isdecimal() else None
+def _monotonic() -> float:
+    return time.monotonic()  # looked up when used
 
 
 def check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> None:

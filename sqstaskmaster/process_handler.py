@@ -9,18 +9,24 @@ worker: with handler:                                          task's process
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
+from sqstaskmaster._claim import current, owner
+from sqstaskmaster._claim.current import CurrentTask
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._isolation.channel import Channel
 from sqstaskmaster._signals.bounded import BoundedCall
-from sqstaskmaster._sqs.limits import is_number, is_whole
+from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
-from sqstaskmaster.errors import MemoryLimitExceeded, UnsupportedContext
+from sqstaskmaster.endings import DeadLetter
+from sqstaskmaster.errors import MemoryLimitExceeded, NothingHasRun, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
 
 logger = logging.getLogger(__name__)
@@ -29,6 +35,8 @@ Self = TypeVar("Self", bound="ProcessMessageHandler")
 
 # How often the memory of a task with max_memory is looked at: a process fills about a gigabyte in this time.
 _MEMORY_LOOK_SECONDS = 0.1
+
+_MOST_CONTINUATIONS = 1_000_000
 
 # How often an extension under way is asked after: it takes milliseconds.
 _CALL_LOOK_SECONDS = 0.005
@@ -55,6 +63,9 @@ class ProcessMessageHandler(MessageHandler):
         imported in the child, so it needs the usual `if __name__ == "__main__":`.
     :param max_memory: bytes that the task and all it starts may hold together (proportional set size, looked at ten
         times a second), None for no limit. Linux only.
+    :param dead_letter: types of exceptions for which no retry helps: see DeadLetter. Tested in the task's process.
+    :param max_continuations: how often the task may continue, see Continue: 0 to 1,000,000. So that a bug in it cannot
+        go on for ever.
     :raises ValueError: for an argument out of its range.
     :raises UnsupportedContext: for `max_memory` where memory cannot be read; on entering, where there is no fork.
 
@@ -79,7 +90,9 @@ class ProcessMessageHandler(MessageHandler):
         term_grace: float = 5.0,
         start_method: str | None = None,
         max_memory: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        dead_letter: tuple[type[BaseException], ...] | type[BaseException] = (),
+        max_continuations: int = 1000,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, clock=clock)
         if not is_number(term_grace) or term_grace < 0:
@@ -90,12 +103,13 @@ class ProcessMessageHandler(MessageHandler):
             raise ValueError(f"max_memory must be a whole number of bytes over 0, or None, not {max_memory!r}")
         if max_memory is not None and not process_tree.LINUX:
             raise UnsupportedContext("max_memory needs Linux, where the memory of other processes can be read")
+        self.dead_letter = _checked_types(dead_letter)
+        self.max_continuations = check_whole("max_continuations", max_continuations, 0, _MOST_CONTINUATIONS)
         self.term_grace = term_grace
         self.start_method = start_method
         self.max_memory = max_memory
         self.progress: dict[str, Any] = {}
         self._end_margin += term_grace
-        self._stack = ""
         self._child: isolation.Child | None = None  # the one that is being attended to
         self._children: list[isolation.Child] = []
         self._next_alarm_at = 0.0
@@ -119,12 +133,13 @@ class ProcessMessageHandler(MessageHandler):
         """
         isolation.require_processes()
         self._begin()
-        self._stack = ""
         # Shadows the subclass's method in this block only, so that the script's `handler.run()` need not change.
         self.__dict__["run"] = self._run_in_child
         return self
 
     def __exit__(self, *exception: Any) -> bool:
+        if self._owner is not None:
+            owner.leave_if_forked(self._owner, exception[1])
         self.__dict__.pop("run", None)
         try:
             for child in self._children:
@@ -142,7 +157,7 @@ class ProcessMessageHandler(MessageHandler):
             error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
             raise error
         child = isolation.Child(
-            functools.partial(_run_task, self._task_side()),
+            functools.partial(run_task, self._task_side(), task=self._task_name(), seconds=self._seconds_to_limit()),
             name=self._task_name(),
             start_method=self.start_method,
             term_grace=self.term_grace,
@@ -159,8 +174,8 @@ class ProcessMessageHandler(MessageHandler):
             return child.result()
         except BaseException as error:
             self._stop(child)
-            self._stack = child.stack
-            _show(error, self._stack)
+            self._report.stack = child.stack
+            _show(error, child.stack)
             raise
         finally:
             self._child = None
@@ -225,26 +240,33 @@ class ProcessMessageHandler(MessageHandler):
         task_side = object.__new__(type(self))
         task_side.__dict__.update(self.__dict__)
         del task_side.__dict__["run"]
-        task_side._message = _Content(self._message)
-        task_side._clock = time.monotonic
-        task_side._extension = task_side._child = None
+        task_side._message = MessageContent.of(self._message)
+        # What has to do with the claim stays here, and cannot be pickled.
+        del task_side._report, task_side._extensions
+        task_side._clock = task_side._claim_clock = time.monotonic
+        task_side._child = None
         task_side._children = []
         return task_side
 
-    def _failure_context(self) -> dict[str, Any]:
-        context = super()._failure_context()
-        return {**context, "stack": self._stack} if self._stack else context
 
-
-class _Content:
+class MessageContent:
     """A message as the task has it: what it says, but no claim on it."""
 
-    def __init__(self, message: Any) -> None:
-        self.body: str = message.body
+    def __init__(self, body: str, attributes: Any, message_attributes: Any, message_id: Any) -> None:
+        self.body = body
+        self.attributes: Mapping[str, Any] | None = attributes
+        self.message_attributes = message_attributes
+        self.message_id = message_id
+
+    @classmethod
+    def of(cls, message: Any) -> MessageContent:
         attributes: Mapping[str, Any] | None = message.attributes
-        self.attributes = None if attributes is None else dict(attributes)
-        self.message_attributes = getattr(message, "message_attributes", None)
-        self.message_id = getattr(message, "message_id", None)
+        return cls(
+            message.body,
+            None if attributes is None else dict(attributes),
+            getattr(message, "message_attributes", None),
+            getattr(message, "message_id", None),
+        )
 
     def change_visibility(self, **_: Any) -> NoReturn:
         raise UnsupportedContext("The claim on the message is the worker's, the task cannot change it")
@@ -253,10 +275,53 @@ class _Content:
         raise UnsupportedContext("The message is the worker's: it deletes it when the task has returned")
 
 
-def _run_task(handler: ProcessMessageHandler, report: Callable[[dict[str, Any]], None]) -> Any:
-    """In the task's process."""
-    handler._send_report = report
-    return handler.run()
+def run_task(
+    handler: ProcessMessageHandler,
+    channel: Channel,
+    *,
+    task: str,
+    seconds: float,
+    around: Callable[[CurrentTask], Any] | None = None,
+) -> Any:
+    """In the task's process: what `run` returns, with `current_task()` there for it.
+
+    :param seconds: until its limit.
+    :param around: see Worker.
+    :raises BaseException: what it raises; DeadLetter in place of what the handler has no retry for.
+    """
+    handler._send_report = channel.report
+    task_now = CurrentTask(task, handler._message, time.monotonic() + seconds, channel.report, lambda: channel.stopping)
+    with current.running(task_now):
+        try:
+            with contextlib.nullcontext() if around is None else around(task_now):
+                return check_has_run(handler.run())
+        except handler.dead_letter as error:
+            if isinstance(error, DeadLetter):
+                raise
+            raise DeadLetter(f"{type(error).__name__}: {error}") from error
+
+
+def check_has_run(value: Any) -> Any:
+    """What `run` returned, unless that has yet to be run: deleting its message would lose the task.
+
+    :raises NothingHasRun: for a coroutine or a generator.
+    """
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        if inspect.iscoroutine(value):
+            value.close()  # lest Python warn of it too
+        raise NothingHasRun(
+            f"run() returned a {type(value).__name__} and has done nothing yet: call asyncio.run(...) in it, or go "
+            "through the generator"
+        )
+    return value
+
+
+def _checked_types(given: Any) -> tuple[type[BaseException], ...]:
+    types = given if isinstance(given, tuple) else (given,)
+    for each in types:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise ValueError(f"dead_letter must be types of exceptions, like (KeyError, ValueError), not {given!r}")
+    return types
 
 
 class _Stack(Exception):

@@ -12,12 +12,11 @@ import copy
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqstaskmaster._claim import claims
+from sqstaskmaster._claim import clock, note
 from sqstaskmaster._sending.batches import GroupedLine, Line
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import (
@@ -43,9 +42,6 @@ Task = tuple[str, dict[str, Any], Any]
 _CONNECT_SECONDS = 5
 # Longer than the longest poll. A visibility timeout should exceed it, and botocore's default of 60 s often does not.
 _READ_SECONDS = MAX_WAIT_SECONDS + 10
-
-# A poll that took longer than it was asked to wait was delayed on its way, so its claim may be older than it looks.
-_ON_TIME_SECONDS = 1.0
 
 # Sender threads of one submit_many, and with them the connections of the client. botocore's default is 10.
 _MAX_THREADS = 64
@@ -290,28 +286,27 @@ class TaskManager:
     def _poll(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> Iterator[Task]:
         return (task for task in self.receive(wait_time, sqs_timeout, **wanted) if task is not None)
 
-    def receive(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> list[Task | None]:
+    def receive(self, wait_time: int, sqs_timeout: int, most: int = 1, **wanted: Any) -> list[Task | None]:
         """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
-        asked_at = time.monotonic()
+        asked_at = clock.now()
         with _remedies():
             received = self.queue.receive_messages(
                 AttributeNames=["All"],
-                MaxNumberOfMessages=1,
+                MaxNumberOfMessages=most,
                 WaitTimeSeconds=wait_time,
                 VisibilityTimeout=sqs_timeout,
                 **wanted,
             )
-        now = time.monotonic()
-        expires = now + sqs_timeout if now - asked_at <= wait_time + _ON_TIME_SECONDS else None
-        return [self._open(message, asked_at, expires) for message in received]
+        receipt = note.Receipt(asked_at, clock.now(), sqs_timeout, queue_url=self.url)
+        return [self._open(message, receipt) for message in received]
 
-    def _open(self, message: Any, asked_at: float, expires: float | None) -> Task | None:
+    def _open(self, message: Any, receipt: note.Receipt) -> Task | None:
         try:
             task, kwargs = messages.decode(message.body)
         except MalformedMessage as error:
             self._refuse(error, message)
             return None
-        claims.note(message, claims.Claim(received=asked_at, expires=expires, task=task))
+        note.leave(message, receipt._replace(task=task))
         return task, kwargs, message
 
     def _refuse(self, error: MalformedMessage, message: Any) -> None:

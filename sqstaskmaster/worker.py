@@ -238,6 +238,13 @@ class Worker:
         logger.info("Worker stopped: %s", dict(counts), extra={"action": "stopped", "counts": dict(counts)})
         return counts
 
+    def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
+        """The handler that runs this task.
+
+        :raises UnknownTask, ArgumentsDoNotFit: where there is none.
+        """
+        return self._registry.handler_for(task, kwargs, message, self.manager.notify)
+
     def _has_slots(self, environments: Sequence[Environment]) -> bool:
         """Whether tasks run in slots: all of them have processes of their own, forked as Linux can."""
         if len(environments) > 1 or any(environments):

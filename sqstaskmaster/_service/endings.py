@@ -20,8 +20,8 @@ from sqstaskmaster._service.job import Job
 from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._service.threads import Threads
 from sqstaskmaster._service.verdicts import Verdicts
-from sqstaskmaster.endings import Continue, DeadLetter
 from sqstaskmaster._sqs.answers import code_of
+from sqstaskmaster.endings import Continue, DeadLetter
 from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested
 from sqstaskmaster.message_handler import Outcome, retry_delay_of
 from sqstaskmaster.results import Finished
@@ -211,7 +211,7 @@ class Endings:
             error = problem
         self._report_failure(job, error, Outcome.FAILED)
 
-    def _dead_letter(self, job: Job, error: Exception, outcome: Outcome) -> None:
+    def _dead_letter(self, job: Job, error: BaseException, outcome: Outcome) -> None:
         """Send it to the dead-letter queue with the reason, where that is due, then delete it."""
 
         def send() -> bool:

@@ -12,7 +12,6 @@ poll --- nothing ------------------------------------------ burst: the end
 from __future__ import annotations
 
 import collections
-import inspect
 import logging
 import os
 import sys
@@ -31,14 +30,13 @@ from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
-    NothingHasRun,
     PollRefused,
     ShutdownRequested,
     TaskQuit,
     UnknownTask,
 )
 from sqstaskmaster.message_handler import MessageHandler, Outcome
-from sqstaskmaster.process_handler import ProcessMessageHandler
+from sqstaskmaster.process_handler import ProcessMessageHandler, check_has_run
 from sqstaskmaster.task_manager import Task, TaskManager
 
 logger = logging.getLogger("sqstaskmaster.worker")
@@ -177,21 +175,6 @@ class SingleRun:
             self._on_event(event)
         except Exception:
             logger.exception("on_event failed for %s", event, extra={"action": "on_event_failed"})
-
-
-def check_has_run(value: Any) -> Any:
-    """What `run` returned, unless that has yet to be run: deleting its message would lose the task.
-
-    :raises NothingHasRun: for a coroutine or a generator.
-    """
-    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
-        if inspect.iscoroutine(value):
-            value.close()
-        raise NothingHasRun(
-            f"run() returned a {type(value).__name__} and has done nothing yet: call asyncio.run(...) in it, or go "
-            "through the generator"
-        )
-    return value
 
 
 def _is_outside_heartbeat(frame: FrameType | None) -> bool:

@@ -186,6 +186,16 @@ class Alarm:
         return signal.getitimer(signal.ITIMER_REAL)[0] > 0 or self.earliest() <= time.monotonic() + _SOONEST_SECONDS
 
 
+def arm_unborrowed(seconds: float) -> None:
+    """Set the real timer for a handler that is called by hand and has borrowed nothing. Not over one that has."""
+    if Alarm._top is None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def disarm_unborrowed() -> None:
+    arm_unborrowed(0)
+
+
 def require_alarm(who: str) -> None:
     """Raises UnsupportedContext where an Alarm cannot be borrowed: no SIGALRM, or not the main thread."""
     if not hasattr(signal, "SIGALRM"):

@@ -1,0 +1,194 @@
+"""What is said of one message: to the log, as text and as fields, and to the user's `notify`."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqstaskmaster.errors import ShutdownRequested
+
+# What the finished line says of the fields it may have more of.
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "cpu_seconds": lambda seconds: f"CPU {seconds:.3f} s",
+    "peak_memory": lambda size: f"peak memory {size / 1024**2:.1f} MiB",
+    "continuation": lambda number: f"continuation {number}",
+}
+
+_facts_of_line: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("facts_of_line", default={})
+
+
+class FactsFilter(logging.Filter):
+    """For a logger: its failure lines have their facts as fields too.
+
+    The call that logs a failure is `logger.exception(text, message)` and nothing else: tests out there compare it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in _facts_of_line.get().items():
+            record.__dict__.setdefault(name, value)
+        return True
+
+
+class Report:
+    """What is said of one message, from the time its handler has it.
+
+    `ended_at`, `outcome`, `comes_back_in` (seconds until the message is visible again, None where that is not known or
+    does not happen) and `stack` (where the task was when it was stopped) are for whoever handles it to set. May be
+    used in any thread.
+
+    :param message: as for MessageHandler; nothing but `body` and `attributes` is needed of it.
+    :param task: the task's name.
+    :param notify: called as `notify(exception, context=...)`; what it raises is logged and goes no further.
+    :param logger: gives the logger, asked each time.
+    :param clock: of `started_at` and `ended_at`, seconds.
+    :param queue_url: given where `notify`'s context is to have more than the message's body and attributes: the task's
+        name, message id, receive count, queue and outcome.
+    """
+
+    def __init__(
+        self,
+        message: Any,
+        task: str,
+        notify: Callable[..., Any],
+        logger: Callable[[], logging.Logger],
+        clock: Callable[[], float],
+        queue_url: str | None = None,
+    ) -> None:
+        self.task = task
+        self.started_at = clock()
+        self.ended_at: float | None = None
+        self.outcome: str | None = None
+        self.comes_back_in: float | None = None
+        self.stack = ""
+        self._message = message
+        self._notify = notify
+        self._logger = logger
+        self._clock = clock
+        self._queue_url = queue_url
+
+    def notify_with(self, notify: Callable[..., Any]) -> None:
+        """From now on this is what is told."""
+        self._notify = notify
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def receive_count(self) -> int | None:
+        """How often the message has been received, this time included; None where SQS does not say."""
+        return _number(attributes_of(self._message).get("ApproximateReceiveCount"))
+
+    def facts(self, action: str) -> dict[str, Any]:
+        """The fields that every log record about this message carries, for formatters that write them."""
+        now = self._clock()
+        sent = _number(attributes_of(self._message).get("SentTimestamp"))  # milliseconds
+        queued = None if sent is None else time.time() - (now - self.started_at) - sent / 1000
+        message_id = getattr(self._message, "message_id", None)
+        return {
+            "action": action,
+            "task": self.task,
+            "message_id": message_id if isinstance(message_id, str) else None,
+            "receive_count": self.receive_count,
+            "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours
+            "elapsed": (now if self.ended_at is None else self.ended_at) - self.started_at,
+            "outcome": self.outcome,
+            "comes_back_in": self.comes_back_in,
+        }
+
+    def context(self) -> dict[str, Any]:
+        """What `notify` is told of the message."""
+        context = {"body": self._message.body, **attributes_of(self._message)}
+        if self._queue_url is not None:
+            facts = self.facts("")
+            context.update({name: facts[name] for name in ("task", "message_id", "receive_count", "outcome")})
+            context["queue"] = self._queue_url
+        return {**context, "stack": self.stack} if self.stack else context
+
+    # -- what is said --------------------------------------------------------------------------------------------
+
+    def failed(self, exception: Any) -> None:
+        """The task failed, or was interrupted: one `notify` and one line."""
+        self.notify(exception)
+        if isinstance(exception, ShutdownRequested):
+            text = "Task %s interrupted, because the worker is stopping: %s"
+            self.log(logging.WARNING, "interrupted", text, printable(self.task), self._message)
+        else:
+            self._log_exception("Failed for message: %s", exception, "failed")
+
+    def not_deleted(self, exception: Exception) -> None:
+        """The delete of finished work was given up: one `notify` and one line."""
+        self.notify(exception)
+        text = "Task finished, but its message could not be deleted and will be redelivered: %s"
+        self._log_exception(text, exception, "delete_failed")
+
+    def log(self, level: int, action: str, text: str, *arguments: object) -> None:
+        """One line, with the facts as fields."""
+        logger = self._logger()
+        if logger.isEnabledFor(level):
+            logger.log(level, text, *arguments, extra=self.facts(action))
+
+    def trouble(self, text: str, exception: BaseException, action: str, level: int = logging.WARNING) -> None:
+        """Something beside the task went wrong: one `notify` and one line. `text` has one %s, for the message."""
+        self.notify(exception)
+        self._logger().log(level, text, self._message, exc_info=exception, extra=self.facts(action))
+
+    def finished(self, more: Mapping[str, Any] | None = None) -> None:
+        """The one line of a task that has ended, done or not. `more`: further fields."""
+        if not self._logger().isEnabledFor(logging.INFO):
+            return
+        more = more or {}
+        facts = {**self.facts("finished"), **more}
+        self._logger().info(
+            "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s%s",
+            printable(self.task),
+            self.outcome,
+            facts["message_id"],
+            "?" if facts["receive_count"] is None else facts["receive_count"],
+            "?" if facts["queued"] is None else f"{facts['queued']:.3f}",
+            facts["elapsed"],
+            "".join(f", {say(more[name])}" for name, say in _WORDS.items() if more.get(name) is not None),
+            extra=facts,
+        )
+
+    def notify(self, exception: Any) -> None:
+        """Tell the user's `notify`."""
+        try:
+            self._notify(exception, context=self.context())
+        except Exception:
+            self._logger().exception("notify failed for message: %s", self._message, extra=self.facts("notify_failed"))
+
+    def _log_exception(self, text: str, exception: Any, action: str) -> None:
+        token = _facts_of_line.set(self.facts(action))
+        try:
+            if isinstance(exception, BaseException) and sys.exc_info()[1] is not exception:
+                context = exception.__context__
+                try:
+                    raise exception
+                except BaseException:
+                    exception.__context__ = context
+                    self._logger().exception(text, self._message)
+            else:
+                self._logger().exception(text, self._message)
+        finally:
+            _facts_of_line.reset(token)
+
+
+def attributes_of(message: Any) -> dict[str, Any]:
+    """The attributes SQS sent with a message; {} for anything that is no mapping, as None and a mock are none."""
+    attributes = message.attributes
+    return dict(attributes) if isinstance(attributes, Mapping) else {}
+
+
+def printable(text: str) -> str:
+    """Text that came from a message, on one line and without control characters."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _number(value: Any) -> int | None:
+    """A number of SQS, which sends them as text; None for anything else."""
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and len(value) < 20 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
