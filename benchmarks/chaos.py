@@ -27,7 +27,7 @@ import uuid
 
 import boto3
 
-from benchmarks.servers import fast_server, free_port
+from benchmarks.servers import END_SECONDS, fast_server, free_port
 from sqstaskmaster import TaskManager
 
 SECONDS_BETWEEN_HITS = (0.5, 2.5)
@@ -151,7 +151,11 @@ class Service:
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(60)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:  # what it leaves is counted
+            self.process.kill()
+            self.process.wait(END_SECONDS)
         self._log.close()
 
 

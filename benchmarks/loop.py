@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ import sys
 import time
 import uuid
 
-from benchmarks.servers import fast_server, heading, row
+from benchmarks.servers import END_SECONDS, fast_server, heading, row
 
 TURNS = 7
 TASKS = 300
@@ -28,6 +29,7 @@ LATENCY_TASKS = 60
 STARTS = 15
 LOCAL_MESSAGES = 200_000
 OVERSHOOTS = 15
+ANSWER_SECONDS = 120
 
 
 def side(kind, url):
@@ -84,6 +86,7 @@ def resident():
 
 class Side:
     def __init__(self, kind, sqs):
+        self.kind = kind
         self.sqs = sqs
         self.url = sqs.create_queue(QueueName=f"{kind}-{uuid.uuid4().hex}")["QueueUrl"]
         self.process = subprocess.Popen(
@@ -103,7 +106,12 @@ class Side:
         print(json.dumps(command), file=self.process.stdin, flush=True)
 
     def answer(self):
-        return json.loads(self.process.stdout.readline())
+        line = ""
+        if select.select([self.process.stdout], [], [], ANSWER_SECONDS)[0]:
+            line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.kind} gave no answer within {ANSWER_SECONDS} seconds")
+        return json.loads(line)
 
     def ask(self, command):
         self.order(command)
@@ -118,7 +126,7 @@ def sides(sqs):
     finally:
         for one in both:
             one.process.kill()
-            one.process.wait()
+            one.process.wait(END_SECONDS)
 
 
 def throughput(sqs):

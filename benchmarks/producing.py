@@ -22,7 +22,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from benchmarks.servers import fast_server, free_port, heading, row, wait_for_port
+from benchmarks.servers import END_SECONDS, fast_server, free_port, heading, row, wait_for_port
 
 SINGLE_TURNS = 25
 SINGLE_TASKS = 150
@@ -124,7 +124,7 @@ def far_away(endpoint):
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
-        process.join()
+        process.join(END_SECONDS)
 
 
 def delay(port, endpoint):
@@ -156,7 +156,7 @@ def delay(port, endpoint):
 def peak(number, url):
     """The peak of a fresh process's memory, in MB, that submits so many tasks from a generator."""
     command = [sys.executable, "-m", "benchmarks.producing", "peak", str(number), url]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout)
 
 
 def main():

@@ -23,7 +23,7 @@ import uuid
 
 import boto3
 
-from benchmarks.servers import fast_server
+from benchmarks.servers import END_SECONDS, fast_server
 from sqstaskmaster import MessageHandler, TaskManager, Worker
 
 PROCESSES = (1, 2, 4, 8)
@@ -168,7 +168,7 @@ def latency():
             ]
         finally:
             loop.kill()
-            loop.wait()
+            loop.wait(END_SECONDS)
     print(
         f"{'':<10} {'loop':>9} {'worker':>9} {'ours':>9}   ms from submit to the task's first line, on an idle worker"
     )
@@ -185,6 +185,8 @@ def start_seconds(url, journal):
     submitted = time.time()
     manager.submit("Sleep", seconds=0)
     while len(read(journal)) == known:
+        if time.time() > submitted + GIVE_UP_SECONDS:
+            sys.exit(f"a task was not begun in {GIVE_UP_SECONDS} seconds")
         time.sleep(0.001)
     return read(journal)[-1][0] - submitted
 

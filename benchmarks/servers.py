@@ -11,12 +11,20 @@ import subprocess
 import sys
 import time
 
+# How long a process that was killed may take to be gone.
+END_SECONDS = 30
+
 REMEDY = "no fast SQS server is installed: pip install roto-aws, or set SQSTASKMASTER_TEST_ENDPOINT to one that runs"
 
 
 @contextlib.contextmanager
 def fast_server():
-    """The endpoint of a server that is faster than what is measured: roto, or SQSTASKMASTER_TEST_ENDPOINT."""
+    """The endpoint of a server that is faster than what is measured: roto, or SQSTASKMASTER_TEST_ENDPOINT.
+
+    What this process starts from here on ends with it, however it ends.
+    """
+    import tests  # noqa: F401  # guards the process that imports it
+
     given = os.environ.get("SQSTASKMASTER_TEST_ENDPOINT")
     if given:
         yield configure(given)
@@ -33,7 +41,7 @@ def fast_server():
         yield configure(f"http://127.0.0.1:{port}")
     finally:
         server.kill()
-        server.wait()
+        server.wait(END_SECONDS)
 
 
 def configure(endpoint):

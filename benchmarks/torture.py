@@ -41,7 +41,7 @@ from botocore.config import Config
 
 from benchmarks import torture_kinds as kinds
 from benchmarks import torture_worker as worker
-from benchmarks.servers import fast_server
+from benchmarks.servers import END_SECONDS, fast_server
 from sqstaskmaster import TaskManager
 
 LIMIT_SECONDS = 3
@@ -210,7 +210,7 @@ class Case:
     def kill_workers(self):
         for process in self.workers:
             process.kill()
-            process.wait()
+            process.wait(END_SECONDS)
 
     def close(self):
         self.kill_workers()

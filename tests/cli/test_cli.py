@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,8 @@ import threading
 import unittest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port
-from tests.support.commands import command, offline, online, run
+from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop
+from tests.support.commands import Command, command, offline, online, read, run
 
 COMMANDS = ("worker", "submit", "status", "redrive", "purge", "doctor", "demo")
 
@@ -59,7 +60,9 @@ class TestHelp(unittest.TestCase):
     def test_help_loads_neither_boto3_nor_the_library_for_tables(self):
         code = "import sys; from sqstaskmaster._cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
         code += "print(sorted({'boto3', 'botocore', 'rich', 'asyncio'} & set(sys.modules)))"
-        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline())
+        shown = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=offline(), timeout=DEADLINE_SECONDS
+        )
         self.assertEqual("[]", shown.stdout.splitlines()[-1], shown.stderr)
 
     def test_a_shell_can_complete_commands_and_options(self):
@@ -236,50 +239,28 @@ class TestStatus(CommandTestCase):
 
     def test_watch_shows_the_counts_again_until_ctrl_c(self):
         url = self.create_queue()
-        watching = subprocess.Popen(
-            [*command(), "status", url, "--watch", "0.1"],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=online(),
-        )
-        self.addCleanup(watching.stdout.close)
-        self.addCleanup(watching.wait)
-        self.addCleanup(watching.kill)
-        watchdog = threading.Timer(DEADLINE_SECONDS, watching.kill)
-        watchdog.start()
-        self.addCleanup(watchdog.cancel)
-        self.read_until(watching.stdout, " 0  ")
+        watching = Command(self, "status", url, "--watch", "0.1", cwd=None)
+        watching.wait_for(" 0  ")
         self.sqs.send_message(QueueUrl=url, MessageBody="{}")
-        self.read_until(watching.stdout, " 1  ")
-        watching.send_signal(2)
-        self.assertEqual(0, watching.wait(DEADLINE_SECONDS))
-
-    def read_until(self, stream, text):
-        for line in stream:
-            if text in line:
-                return
-        self.fail(f"ended before {text!r}")
+        watching.wait_for(" 1  ")
+        self.assertEqual(0, watching.stop(signal.SIGINT))
 
     def on_a_terminal(self, *arguments, **environ):
         """What the command writes on a terminal."""
         ours, theirs = pty.openpty()
-        with subprocess.Popen(
+        self.addCleanup(os.close, ours)
+        process = subprocess.Popen(
             [*command(), *arguments],
             stdout=theirs,
             stderr=theirs,
             stdin=subprocess.DEVNULL,
             env=online(TERM="xterm", **environ),
-        ) as process:
-            os.close(theirs)
-            written = b""
-            with open(ours, "rb", buffering=0) as terminal:
-                try:
-                    while chunk := terminal.read(4096):
-                        written += chunk
-                except OSError:
-                    pass  # how Linux says that the other end is closed
-        self.assertEqual(0, process.returncode, written)
-        return written.decode()
+        )
+        self.addCleanup(stop, process)
+        os.close(theirs)
+        written = read(ours)
+        self.assertEqual(0, process.wait(DEADLINE_SECONDS), written)
+        return written
 
     def test_a_terminal_gets_plain_text_where_the_library_for_tables_is_missing(self):
         url = self.create_queue()
@@ -453,9 +434,11 @@ class TestRedrive(CommandTestCase):
 
         self.server.answers["ListMessageMoveTasks"] = interrupt
         process = subprocess.Popen(
-            [*command(), "redrive", f"{self.endpoint}/1/dead"], stderr=subprocess.PIPE, text=True, env=self.environ
+            [*command(), "redrive", f"{self.endpoint}/1/dead"], stderr=subprocess.PIPE, env=self.environ
         )
-        _, said = process.communicate(timeout=DEADLINE_SECONDS)
-        self.assertEqual(130, process.returncode, said)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(stop, process)
+        said = read(process.stderr.fileno())
+        self.assertEqual(130, process.wait(DEADLINE_SECONDS), said)
         self.assertEqual([{"TaskHandle": "handle"}], self.asked("CancelMessageMoveTask"))
         self.assertIn("2 messages", said)

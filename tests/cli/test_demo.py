@@ -19,6 +19,7 @@ from sqstaskmaster._cli.demo import picture
 from sqstaskmaster._cli.demo.events import ENDS, Event, Kind
 from sqstaskmaster._cli.demo.scenarios import SCENARIOS
 from tests import support
+from tests.support.commands import read
 
 PLAN = picture.Plan(
     titles=["first", "second one", "third"],
@@ -216,14 +217,7 @@ class OnTerminal:
 
     def read(self, until=None):
         """What it writes until that text comes, or until it ends."""
-        while until is None or until not in self.text:
-            try:
-                piece = os.read(self._master, 65536)
-            except OSError:  # how Linux tells that the other side was closed
-                break
-            if not piece:
-                break
-            self.text += piece.decode(errors="replace")
+        self.text += read(self._master, until)
         return self.text
 
     def wait(self):
@@ -314,7 +308,8 @@ class TestDemo(unittest.TestCase):
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=errors, env=environment())
             self.addCleanup(support.stop, process)
-            process.stdout.readline()
+            self.addCleanup(process.stdout.close)
+            read(process.stdout.fileno(), until="\n")
             process.stdout.close()
             self.assertEqual(process.wait(support.DEADLINE_SECONDS), 1)
             self.assertEqual(_read(errors), "")

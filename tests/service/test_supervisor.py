@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 
 from sqstaskmaster._service.supervisor import Backoff
-from tests.support import DEADLINE_SECONDS, Script, wait_until
+from tests.support import DEADLINE_SECONDS, Script, stop, wait_until
 from tests.support.commands import alive
 
 # The processes say what they do in a file each, named by their id. What they do is the last argument of the script.
@@ -22,6 +22,8 @@ child, processes, burst, alive = sys.argv[1:]
 child = "import os, signal, socket, sys, time; say = socket.socket(fileno=int(sys.argv[1])).send; " + child
 # One write for a line: the processes share an output, and Python's own print may take two.
 child = "import os; print = lambda *words, flush: os.write(1, (' '.join(map(str, words)) + chr(10)).encode()); " + child
+# As workers do, they end with the supervisor, however it ends.
+child = "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGKILL); " + child
 alive = Path(alive) if alive else None
 sys.exit(Supervisor(["-c", child], int(processes), burst=burst == "burst", alive_file=alive).run())
 """
@@ -43,7 +45,15 @@ class TestBackoff(unittest.TestCase):
 
 class TestSupervisor(unittest.TestCase):
     def supervise(self, child, processes=1, burst="", alive="", source=SUPERVISE):
-        return Script(self, source, child, processes, burst, alive)
+        script = Script(self, source, child, processes, burst, alive)
+        self.addCleanup(self.assert_ends_whole, script)
+        return script
+
+    def assert_ends_whole(self, script):
+        """Killed, the supervisor leaves none of these processes behind."""
+        stop(script.process)
+        pids = [int(line.split()[1]) for line in script.lines() if line.startswith("works")]
+        wait_until(lambda: not any(map(alive, pids)), "its processes have gone with it")
 
     def folder(self):
         folder = tempfile.TemporaryDirectory()

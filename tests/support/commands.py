@@ -1,11 +1,14 @@
 """Running the installed command in tests."""
 
+import codecs
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 from tests.support import DEADLINE_SECONDS, Script, environment, stop
 
@@ -41,12 +44,33 @@ def run(*arguments, environ=None, **options):
 
 
 def alive(pid):
-    """Whether there is such a process, reaped ones not counted."""
+    """Whether there is such a process. One that has ended is none, even where nobody reaps it, as in a container."""
     try:
         os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
     except ProcessLookupError:
         return False
-    return True
+    except FileNotFoundError:
+        return not os.path.exists("/proc/self")  # where there is no /proc, it has answered to the signal
+
+
+def read(descriptor, until=None, seconds=DEADLINE_SECONDS):
+    """What comes out of a pipe or a terminal until it has that text, or until the other side has been closed."""
+    deadline = time.monotonic() + seconds
+    text = ""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while until is None or until not in text:
+        if not select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0]:
+            raise AssertionError(f"not within {seconds} seconds: {until or 'the end'!r}; so far:\n{text}")
+        try:
+            piece = os.read(descriptor, 65536)
+        except OSError:  # how Linux tells that the other side of a terminal was closed
+            break
+        if not piece:
+            break
+        text += decoder.decode(piece)
+    return text
 
 
 class Command(Script):

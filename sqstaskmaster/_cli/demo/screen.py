@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import queue
 import shutil
@@ -25,6 +24,9 @@ _PIPE_COLUMNS = 96
 
 # What a worker that was told to end may take: to give its task back and to clear the queue of what it sent.
 _END_SECONDS = 10.0
+
+# On a queue that others use, the demo's messages may take their time; for ever it waits for nothing.
+_LONGEST_SECONDS = 300.0
 
 _INTERRUPTED = 130
 
@@ -119,8 +121,8 @@ def show(url: str | None, stream: TextIO | None = None) -> int:
         view = Show(worker, display)
         try:
             display.begin()
-            view.follow()
-            code = worker.wait(_END_SECONDS)
+            view.follow(until=time.monotonic() + _LONGEST_SECONDS)
+            code = _end(worker)
         except KeyboardInterrupt:
             worker.send_signal(signal.SIGINT)
             code = _INTERRUPTED
@@ -133,11 +135,21 @@ def show(url: str | None, stream: TextIO | None = None) -> int:
         finally:
             if worker.poll() is None:
                 worker.kill()
-            worker.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(_END_SECONDS)
             with contextlib.suppress(BrokenPipeError):
                 display.end()
         errors.seek(0)
         return _verdict(code, view.events, errors.read())
+
+
+def _end(worker: subprocess.Popen[bytes]) -> int:
+    """The exit code of a worker that has told all it had to tell; one that does not end is killed."""
+    try:
+        return worker.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        return worker.wait(_END_SECONDS)
 
 
 def _display(stream: TextIO, plan: picture.Plan) -> Terminal | Pipe:
@@ -181,8 +193,8 @@ class Show:
             self._told.put(Event.from_line(text))
         self._told.put(None)
 
-    def follow(self, until: float = math.inf) -> None:
-        """Show until the worker has ended: a frame every so often, and at each event."""
+    def follow(self, until: float) -> None:
+        """Show until the worker has ended, or until that time: a frame every so often, and at each event."""
         while time.monotonic() < until:
             try:
                 event = self._told.get(timeout=_FRAME_SECONDS)
