@@ -71,8 +71,9 @@ _END_MARGIN_SECONDS = 2.0
 # How often the memory of a task with max_memory is looked at: a process fills about a gigabyte in this time.
 _MEMORY_LOOK_SECONDS = 0.1
 
-# A poll may wait this long for more slots to become free, where some are busy: short tasks then share a request.
-_LINGER_SECONDS = 0.01
+# After a poll that brought something the next may wait this long for more slots to become free, while a quarter of them
+# is busy: short tasks then share a request.
+_LINGER_SECONDS = 0.025
 
 # After the second signal, or when all tasks are over, requests and reports get so long.
 _LAST_SECONDS = 10.0
@@ -116,7 +117,7 @@ class SlotsRun:
         self._jobs: dict[Job, None] = {}
         self._slots: list[Slot | None] = [None] * len(settings.environments)
         self._free = set(range(len(settings.environments)))
-        self._free_since = -math.inf
+        self._linger_until = -math.inf
         self._reopen_at = math.inf
         self._polls = 0  # under way
         self._alive_at = 0.0
@@ -204,7 +205,7 @@ class SlotsRun:
         """When the loop has something to do on its own account."""
         due = min(self._stop_at, self._end_at, self._reopen_at)
         if self._free and not self._polls and not self._stop_signals and self._refused is None:
-            due = min(due, max(self._polling.due(), self._free_since + _LINGER_SECONDS))
+            due = min(due, max(self._polling.due(), self._linger_until))
         elif not self._free:
             due = min(due, self._alive_at)
         return due
@@ -273,8 +274,6 @@ class SlotsRun:
 
     def _free_slot(self, job: Job) -> None:
         if job.slot >= 0:
-            if not self._free:
-                self._free_since = time.monotonic()
             self._free.add(job.slot)
             job.slot = -1
 
@@ -293,8 +292,7 @@ class SlotsRun:
                 return
             if free == len(self._slots):
                 self._polling.busy()  # what has just ended may have left something behind
-        few = free < min(len(self._slots) // 2, MAX_BATCH_ENTRIES)
-        if few and now < self._free_since + _LINGER_SECONDS:
+        if now < self._linger_until and len(self._slots) - self._usable() > len(self._slots) // 4:
             return
         source = self._polling.next(now)
         if source is None:
@@ -316,6 +314,8 @@ class SlotsRun:
         if error is not None:
             raise error  # a queue of the user's own making
         self._polling.answered(source, len(received or ()))
+        if received:
+            self._linger_until = time.monotonic() + _LINGER_SECONDS
         self._tell("polled")
         for task in received or ():
             if task is not None:

@@ -21,7 +21,7 @@ from sqstaskmaster._service.threads import Threads
 from sqstaskmaster.errors import NoAnswer
 
 # A delete may wait this long for others to join it, where other tasks run.
-_LINGER_SECONDS = 0.01
+_LINGER_SECONDS = 0.025
 
 # An extension under way would hide a message again that is given back meanwhile: so long is it waited for.
 _EXTENSION_SECONDS = 1.0
@@ -55,6 +55,7 @@ class Verdicts:
         self._threads = threads
         self._clock = clock
         self._deletions: dict[Job, tuple[Deletion, Callable[[BaseException | None], None]]] = {}
+        self._lingering: list[Job] = []
         self._changes: list[_Change] = []
         self._tries: list[_Try] = []
 
@@ -69,6 +70,7 @@ class Verdicts:
         deletion = Deletion(job.claim, now)
         if linger:
             deletion.due = now + _LINGER_SECONDS
+            self._lingering.append(job)
         self._deletions[job] = (deletion, then)
 
     def change_visibility(self, job: Job, seconds: int, then: Callable[[BaseException | None], None]) -> None:
@@ -90,6 +92,10 @@ class Verdicts:
             for job in each.jobs:
                 each.answered(job, NoAnswer(f"SQS has not answered a request about {job.message}"))
         due = [job for job, (deletion, _) in self._deletions.items() if deletion.due <= now]
+        if due:
+            # Those that wait for company have it now.
+            due += [job for job in self._lingering if job in self._deletions and job not in due]
+            self._lingering.clear()
         for jobs in _batches(due):
             self._send_deletes(jobs, now)
         changes = {each.job: each for each in self._changes if not each.job.extensions or each.at_latest <= now}
