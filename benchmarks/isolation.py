@@ -19,7 +19,7 @@ import boto3
 
 from benchmarks.servers import heading, row
 from sqstaskmaster import LocalMessage, ProcessMessageHandler
-from sqstaskmaster._claim.claims import Claim, note
+from sqstaskmaster._claim import clock, note
 from sqstaskmaster._isolation.child import Child
 
 TURNS = 200
@@ -40,7 +40,7 @@ class Sleeper(ProcessMessageHandler):
 
 def message():
     fresh = LocalMessage("{}", {})
-    note(fresh, Claim(time.monotonic(), time.monotonic() + 43200))
+    note.leave(fresh, note.Receipt(clock.now(), clock.now(), 43200))
     return fresh
 
 

@@ -114,9 +114,7 @@ class Queue:
 def module(url, slots=1, heavy=(), gigabytes=0.0, constructor="queue", wait=1, claim=120, alarm=30):
     heavy = tuple(heavy)
     text = MODULE.replace("{gigabytes} * 2**30", f"int({gigabytes} * 2**30)")
-    return text.format(
-        url=url, slots=slots, heavy=heavy, constructor=constructor, wait=wait, claim=claim, alarm=alarm
-    )
+    return text.format(url=url, slots=slots, heavy=heavy, constructor=constructor, wait=wait, claim=claim, alarm=alarm)
 
 
 def measured(source):

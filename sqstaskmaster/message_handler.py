@@ -132,7 +132,7 @@ class MessageHandler(abc.ABC):
         self._message = message
         self._clock = clock or _monotonic
         self._claim_clock = clock or claim_clock
-        self._alarm: alarm.Alarm | None = None
+        self._alarm: alarm.Alarm | alarm.Unborrowed = alarm.Unborrowed()
         self._end_margin = _END_MARGIN_SECONDS
         self._owner: int | None = None
         self._prepare(None)
@@ -170,8 +170,8 @@ class MessageHandler(abc.ABC):
         was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and lets
         the task go on; an exception raised here stops it.
         """
-        text = "Claim lost for message: %s"
-        self._without_waiting(lambda: self._report.trouble(text, exception, "claim_lost", logging.ERROR))
+        wait = self._wait_seconds()
+        self._report.trouble_apart(wait, "Claim lost for message: %s", exception, "claim_lost", logging.ERROR)
 
     # -- the block -----------------------------------------------------------------------------------------------
 
@@ -197,9 +197,9 @@ class MessageHandler(abc.ABC):
         self._leaving = True  # first of all: from here on no alarm raises, or arms the timer
         if self._owner is not None:
             owner.leave_if_forked(self._owner, exception)
-        if self._alarm is None:
-            alarm.disarm_unborrowed()
-        elif not self._alarm.give_back():
+        undisturbed = self._alarm.give_back()
+        self._alarm = alarm.Unborrowed()
+        if not undisturbed:
             self._report.log(
                 logging.WARNING,
                 "alarm_taken",
@@ -207,7 +207,6 @@ class MessageHandler(abc.ABC):
                 "extended and its hard timeout not enforced. Use ProcessMessageHandler for such tasks",
                 self._message,
             )
-        self._alarm = None
         return self._conclude(exception)
 
     def _prepare(self, receipt: note.Receipt | None) -> None:
@@ -222,7 +221,11 @@ class MessageHandler(abc.ABC):
         asked_at, task = (now, None) if receipt is None else (receipt.asked_at, receipt.task)
         self._claim = Claim(self.sqs_timeout, self.alarm_timeout, asked_at=asked_at, task=task)
         self._report = Report(
-            self._message, task or type(self).__name__, self._call_notify, lambda: logger, self._clock
+            self._message,
+            task or type(self).__name__,
+            lambda error, context: self.notify(error, context=context),
+            lambda: logger,
+            self._clock,
         )
         self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
         if receipt is not None and receipt.seconds is not None:
@@ -265,22 +268,19 @@ class MessageHandler(abc.ABC):
         except Exception as error:  # of claim_lost: the task has ended, there is nothing to stop any more
             self._report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
         swallowed = exception is None or isinstance(exception, Exception) or not isinstance(exception, BaseException)
+        outcome = Outcome.DONE if exception is None else self._stopped_as or Outcome.FAILED
+        self.outcome = outcome if swallowed else Outcome.INTERRUPTED
+        self._report.outcome = self.outcome.value
         if exception is None:
-            self._set_outcome(Outcome.DONE)
             apart = self._run_time() >= self.alarm_timeout
             if not delete(self._message, self._claim, self._claim_clock, self._report, apart):
                 self._report.comes_back_in = self._claim.left(self._claim_clock())
         else:
-            self._set_outcome((self._stopped_as or Outcome.FAILED) if swallowed else Outcome.INTERRUPTED)
             # Before it is reported: an error service that answers slowly is not what another worker waits for.
             self._return_message(exception, at_once=not swallowed)
             self._report.failed(exception)
         self._report.finished()
         return swallowed
-
-    def _set_outcome(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        self._report.outcome = outcome.value
 
     def _return_message(self, exception: Any, at_once: bool) -> None:
         """Have the message come back at once, or when `retry_delay` says: by default when its claim ends.
@@ -336,12 +336,12 @@ class MessageHandler(abc.ABC):
         at_border = interrupted or alarm.is_outside_body(frame, MessageHandler)
         MessageHandler._at_border = at_border
         try:
-            if self._alarm is not None and self._alarm.hand_down(signum, frame, not at_border):
+            if self._alarm.hand_down(signum, frame, not at_border):
                 return
             if at_border:
                 # A block is being entered or left: nothing may be raised there.
                 self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
-                self._arm(self._ask_again)
+                self._alarm.arm(self._ask_again)
                 self._keep_claim_meanwhile()
             else:
                 self._heartbeat()
@@ -353,15 +353,15 @@ class MessageHandler(abc.ABC):
         self._ask_again = _ASK_AGAIN_SECONDS
         # Armed before running() and the network call, so that neither can leave the task without a limit.
         limit = self._seconds_to_limit()
-        self._arm(limit if limit > 0 else self.alarm_timeout)
+        self._alarm.arm(limit if limit > 0 else self.alarm_timeout)
         try:
             self._extend_or_stop()
         except BaseException:
             # For the task that swallows it.
             limit = self._seconds_to_limit()
-            self._arm(min(self.alarm_timeout, limit) if limit > 0 else self.alarm_timeout)
+            self._alarm.arm(min(self.alarm_timeout, limit) if limit > 0 else self.alarm_timeout)
             raise
-        self._arm(self._seconds_to_next_alarm())
+        self._alarm.arm(self._seconds_to_next_alarm())
 
     def _extend_or_stop(self) -> None:
         """Ask `_decide`, and do what it says."""
@@ -376,12 +376,6 @@ class MessageHandler(abc.ABC):
         self._collect_answers()
         self._keep_claim_meanwhile()
         raise self._stop_exception(self._stopped_as)
-
-    def _arm(self, seconds: float) -> None:
-        if self._alarm is None:
-            alarm.arm_unborrowed(seconds)
-        else:
-            self._alarm.arm(seconds)
 
     def _seconds_to_next_alarm(self) -> float:
         """The next thing that is due for the claim or the limit, whichever is earlier.
@@ -413,7 +407,7 @@ class MessageHandler(abc.ABC):
         if self._extensions.give_up() and self._claim.lost is None:
             error = NoAnswer(f"SQS has not answered the extension of the claim on {self._message}; trying another")
             text = "Claim not extended, the task goes on, message: %s"
-            self._without_waiting(lambda: self._report.trouble(text, error, "extension_failed"))
+            self._report.trouble_apart(self._wait_seconds(), text, error, "extension_failed")
         call = self._extensions.send(seconds)
         if call is not None and self._wait_for(call):
             self._collect_answers()
@@ -436,13 +430,6 @@ class MessageHandler(abc.ABC):
         """
         if self._claim.left(self._claim_clock()) < self.alarm_timeout + self._wait_seconds():
             self._extensions.send()
-
-    def _call_notify(self, exception: BaseException, context: Mapping[str, Any]) -> None:
-        self.notify(exception, context=context)  # looked up when used: subclasses and tests set it late
-
-    def _without_waiting(self, function: Callable[[], None]) -> None:
-        """Run what may block (log handlers and error services take locks) without holding up or failing the task."""
-        BoundedCall(function).wait(self._wait_seconds())
 
 
 def retry_delay_of(handler: MessageHandler, exception: BaseException, report: Report) -> int | None:

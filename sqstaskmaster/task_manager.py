@@ -94,12 +94,13 @@ class TaskManager:
                 f"A sender name must be non-empty text without control characters and surrogates, not {sender_name!r}"
             )
         self.url = sqs_url
-        self.sender_name = sender_name or f"Unknown sender to: {sqs_url}"
+        self.sender_name = sender_name
+        self._service_name = sender_name or f"Unknown sender to: {sqs_url}"
         self._notify = notify
         self._writer = Writer(strict)
         self._fifo = sqs_url.endswith(".fifo")  # SQS asks it of the names of FIFO queues, and forbids it to others
         self._options = NO_OPTIONS
-        self._extra_bytes = _ATTRIBUTE_BYTES + len(self.sender_name.encode())
+        self._extra_bytes = _ATTRIBUTE_BYTES + len(self._service_name.encode())
         self._queue_constructor = queue_constructor
         self.queue = self._make_queue()
 
@@ -235,7 +236,7 @@ class TaskManager:
         if size > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(task, size, MAX_MESSAGE_BYTES)
         # Dictionaries of its own for each message: instrumentation adds to them.
-        attributes = {"service_name": {"StringValue": self.sender_name, "DataType": "String"}}
+        attributes = {"service_name": {"StringValue": self._service_name, "DataType": "String"}}
         request: dict[str, Any] = {"MessageBody": body, "MessageAttributes": attributes}
         if self._fifo or self._options is not NO_OPTIONS:
             request.update(self._options.parameters(self._fifo, task, kwargs))

@@ -6,7 +6,7 @@ import time
 import unittest
 
 from sqstaskmaster import ExponentialBackoff, LocalMessage, MessageHandler
-from sqstaskmaster._claim import claims
+from sqstaskmaster._claim import clock, note
 from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS
 
 
@@ -31,8 +31,8 @@ class ExponentialBackoffTest(unittest.TestCase):
 
 
 class Failing(MessageHandler):
-    def __init__(self, message, delay=None, *, error=ValueError("failed"), clock=time.monotonic):
-        super().__init__(message, sqs_timeout=30, alarm_timeout=10, hard_timeout=60, clock=clock)
+    def __init__(self, message, delay=None, *, error=ValueError("failed")):
+        super().__init__(message, sqs_timeout=30, alarm_timeout=10, hard_timeout=60)
         self.delay = delay
         self.error = error
         self.asked = []
@@ -51,8 +51,12 @@ class RetryDelayTest(unittest.TestCase):
     def setUp(self):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
-        self.message = LocalMessage("{}", {"ApproximateReceiveCount": "3"})
-        claims.note(self.message, claims.Claim(time.monotonic(), time.monotonic() + 30, "T"))
+        self.message = self.received()
+
+    def received(self):
+        message = LocalMessage("{}", {"ApproximateReceiveCount": "3"})
+        note.leave(message, note.Receipt(clock.now(), clock.now(), 30, "T"))
+        return message
 
     def run_with(self, *arguments, **settings):
         handler = Failing(self.message, *arguments, **settings)
@@ -78,8 +82,8 @@ class RetryDelayTest(unittest.TestCase):
         self.assertEqual([40], self.message.visibility_changes)
 
     def test_the_delay_never_goes_past_the_claims_12_hours(self):
-        claim = claims.Claim(time.monotonic() - 40_000, time.monotonic() + 30, "T")
-        claims.note(self.message, claim)
+        received = clock.now() - 40_000
+        note.leave(self.message, note.Receipt(received, received, 40_030, "T"))
         self.run_with(MAX_VISIBILITY_SECONDS)
         (seconds,) = self.message.visibility_changes
         self.assertTrue(3_150 <= seconds <= 3_200, seconds)
@@ -87,6 +91,7 @@ class RetryDelayTest(unittest.TestCase):
     def test_a_hook_that_fails_or_gives_nonsense_changes_nothing_and_hurts_nobody(self):
         for wrong in (-1, "soon", float("nan"), True, ZeroDivisionError()):
             with self.subTest(wrong):
+                self.message = self.received()
                 self.assertEqual("failed", self.run_with(wrong).outcome)
                 self.assertEqual([], self.message.visibility_changes)
 
@@ -122,7 +127,7 @@ class RetryDelayTest(unittest.TestCase):
 
         handler = Failing(Slow("{}", {}), 7)
         with contextlib.suppress(ValueError), handler:
-            handler._start_extension(30)
+            handler._extensions.send(30)
             handler.run()
         self.assertEqual(7, order[-1])
         self.assertEqual(2, order.count(30))

@@ -22,7 +22,7 @@ import warnings
 from unittest import mock
 
 from sqstaskmaster import LocalMessage, ProcessMessageHandler
-from sqstaskmaster._claim.claims import Claim, note
+from sqstaskmaster._claim import note
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster.errors import (
     HandlerStuck,
@@ -328,7 +328,7 @@ class Case(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.path = os.path.join(folder.name, "told")
         self.message = LocalMessage('{"task": "T", "kwargs": {}}', {"ApproximateReceiveCount": "1"})
-        note(self.message, Claim(time.monotonic(), time.monotonic() + 3))
+        note.leave(self.message, note.Receipt(time.monotonic(), time.monotonic(), 3))
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
 
@@ -411,7 +411,7 @@ class EveryStartMethod:
                 self.assertIn(text, str(handler.raised))
 
     def test_a_death_says_task_pid_and_seconds(self):
-        note(self.message, Claim(time.monotonic(), time.monotonic() + 3, task="Train"))
+        note.leave(self.message, note.Receipt(time.monotonic(), time.monotonic(), 3, "Train"))
         error = self.run_task("exits_1").raised
         self.assertEqual(("Train", 1), (error.task, error.exit_code))
         self.assertIn(f"Train (pid {error.pid})", str(error))
@@ -421,13 +421,13 @@ class EveryStartMethod:
         handler = self.run_task("crashes")
         self.assert_failed(handler, TaskKilled)
         self.assertEqual(signal.SIGSEGV, handler.raised.signal)
-        self.assertIn("in crashes", handler.notified[0][1]["stack"])
+        self.assertIn("in crashes", handler.notified[-1][1]["stack"])
         self.assertIn("in crashes", str(handler.raised.__cause__))
 
     def test_c_code_that_holds_the_interpreter_is_stopped_and_tells_where_it_was(self):
         handler = self.run_task("holds_the_interpreter", term_grace=0.1)
         self.assert_failed(handler, HardTimeout, "timed out")
-        stack = handler.notified[0][1]["stack"]
+        stack = handler.notified[-1][1]["stack"]
         self.assertIn("in holds_the_interpreter", stack)
         self.assertNotIn("keeper.py", stack)
 
@@ -504,7 +504,7 @@ def _add_hung_tests():
     ):
 
         def test(self, task=task):
-            stack = self.stopped(task).notified[0][1]["stack"]
+            stack = self.stopped(task).notified[-1][1]["stack"]
             # Python itself waits for a thread that was left, after the task's own code.
             self.assertIn("_shutdown" if task == "leaves_a_thread" else f"in {task}", stack)
             self.assertRegex(stack, r"line \d+, in \w+")
@@ -551,7 +551,7 @@ class StoppingTest(Case):
         handler = self.run_task("takes_memory", max_memory=200_000_000, term_grace=0.1)
         self.assert_failed(handler, MemoryLimitExceeded)
         self.assertGreater(handler.raised.size, handler.raised.limit)
-        self.assertIn("in takes_memory", handler.notified[0][1]["stack"])
+        self.assertIn("in takes_memory", handler.notified[-1][1]["stack"])
 
     def test_a_task_below_its_memory_is_left_alone(self):
         self.assertEqual("done", self.run_task("returns", max_memory=2_000_000_000).outcome)
@@ -583,7 +583,7 @@ class StoppingTest(Case):
         self.assertEqual("interrupted", handler.outcome)
         self.assertEqual(0, self.message.visibility_changes[-1])
         self.assertFalse(self.message.deleted)
-        self.assertIn("in sleeps", handler.notified[0][1]["stack"])
+        self.assertIn("in sleeps", handler.notified[-1][1]["stack"])
 
     def test_a_second_ctrl_c_means_now(self):
         class Handler2(Handler):

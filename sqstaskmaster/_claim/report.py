@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster.errors import ShutdownRequested
 
 # What the finished line says of the fields it may have more of.
@@ -134,6 +135,15 @@ class Report:
         """Something beside the task went wrong: one `notify` and one line. `text` has one %s, for the message."""
         self.notify(exception)
         self._logger().log(level, text, self._message, exc_info=exception, extra=self.facts(action))
+
+    def trouble_apart(
+        self, wait: float, text: str, exception: BaseException, action: str, level: int = logging.WARNING
+    ) -> None:
+        """The same in another thread, waited for at most `wait` seconds.
+
+        For a signal handler: log handlers and error services take locks that the interrupted code may hold.
+        """
+        BoundedCall(lambda: self.trouble(text, exception, action, level)).wait(wait)
 
     def finished(self, more: Mapping[str, Any] | None = None) -> None:
         """The one line of a task that has ended, done or not. `more`: further fields."""

@@ -186,14 +186,22 @@ class Alarm:
         return signal.getitimer(signal.ITIMER_REAL)[0] > 0 or self.earliest() <= time.monotonic() + _SOONEST_SECONDS
 
 
-def arm_unborrowed(seconds: float) -> None:
-    """Set the real timer for a handler that is called by hand and has borrowed nothing. Not over one that has."""
-    if Alarm._top is None:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+class Unborrowed:
+    """In place of an Alarm, for a handler that is called by hand and has borrowed nothing: the bare timer.
 
+    It leaves the timer alone where somebody has borrowed it.
+    """
 
-def disarm_unborrowed() -> None:
-    arm_unborrowed(0)
+    def arm(self, seconds: float) -> None:
+        if Alarm._top is None:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def hand_down(self, signum: int, frame: FrameType | None, may_raise: bool = True) -> bool:
+        return False
+
+    def give_back(self) -> bool:
+        self.arm(0)
+        return True
 
 
 def require_alarm(who: str) -> None:

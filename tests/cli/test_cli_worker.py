@@ -126,7 +126,7 @@ class TestWork(WorkerTestCase):
         self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
         records = [json.loads(line) for line in worker.lines() if not line.startswith(("runs", "finished"))]
         finished = [record for record in records if record.get("action") == "finished"]
-        self.assertEqual([("Task", "done", "1")], [(r["task"], r["outcome"], r["receive_count"]) for r in finished])
+        self.assertEqual([("Task", "done", 1)], [(r["task"], r["outcome"], r["receive_count"]) for r in finished])
         for field in ("message_id", "queued", "elapsed", "time", "level"):
             self.assertIn(field, finished[0])
 
