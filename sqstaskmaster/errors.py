@@ -132,7 +132,7 @@ class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
 
 
 class RemoteError(SQSTaskMasterError, RuntimeError):
-    """What a task raised in its process, as text, because it cannot be unpickled here. `traceback` is the task's."""
+    """What a task raised in its process, as text, because it cannot be made again here. `traceback` is the task's."""
 
     def __init__(self, task: str, summary: str, traceback: str) -> None:
         super().__init__(f"Task {task} raised {summary}")

@@ -5,7 +5,8 @@
       worker -- order ------+----- passed on ----+
 
 It is to its tasks what `keeper` is to one: their parent, and, on Linux, that of every orphan below it; it never runs
-one itself. One fork a task: the spare is forked when all of the task before is gone, while the worker deletes and polls.
+one itself. One fork a task: the spare is forked when all of the task before is gone, while the worker deletes and
+polls.
 
 The order goes through the keeper, so that it knows whether a spare that died had taken one. Its parent is the template,
 so it watches the worker itself.
