@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -30,6 +31,8 @@ from sqstaskmaster._sqs.limits import (
     check_whole_seconds,
     is_whole,
 )
+
+logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -53,8 +56,9 @@ class LocalMessage:
         message_attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.body = body
-        self.attributes = attributes
-        self.message_attributes = message_attributes
+        self.attributes = {} if attributes is None else attributes
+        self.message_attributes = {} if message_attributes is None else message_attributes
+        self.queue_url: str | None = None
         self.message_id = f"local-{next(_numbers)}"
         self.deleted = False
         self.visibility_changes: list[int] = []
@@ -69,11 +73,23 @@ class LocalMessage:
 
     def change_visibility(self, **kwargs: Any) -> None:
         """Nothing but a note of `VisibilityTimeout` (seconds) in `visibility_changes`."""
-        self.visibility_changes.append(kwargs["VisibilityTimeout"])
+        logger.info("Noop change_visibility: %s", kwargs)
+        if "VisibilityTimeout" in kwargs:
+            self.visibility_changes.append(kwargs["VisibilityTimeout"])
 
     def delete(self) -> None:
         """Nothing but a note: the message left the queue when it was received."""
+        logger.info("Noop delete!")
         self.deleted = True
+
+    def Queue(self) -> LocalQueue:
+        """The queue it was received from.
+
+        :raises ValueError: for a message that was made by hand, and came through no queue.
+        """
+        if self.queue_url is None:
+            raise ValueError(f"{self!r} was received from no queue: put it into one, LocalQueue(url).queue.put_nowait")
+        return LocalQueue(self.queue_url)
 
     def __repr__(self) -> str:
         # Without the body: this is what log lines show of a message.
@@ -100,7 +116,8 @@ class _Aside:
 class LocalQueue:
     """An in-memory queue with the parts of boto3's `SQS.Queue` that TaskManager uses.
 
-    Every LocalQueue of one URL is the same queue: `LocalQueue.local_queues` maps the URL to its `queue.SimpleQueue`.
+    Every LocalQueue of one URL is the same queue, for the whole process: `LocalQueue.local_queues` maps the URL to its
+    `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind.
     """
 
     local_queues: dict[str, queue.SimpleQueue[LocalMessage]] = {}
@@ -108,8 +125,22 @@ class LocalQueue:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.queue = self.local_queues.setdefault(url, queue.SimpleQueue())
-        self._aside = self._asides.setdefault(self.queue, _Aside())
+        self.queue  # listed from now on
+
+    @property
+    def queue(self) -> queue.SimpleQueue[LocalMessage]:
+        """What waits in it. Looked up when used: a test can patch it on the class."""
+        return self.local_queues.setdefault(self.url, queue.SimpleQueue())
+
+    @property
+    def _aside(self) -> _Aside:
+        return self._asides.setdefault(self.queue, _Aside())
+
+    @classmethod
+    def reset(cls, url: str | None = None) -> None:
+        """Forget what was sent to the queue of one URL, or to all: what waits, what is delayed, deduplication ids."""
+        for each in [*cls.local_queues] if url is None else [url]:
+            cls.local_queues.pop(each, None)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -126,6 +157,7 @@ class LocalQueue:
 
     def load(self) -> None:
         """Nothing: `attributes` is never out of date."""
+        logger.info("Noop load!")
 
     def purge(self) -> None:
         """Drop every message that waits, the delayed ones too."""
@@ -151,7 +183,7 @@ class LocalQueue:
         if wrong:
             raise _refusal("SendMessage", *wrong)
         message = self._append(kwargs)
-        return {"MD5OfMessageBody": message.md5_of_body, "MessageId": message.message_id}
+        return {"MD5OfMessageBody": _md5(body), "MessageId": message.message_id}
 
     def send_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Append up to 10 messages and 1 MiB: each as in `send_message`, and with an `Id`.
@@ -181,9 +213,12 @@ class LocalQueue:
         return answer
 
     def _append(self, given: Mapping[str, Any]) -> LocalMessage:
-        message = LocalMessage(given["MessageBody"], None, given.get("MessageAttributes"))
-        message.attributes = {"SentTimestamp": str(int(time.time() * 1000)), "ApproximateReceiveCount": "1"}
-        message.attributes.update({name: given[name] for name in _SYSTEM_ATTRIBUTES if name in given})
+        message = LocalMessage(given["MessageBody"], {}, given.get("MessageAttributes", {}))
+        message.attributes = {
+            "SentTimestamp": str(int(time.time() * 1000)),
+            "ApproximateReceiveCount": "1",
+            **{name: given[name] for name in _SYSTEM_ATTRIBUTES if name in given},
+        }
         if "MessageDeduplicationId" in given:
             earlier = self._aside.earlier(given["MessageDeduplicationId"], message)
             if earlier is not message:
@@ -193,7 +228,7 @@ class LocalQueue:
             with self._aside.lock:
                 heapq.heappush(self._aside.delayed, (time.monotonic() + delay, next(_numbers), message))
         else:
-            self.queue.put(message)
+            self.queue.put_nowait(message)
         return message
 
     def _let_in(self) -> float:
@@ -201,7 +236,7 @@ class LocalQueue:
         with self._aside.lock:
             delayed, now = self._aside.delayed, time.monotonic()
             while delayed and delayed[0][0] <= now:
-                self.queue.put(heapq.heappop(delayed)[2])
+                self.queue.put_nowait(heapq.heappop(delayed)[2])
             return delayed[0][0] - now if delayed else float("inf")
 
     def receive_messages(self, **kwargs: Any) -> list[LocalMessage]:
@@ -220,6 +255,9 @@ class LocalQueue:
                 received.append(self.queue.get_nowait())
         except queue.Empty:
             pass
+        for message in received:
+            if isinstance(message, LocalMessage):  # anything can be put into a queue by hand
+                message.queue_url = self.url
         return received
 
     def _first(self, wait: float) -> LocalMessage:

@@ -38,6 +38,9 @@ _MEMORY_LOOK_SECONDS = 0.1
 
 _MOST_CONTINUATIONS = 1_000_000
 
+# The longest that one answer of `running()` is waited for: it is asked beside the heartbeat, not before it.
+_RUNNING_SECONDS = 0.25
+
 # How often an extension under way is asked after: it takes milliseconds.
 _CALL_LOOK_SECONDS = 0.005
 
@@ -70,8 +73,17 @@ class ProcessMessageHandler(MessageHandler):
     :raises UnsupportedContext: for `max_memory` where memory cannot be read; on entering, where there is no fork.
 
     Raised by `run()` beside the task's own exceptions: HardTimeout, HandlerStuck, MemoryLimitExceeded; TaskKilled and
-    TaskExited for a task that ended without having finished (os._exit(0) and sys.exit() included); RemoteError for an
-    exception that cannot be unpickled; TaskNotPicklable.
+    TaskExited for a task that ended without having finished (os._exit(0) and sys.exit() included); TaskNotStarted where
+    the system has no process for it; RemoteError for an exception that cannot be made again here; TaskNotPicklable.
+
+    What comes from the task is plain data, at most 1 MiB: None, booleans, numbers, strings, bytes, lists, tuples, sets,
+    dictionaries, dates and times, Decimal, Fraction, UUID, paths. Of a subclass of these the plain part arrives;
+    anything else, in what `run` returns and in a report, arrives as its `repr`. An exception is made again here from
+    its class, `args` and attributes, without calling its constructor; where these are not plain, where its class is not
+    loaded here, defines `__new__`, `__setattr__`, `__slots__` or the like, it is a RemoteError with its text.
+
+    `running()` is called in a thread of the worker's. One that does not answer is taken for true, with one warning; it
+    must not hold the interpreter in C code, which would hold up the heartbeat.
 
     Limits: only `run()` is watched; what else is in the `with` block runs in the worker, with neither heartbeat nor
     limit. The task has the message's content in `self._message`, but not its claim. What the task sets on `self` stays
@@ -113,13 +125,15 @@ class ProcessMessageHandler(MessageHandler):
         self._child: isolation.Child | None = None  # the one that is being attended to
         self._children: list[isolation.Child] = []
         self._next_alarm_at = 0.0
+        self._asked: _Question | None = None
+        self._asked_in_vain = False
         self._send_report: Callable[[dict[str, Any]], None] | None = None
 
     def report(self, **progress: Any) -> None:
         """Called by the task: becomes `self.progress` in the worker, for `running()` and for people to see.
 
-        Replaces the report before. Meant for some reports a second. Values of types whose module only the task has
-        loaded arrive as their `repr`. To be called in the task's own process, in any of its threads.
+        Replaces the report before. Meant for some reports a second. Plain data of at most 1 MiB arrives as it is,
+        anything else as its `repr`. To be called in the task's own process, in any of its threads.
         """
         if self._send_report is None:
             self.progress = progress
@@ -195,6 +209,28 @@ class ProcessMessageHandler(MessageHandler):
         self._extend_timeout(self.sqs_timeout)
         self._set_next_alarm()
 
+    def _decide(self) -> Decision:
+        if self._seconds_to_limit() <= 0:
+            return Decision.TIMED_OUT
+        return Decision.EXTEND if self._makes_progress() else Decision.STUCK
+
+    def _makes_progress(self) -> bool:
+        """What `running()` says. One that does not answer says nothing against the task, whose limit holds."""
+        asked = self._asked = self._asked or _Question(self.running)
+        if not asked.call.wait(_RUNNING_SECONDS):
+            if not self._asked_in_vain:
+                self._asked_in_vain = True
+                logger.warning(
+                    "running() of task %s does not answer: it is taken for true until it does. It is called in a "
+                    "thread of the worker's, and must not wait for anything",
+                    self._task_name(),
+                )
+            return True
+        self._asked = None
+        if asked.call.error is not None:
+            raise asked.call.error
+        return asked.answer
+
     def _stop(self, child: isolation.Child) -> None:
         """Stop the task, and hold the claim until its last process is gone. Nothing that is raised here keeps it alive.
 
@@ -244,9 +280,20 @@ class ProcessMessageHandler(MessageHandler):
         # What has to do with the claim stays here, and cannot be pickled.
         del task_side._report, task_side._extensions
         task_side._clock = task_side._claim_clock = time.monotonic
-        task_side._child = None
+        task_side._child = task_side._asked = None
         task_side._children = []
         return task_side
+
+
+class _Question:
+    """One call of `running()`, in a thread of its own: it is the user's code, and may hang."""
+
+    def __init__(self, running: Callable[[], Any]) -> None:
+        self.answer = True
+        self.call = BoundedCall(lambda: self._ask(running))
+
+    def _ask(self, running: Callable[[], Any]) -> None:
+        self.answer = bool(running())
 
 
 class MessageContent:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sqstaskmaster._claim import clock, note
+from sqstaskmaster._claim.report import attributes_of
 from sqstaskmaster._sending.batches import GroupedLine, Line
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import (
@@ -257,7 +258,12 @@ class TaskManager:
         return self._request(task, kwargs if isinstance(kwargs, dict) else dict(kwargs))
 
     def task_generator(
-        self, wait_time: int = 20, sqs_timeout: int = 20, message_attribute_names: Iterable[str] = ()
+        self,
+        wait_time: int = 20,
+        sqs_timeout: int = 20,
+        message_attribute_names: Iterable[str] = (),
+        *,
+        burst: bool = False,
     ) -> Iterator[Task]:
         """Yield `(task, kwargs, message)` for ever, polling for one message at a time.
 
@@ -266,6 +272,7 @@ class TaskManager:
             time until the message's handler is entered; a handler's own `sqs_timeout` takes over there.
         :param message_attribute_names: the message attributes to ask for, `["All"]` for all of them: then
             `message.message_attributes` has them. SQS sends none that are not asked for.
+        :param burst: end when a poll brings nothing, as tests want it: without it an empty queue is polled for ever.
         :raises ValueError: for a time out of its range, here and not at the first `next()`.
         :raises TypeError: for attribute names that are no strings.
 
@@ -277,15 +284,16 @@ class TaskManager:
         wait_time = check_whole_seconds("wait_time", wait_time, MAX_WAIT_SECONDS)
         sqs_timeout = check_whole_seconds("sqs_timeout", sqs_timeout, MAX_VISIBILITY_SECONDS)
         names = _attribute_names(message_attribute_names)
-        return self._generate(wait_time, sqs_timeout, names)
+        return self._generate(wait_time, sqs_timeout, names, burst)
 
-    def _generate(self, wait_time: int, sqs_timeout: int, names: list[str]) -> Iterator[Task]:
+    def _generate(self, wait_time: int, sqs_timeout: int, names: list[str], burst: bool) -> Iterator[Task]:
         while True:
             # A list of its own for each poll: instrumentation adds to it.
-            yield from self._poll(wait_time, sqs_timeout, **({"MessageAttributeNames": [*names]} if names else {}))
-
-    def _poll(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> Iterator[Task]:
-        return (task for task in self.receive(wait_time, sqs_timeout, **wanted) if task is not None)
+            wanted = {"MessageAttributeNames": [*names]} if names else {}
+            received = self.receive(wait_time, sqs_timeout, **wanted)
+            yield from (task for task in received if task is not None)
+            if burst and not received:
+                return
 
     def receive(self, wait_time: int, sqs_timeout: int, most: int = 1, **wanted: Any) -> list[Task | None]:
         """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
@@ -313,7 +321,7 @@ class TaskManager:
     def _refuse(self, error: MalformedMessage, message: Any) -> None:
         logger.exception("Malformed message, left to the redrive policy: %s", message, extra={"action": "malformed"})
         try:
-            self.notify(error, context={"body": message.body, **(message.attributes or {})})
+            self.notify(error, context={"body": message.body, **attributes_of(message)})
         except Exception:
             logger.exception("notify failed for message: %s", message, extra={"action": "notify_failed"})
 

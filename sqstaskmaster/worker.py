@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._service import processors, registry
 from sqstaskmaster._service.ecs import ScaleInProtection
@@ -228,7 +229,7 @@ class Worker:
 
                 counts = SlotsRun(settings, burst=burst, on_event=on_event or _nothing, protection=protection).run()
             else:
-                with Shutdown(self.shutdown_grace) as stop:
+                with Shutdown(self.shutdown_grace) as stop, owner.only_in_this_process():
                     if self._on_start is not None:
                         self._on_start()
                     run = SingleRun(

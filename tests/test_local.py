@@ -105,6 +105,38 @@ class LocalQueueTest(unittest.TestCase):
             thread.join(60)
         self.assertEqual(list(range(600)), sorted(received))
 
+    def test_reset_forgets_what_one_url_or_all_were_sent(self):
+        other = LocalQueue("local://other")
+        for each in (self.queue, other):
+            each.send_message(MessageBody="now")
+            each.send_message(MessageBody="later", DelaySeconds=900)
+        LocalQueue.reset(other.url)
+        self.assertEqual(
+            (0, 1), tuple(queue.attributes["ApproximateNumberOfMessages"] for queue in (other, self.queue))
+        )
+        self.assertEqual(0, other.attributes["ApproximateNumberOfMessagesDelayed"])
+        LocalQueue.reset()
+        self.assertEqual([], self.queue.receive_messages(WaitTimeSeconds=0))
+        self.assertEqual(0, self.queue.attributes["ApproximateNumberOfMessagesDelayed"])
+        LocalQueue.reset("local://never used")
+
+    def test_reset_forgets_deduplication_ids(self):
+        queue = LocalQueue("local://reset.fifo")
+        for _ in range(2):
+            queue.send_message(MessageBody="b", MessageGroupId="g", MessageDeduplicationId="d")
+            self.assertEqual(1, len(queue.receive_messages(WaitTimeSeconds=0)))
+            LocalQueue.reset(queue.url)
+
+    def test_a_burst_of_tasks_ends_with_the_queue(self):
+        manager = TaskManager(URL, queue_constructor=LocalQueue)
+        self.assertEqual([], list(manager.task_generator(wait_time=0, burst=True)))
+        for number in range(3):
+            manager.submit("T", number=number)
+        self.queue.send_message(MessageBody="malformed")
+        with self.assertLogs("sqstaskmaster.task_manager", "ERROR"):
+            tasks = list(manager.task_generator(wait_time=0, burst=True))
+        self.assertEqual([0, 1, 2], [kwargs["number"] for _, kwargs, _ in tasks])
+
     def test_its_text_names_the_url(self):
         self.assertIn(URL, str(self.queue))
 
@@ -122,6 +154,14 @@ class LocalMessageTest(unittest.TestCase):
         self.assertFalse(message.deleted)
         message.delete()
         self.assertEqual((True, [30, 0]), (message.deleted, message.visibility_changes))
+
+    def test_it_knows_the_queue_it_was_received_from(self):
+        LocalQueue.reset(URL)
+        LocalQueue(URL).send_message(MessageBody="b")
+        (message,) = LocalQueue(URL).receive_messages(WaitTimeSeconds=0)
+        self.assertEqual(URL, message.Queue().url)
+        with self.assertRaisesRegex(ValueError, "local-.*put it into one"):
+            LocalMessage("b").Queue()
 
     def test_its_text_is_readable_and_holds_no_body(self):
         message = LocalMessage("a secret", None, None)

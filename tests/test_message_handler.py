@@ -12,8 +12,15 @@ import unittest
 from unittest import mock
 
 from sqstaskmaster._claim import note
-from sqstaskmaster._signals.alarm import Unborrowed
-from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer, SQSTaskMasterError, UnsupportedContext
+from sqstaskmaster._signals.alarm import Alarm, Unborrowed
+from sqstaskmaster.errors import (
+    ClaimLapsed,
+    HandlerStuck,
+    HardTimeout,
+    NoAnswer,
+    SQSTaskMasterError,
+    UnsupportedContext,
+)
 from sqstaskmaster.message_handler import MessageHandler, Outcome
 from tests.support import wait_until
 from tests.support.handling import (
@@ -628,6 +635,89 @@ class ClaimLostTest(HandlerTestCase):
         self.assertEqual("timed out", handler.outcome)
 
 
+class LapseTest(HandlerTestCase):
+    """SQS answers an extension of a claim that has lapsed as if nothing had happened: our own clock decides."""
+
+    def test_a_receive_whose_answer_came_late_is_extended_on_entering(self):
+        message = self.message()
+        note.leave(message, note.Receipt(self.clock.now - 12, self.clock.now, 15, "T"))
+        with self.handler(message, 15, 5, 100):
+            self.assertEqual([15], message.changes)
+
+    def test_a_worker_that_was_stopped_for_longer_than_its_claim_finds_it_lost_whatever_sqs_says(self):
+        with self.assertLogs("sqstaskmaster", logging.ERROR) as logs, self.handler() as handler:
+            self.advance(31)
+            handler.alarm()
+            handler.alarm()
+        (error,) = handler.lost
+        self.assertIsInstance(error, ClaimLapsed)
+        self.assertEqual(["claim_lost"], [record.action for record in logs.records])
+        self.assertEqual(([30], 1, "done"), (handler._message.changes, handler._message.deletes, handler.outcome))
+
+    def test_one_that_was_stopped_for_a_little_less_saves_it(self):
+        with self.handler() as handler:
+            self.advance(29)
+            handler.alarm()
+        self.assertEqual(([], [30, 30]), (handler.lost, handler._message.changes))
+
+    def test_extensions_cut_off_for_longer_than_the_claim_lose_it(self):
+        with self.handler(self.message(on_change=Answers(None, NO_ANSWERS[0]))) as handler:
+            while not handler.lost:
+                self.assertLess(handler._run_time(), 30.1)
+                self.advance(max(handler.armed(), 0.01) + 0.01)
+                handler.alarm()
+            self.assertTrue(30 < handler._run_time() < 31, handler._run_time())
+
+    def test_a_failure_after_a_lapse_neither_gives_back_nor_delays(self):
+        class Retried(Handler):
+            def retry_delay(self, exception, receive_count):
+                return 5
+
+        for error, outcome in ((ValueError(), "failed"), (KeyboardInterrupt(), "interrupted")):
+            with self.subTest(outcome), contextlib.suppress(KeyboardInterrupt):
+                with self.handler(kind=Retried) as handler:
+                    self.advance(31)
+                    raise error
+            self.assertEqual((outcome, [30]), (handler.outcome, handler._message.changes))
+            self.assertIsInstance(handler.lost[0], ClaimLapsed)
+
+    def test_finished_work_is_deleted_after_a_lapse_too(self):
+        with self.handler() as handler:
+            self.advance(31)
+        self.assertEqual(("done", 1, 1), (handler.outcome, handler._message.deletes, len(handler.lost)))
+
+    def test_what_claim_lost_raises_when_the_task_has_ended_is_told_and_goes_no_further(self):
+        class Strict(Handler):
+            def claim_lost(self, exception):
+                raise InterruptedError("not ours any more")
+
+        with self.handler(kind=Strict) as handler:
+            self.advance(31)
+        self.assertEqual(("done", 1), (handler.outcome, handler._message.deletes))
+        self.assertIsInstance(handler.notified[0][0], InterruptedError)
+
+    def test_a_block_that_is_entered_on_a_lapsed_claim_extends_it_with_a_warning(self):
+        message = self.message(expires_in=-2.5, received_ago=32.5)
+        with self.assertLogs("sqstaskmaster", logging.WARNING) as logs, self.handler(message) as handler:
+            pass
+        self.assertEqual(([30], [], "done"), (message.changes, handler.lost, handler.outcome))
+        (record,) = logs.records
+        self.assertEqual("claim_lapsed", record.action)
+        self.assertIn("2.5 s before", record.getMessage())
+
+    def test_time_in_which_the_machine_was_suspended_counts_for_the_claim_and_not_for_the_limit(self):
+        suspended = 0.0
+        with mock.patch("sqstaskmaster.message_handler.claim_clock", lambda: self.clock.now + suspended):
+            handler = Handler(FakeMessage())
+            with mock.patch("time.monotonic", self.clock):
+                handler._prepare(None)
+                handler._begin()
+                suspended = 3600.0
+                self.assertEqual(100, handler._seconds_to_limit())
+                handler._extend_timeout(30)
+        self.assertEqual([3570.0], [error.seconds for error in handler.lost])
+
+
 class TwelveHoursTest(HandlerTestCase):
     def run_to_the_end(self, handler):
         """The seconds after entering at which the task was stopped."""
@@ -974,6 +1064,108 @@ class NestedTest(SignalTestCase):
         inner.__exit__(None, None, None)
 
 
+class ContextlibTest(SignalTestCase):
+    """A task may hang in C code that contextlib called for it: only who enters or leaves our block is left alone."""
+
+    def stopped(self, hang):
+        began = time.monotonic()
+        with Handler(FakeMessage(), 30, 10, 0.1) as handler:
+            hang()
+        self.assertEqual("timed out", handler.outcome)
+        self.assertLess(time.monotonic() - began, NEVER / 3)
+
+    def locked(self):
+        lock = threading.Lock()
+        lock.acquire()
+        return lock
+
+    def test_a_task_hung_in_a_callback_of_an_exit_stack_has_its_limit(self):
+        def hang():
+            with contextlib.ExitStack() as stack:
+                stack.callback(time.sleep, NEVER)
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_the_close_of_an_exit_stack_has_its_limit(self):
+        def hang():
+            stack = contextlib.ExitStack()
+            stack.callback(time.sleep, NEVER)
+            stack.close()
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_what_closing_closes_has_its_limit(self):
+        def hang():
+            thing = mock.Mock(spec=["close"])
+            thing.close = self.locked().acquire
+            with contextlib.closing(thing):
+                pass
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_entering_a_lock_has_its_limit(self):
+        def hang():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self.locked())
+
+        self.stopped(hang)
+
+    def test_a_task_hung_in_a_function_that_a_context_manager_decorates_has_its_limit(self):
+        class Nothing(contextlib.ContextDecorator):
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *details):
+                return False
+
+        self.stopped(lambda: Nothing()(time.sleep)(NEVER))
+
+    def test_a_block_inside_a_context_manager_of_a_generator_is_left_whole(self):
+        """Traced: the alarm comes at each event in turn of contextlib, while the block is entered and left."""
+
+        @contextlib.contextmanager
+        def claimed():
+            with handler:
+                yield
+
+        def with_generator():
+            with claimed():
+                pass
+
+        def with_stack():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(handler)
+
+        def with_stack_of_generator():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(claimed())
+
+        for run in (with_generator, with_stack, with_stack_of_generator):
+            for nth in range(1, 300):
+                handler = SignalledHandler(FakeMessage(), 300, 200, 100, clock=Clock())
+                seen = 0
+
+                def trace(frame, event, argument):
+                    nonlocal seen
+                    if frame.f_code.co_filename != contextlib.__file__:
+                        return None
+                    seen += 1
+                    if seen == nth and isinstance(handler._alarm, Alarm):
+                        handler._clock.now += 100
+                        handler._handle_alarm(signal.SIGALRM, frame)
+                    return trace
+
+                previous = sys.gettrace()
+                sys.settrace(trace)
+                try:
+                    run()
+                finally:
+                    sys.settrace(previous)
+                self.assertEqual("done", handler.outcome, (run, nth))
+                if seen < nth:
+                    break
+
+
 class ForeignAlarmTest(SignalTestCase):
     def setUp(self):
         super().setUp()
@@ -1024,6 +1216,26 @@ class ForeignAlarmTest(SignalTestCase):
             spin(lambda: self.calls or signal.SIGALRM in signal.sigpending())
         spin(lambda: self.calls)
         self.assertEqual(1, len(self.calls))
+
+    def test_a_foreign_timer_that_expires_while_the_block_is_entered_goes_off_once(self):
+        """Forced: it has gone off when the alarm is borrowed, and is pending, and the timer tells nothing of it."""
+        real = signal.getitimer
+
+        def expired(which):
+            if not signal.sigpending():
+                signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+            return real(which)
+
+        for nested in (False, True):
+            self.calls.clear()
+            with self.subTest(nested=nested), contextlib.ExitStack() as stack:
+                with mock.patch("signal.getitimer", expired):
+                    stack.enter_context(Handler(FakeMessage(), 30, 10, 60))
+                if nested:
+                    stack.enter_context(Handler(FakeMessage(), 30, 10, 60))
+                spin(lambda: self.calls)
+                spin(lambda began=time.monotonic(): time.monotonic() > began + 0.02)
+            self.assertEqual(1, len(self.calls))
 
     def test_a_foreign_limit_round_the_block_still_raises_through_it(self):
         def limit(signum, frame):

@@ -43,7 +43,7 @@ SOON_SECONDS = 20
 
 
 class NeedsTwoArguments(Exception):
-    """Can be pickled, but not loaded again."""
+    """Its constructor needs more than the text that is left of it."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
@@ -126,7 +126,7 @@ class Tasks:
     def raises(self):
         raise ValueError("boom")
 
-    def raises_what_cannot_be_loaded(self):
+    def raises_what_needs_two_arguments(self):
         raise NeedsTwoArguments(1, 2)
 
     def raises_what_cannot_be_pickled(self):
@@ -315,6 +315,14 @@ class Handler(Tasks, ProcessMessageHandler):
         self.notified.append((exception, context))
 
 
+class HungRunningHandler(Handler):
+    answer = threading.Event()
+
+    def running(self):
+        self.answer.wait(DEADLINE_SECONDS)
+        return False
+
+
 class StuckHandler(Handler):
     def clock(self):
         return time.monotonic()
@@ -400,7 +408,7 @@ class EveryStartMethod:
                 self.assertIn(f"in {task}", handler.raised.traceback)
 
     def test_an_exception_whose_constructor_needs_more_than_its_text_arrives_as_itself(self):
-        handler = self.run_task("raises_what_cannot_be_loaded")
+        handler = self.run_task("raises_what_needs_two_arguments")
         self.assert_failed(handler, NeedsTwoArguments)
         self.assertEqual("1 and 2", str(handler.raised))
 
@@ -555,6 +563,42 @@ class StoppingTest(Case):
     def test_a_handler_whose_task_makes_no_progress_is_stopped_as_stuck(self):
         handler = self.run_task("swallows_everything", StuckHandler, term_grace=0.1)
         self.assert_failed(handler, HandlerStuck, "stuck")
+
+    def test_neither_heartbeat_nor_limit_waits_for_running_and_one_that_hangs_is_warned_of_once(self):
+        HungRunningHandler.answer.clear()
+        self.addCleanup(HungRunningHandler.answer.set)
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("sqstaskmaster.process_handler", "WARNING") as logs:
+            handler = self.handler("swallows_everything", HungRunningHandler, term_grace=0.1)
+            handler.__dict__["_clock"] = time.monotonic
+            handler.hard_timeout = 2.0
+            with handler:
+                handler.run()
+        self.assertEqual("timed out", handler.outcome)
+        self.assertGreaterEqual(len(self.message.visibility_changes), 2)
+        self.assertEqual(1, sum("running()" in line for line in logs.output))
+
+    def test_an_answer_that_running_gives_late_still_counts(self):
+        HungRunningHandler.answer.clear()
+        self.addCleanup(HungRunningHandler.answer.set)
+        handler = self.handler("sleeps", HungRunningHandler, term_grace=0.1)
+        handler.__dict__["_clock"] = time.monotonic
+        threading.Timer(0.5, HungRunningHandler.answer.set).start()
+        with handler:
+            handler.run()
+        self.assertEqual("stuck", handler.outcome)
+
+    def test_what_running_raises_stops_the_task(self):
+        class Raises(Handler):
+            def running(self):
+                raise KeyError("no such gauge")
+
+        handler = self.handler("sleeps", Raises, term_grace=0.1)
+        handler.__dict__["_clock"] = time.monotonic
+        with handler:
+            handler.run()
+        self.assertEqual("failed", handler.outcome)
+        self.assertIsInstance(handler.notified[-1][0], KeyError)
 
     def test_a_task_over_its_memory_is_stopped(self):
         handler = self.run_task("takes_memory", max_memory=200_000_000, term_grace=0.1)

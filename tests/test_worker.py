@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import unittest
@@ -68,6 +69,51 @@ class LoopTestCase(unittest.TestCase):
         return (worker or self.worker()).run(burst=True)
 
 
+class ForkTest(LoopTestCase):
+    """A child forked from the worker's process never becomes a second worker."""
+
+    def run_forking(self, where, leave=lambda: None):
+        """The exit code of a child that is forked at `where` (a constructor, run, or an event) and then leaves."""
+        codes, parent = [], os.getpid()
+        self.addCleanup(lambda: os.getpid() == parent or os._exit(99))
+
+        def fork(at):
+            if at != where or codes:
+                return
+            child = os.fork()
+            if child == 0:
+                codes.append(None)
+                leave()
+            else:
+                codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        class Handler(Recording):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                fork("constructor")
+
+            def run(self):
+                fork("run")
+                super().run()
+
+        self.manager.submit("T")
+        self.manager.submit("T")
+        counts = self.worker({"T": Handler}).run(burst=True, on_event=fork)
+        if os.getpid() != parent:
+            os._exit(98)
+        self.assertEqual(({"done": 2}, 2), (counts, len(Recording.seen)))
+        return codes[0]
+
+    def test_wherever_it_is_forked_it_ends_and_the_worker_goes_on(self):
+        for where in ("constructor", "run", "polled", "busy", "idle"):
+            with self.subTest(where):
+                Recording.seen = []
+                self.assertEqual(0, self.run_forking(where))
+
+    def test_what_it_exits_with_is_its_exit_code(self):
+        self.assertEqual(5, self.run_forking("run", lambda: sys.exit(5)))
+
+
 class TasksTest(LoopTestCase):
     def test_a_handler_is_made_of_the_message_the_workers_timeouts_and_the_kwargs(self):
         made = []
@@ -109,6 +155,28 @@ class TasksTest(LoopTestCase):
         self.assertEqual(self.messages[0].body, context["body"])
         self.assertFalse(self.messages[0].deleted)
         self.assertEqual([], self.messages[0].visibility_changes)
+
+    def test_a_message_cannot_set_what_the_worker_limits(self):
+        class Plain(ProcessMessageHandler):
+            def run(self):
+                pass
+
+        class Lenient(Plain):
+            def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, **options):
+                super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, **options)
+
+        class Named(Plain):
+            def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, *, clock=None):
+                super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout)
+
+        class InProcess(Recording):
+            __init__ = MessageHandler.__init__
+
+        for name, value in {"term_grace": 3600, "max_memory": 1 << 50, "start_method": "spawn", "clock": 1}.items():
+            for kind in (Plain, Lenient, InProcess):
+                with self.subTest(name, kind=kind), self.assertRaisesRegex(ArgumentsDoNotFit, name):
+                    self.worker({"T": kind}).handler_for("T", {name: value}, mock.Mock(attributes={}))
+        self.worker({"T": Named}).handler_for("T", {"clock": "noon"}, mock.Mock(attributes={}))
 
     def test_kwargs_that_do_not_fit_are_notified_and_left_with_the_signature_that_was_expected(self):
         class Picky(Recording):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
+import traceback
 from typing import Any
+
+from sqstaskmaster._cli.stderr import STDERR
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -45,9 +47,25 @@ class PlainFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(process)d %(message)s")
 
 
+class StderrHandler(logging.Handler):
+    """Writes records to standard error, and waits a second at most for a reader that has stopped reading."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            STDERR.write(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say what is wrong with a record (arguments that do not fit its text, say), as logging itself does."""
+        if logging.raiseExceptions:
+            STDERR.write(f"Logging failed for {record.msg!r} in {record.pathname}, line {record.lineno}")
+            STDERR.write(traceback.format_exc().rstrip())
+
+
 def configure(level: str, as_json: bool) -> None:
     """Send the records of every logger, from `level` up, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(JsonFormatter() if as_json else PlainFormatter())
     root = logging.getLogger()
     root.addHandler(handler)

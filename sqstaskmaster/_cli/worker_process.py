@@ -16,14 +16,17 @@ import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from sqstaskmaster._cli import logs
-from sqstaskmaster._cli.exits import CommandError, report
+from sqstaskmaster._cli.exits import CommandError, explain
+from sqstaskmaster._cli.stderr import STDERR
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._service.exit_codes import Exit
-from sqstaskmaster._service.supervisor import BUSY, IDLE, LOADED, POLLED
+from sqstaskmaster._service.supervisor import BUSY, DRAINED, FATAL, FATAL_CODES, IDLE, LOADED, POLLED
 from sqstaskmaster._signals import state
+from sqstaskmaster._signals.bounded import BoundedCall
+from sqstaskmaster.errors import PollRefused
 
 if TYPE_CHECKING:
     from sqstaskmaster.worker import Worker
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
 # From the moment that the supervisor is gone until this process is too, whatever its task does.
 _ORPHAN_SECONDS = 1.5
 
-_SAID = {"polled": POLLED, "busy": BUSY, "idle": IDLE}
+# What the process has printed is waited for so long at its end, where its reader has stopped reading.
+_FLUSH_SECONDS = 1.0
+
+_EVENTS = {"polled": POLLED, "busy": BUSY, "idle": IDLE}
 
 
 class Options(NamedTuple):
@@ -99,27 +105,52 @@ def main(arguments: Sequence[str]) -> int:
     :param arguments: those of `Options.command`, the descriptor of the socket to speak on, the supervisor's id.
     """
     options = Options(arguments[0], *json.loads(arguments[1]))
-    supervisor = socket.socket(fileno=int(arguments[2]))
-    _end_with_supervisor(int(arguments[3]), supervisor)
+    events = _Events(socket.socket(fileno=int(arguments[2])))
+    _end_with_supervisor(int(arguments[3]), events.socket)
+    # Until the worker takes it, and after, Ctrl-C ends this process as SIGTERM does: without a traceback.
+    state.Handlers(signal.SIG_DFL, signal.SIGINT).install()
     logs.configure(options.log_level, options.log_json)
     try:
         worker = load(options.worker)
-        _say(supervisor, LOADED)
-        worker.run(
-            burst=options.burst,
-            on_event=lambda event: _say(supervisor, _SAID[event]),
-            ecs_agent_uri=os.environ.get("ECS_AGENT_URI"),
-        )
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error, options.debug)
+        events.send(LOADED)
+        worker.run(burst=options.burst, on_event=events.on_event, ecs_agent_uri=os.environ.get("ECS_AGENT_URI"))
+        events.send(DRAINED)
+    except Exception as error:
+        if options.debug:
+            STDERR.write("".join(traceback.format_exception(error)).rstrip())
+        code, sentence = explain(error)
+        STDERR.write(f"sqstaskmaster: {sentence}")
+        if code in FATAL_CODES and (isinstance(error, PollRefused) or not events.polled):
+            events.send(FATAL)
+        return code
     return Exit.OK
 
 
-def _say(supervisor: socket.socket, what: bytes) -> None:
-    try:
-        supervisor.send(what, socket.MSG_DONTWAIT)
-    except OSError:
-        pass  # it is gone, which is noticed otherwise; or its inbox is full, and the next word counts as well
+class _Events:
+    """What this process tells the supervisor of itself."""
+
+    def __init__(self, supervisor: socket.socket) -> None:
+        self.socket = supervisor
+        self.polled = False
+        self._process = os.getpid()
+
+    def on_event(self, event: str) -> None:
+        self.polled = True
+        self.send(_EVENTS[event])
+
+    def send(self, what: bytes) -> None:
+        if os.getpid() != self._process:
+            return  # a fork of this process has come back here, and speaks for nobody
+        try:
+            self.socket.send(what, socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # it is gone, which is noticed otherwise; or its inbox is full, and the next event counts as well
+
+
+def _flush(stream: TextIO) -> bool:
+    """Whether all that the process has printed is written; where its reader does not read, it is not waited for."""
+    call = BoundedCall(stream.flush)
+    return call.wait(_FLUSH_SECONDS)
 
 
 # -- the end of the supervisor ----------------------------------------------------------------------------------------
@@ -149,7 +180,7 @@ def _wait_for_end(supervisor: socket.socket) -> None:
 
 def _orphaned(signum: int, frame: FrameType | None) -> None:
     """Stop at once and give the message back; and end in any case, from a thread in C that asks nobody."""
-    faulthandler.dump_traceback_later(_ORPHAN_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(_ORPHAN_SECONDS, exit=True, file=_nowhere())
     stop = signal.getsignal(signal.SIGTERM)
     if not callable(stop):
         os._exit(Exit.FAILED)  # no worker is running, so there is nothing to give back
@@ -157,5 +188,16 @@ def _orphaned(signum: int, frame: FrameType | None) -> None:
     stop(signal.SIGTERM, frame)
 
 
+def _nowhere() -> TextIO:
+    """Where a stack can be written without waiting for whoever reads standard error."""
+    try:
+        return open(os.devnull, "w")
+    except OSError:  # no descriptor to be had
+        return sys.__stderr__ or sys.stderr
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    if not _flush(sys.stdout):
+        os._exit(exit_code)  # Python would wait for it
+    sys.exit(exit_code)

@@ -100,6 +100,8 @@ class Child:
         until = time.monotonic() + seconds
         while task is not None and not task.gone:
             task.step()
+            if task.gone:
+                break
             now = time.monotonic()
             left = min(until, task.next_step_at) - now
             if left <= 0 and now >= until:

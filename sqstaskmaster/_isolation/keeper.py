@@ -78,7 +78,7 @@ def _be_task(
 
 
 def become_keeper() -> None:
-    """A session of its own, out of the terminal's reach (Ctrl-C is for the worker to decide on); the orphans' parent."""
+    """Out of the terminal's reach (Ctrl-C is for the worker to decide on), and the parent of every orphan below."""
     state.keep_exit_status()
     os.setsid()
     process_tree.adopt_orphans()

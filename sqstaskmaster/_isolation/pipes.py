@@ -77,7 +77,7 @@ def out_of_reach(descriptor: int) -> int:
 
 
 class Open:
-    """Descriptors of one owner. Only while they are open can they be written to and closed: the numbers are used anew."""
+    """Descriptors of one owner, written to and closed only while they are open: their numbers are used anew."""
 
     def __init__(self, descriptors: Iterable[int]) -> None:
         self._descriptors = set(descriptors)

@@ -5,8 +5,8 @@
     load    bytes -> value
 
 Plain are None, booleans, numbers, strings, bytes, lists, tuples, sets, dictionaries; dates, times and durations of
-`datetime`; Decimal, Fraction, complex, UUID and paths. Of a subclass of one of these (a namedtuple, an IntEnum, NumPy's
-float64) the plain part arrives. Pickle would run code, import modules, and hold the interpreter for as long as it likes.
+`datetime`; Decimal, Fraction, complex, UUID and paths. Of a subclass of one of these (a namedtuple, NumPy's
+float64) the plain part arrives. Pickle would run code, import modules, and hold the interpreter as long as it likes.
 """
 
 from __future__ import annotations

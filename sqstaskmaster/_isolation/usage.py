@@ -16,8 +16,8 @@ class Usage(NamedTuple):
     """What a task has used; None where that is not known.
 
     `cpu_seconds`: user and system time of the task and of all it started. `peak_memory`: the most bytes it held beyond
-    what it was forked with. That of the task's process, and of each that it waited for, is exact; that of several at
-    once is from samples, a quarter of a second to ten seconds apart.
+    what it was forked with. That of the task's process is exact; that of several at once, and of other programs, is
+    from samples, a quarter of a second to ten seconds apart.
     """
 
     cpu_seconds: float | None = None

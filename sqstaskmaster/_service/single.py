@@ -14,12 +14,12 @@ from __future__ import annotations
 import collections
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
+from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import child
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.polling import Polling
@@ -75,6 +75,7 @@ class SingleRun:
         """
         counts: collections.Counter[str] = collections.Counter()
         while not self._stop.requested:
+            owner.leave_if_forked(self._process)  # forked by a hook, say: the queue is its parent's to consume
             manager = self._polling.next(time.monotonic())
             if manager is None:
                 self._stop.wait(self._polling.due() - time.monotonic())
@@ -136,22 +137,13 @@ class SingleRun:
                 except (Exception, ShutdownRequested):
                     raise
                 except BaseException as error:
-                    if os.getpid() != self._process:
-                        raise  # a process that the task forked: it ends here
                     raise TaskQuit(f"The task raised {error!r} in the worker's process") from error
         except ShutdownRequested:
             pass
         except Exception as error:  # of `__enter__`, or of a subclass's `__exit__`
             logger.exception("Handler failed for message: %s", message, extra={"action": "handler_failed"})
             self._notify(manager, error, message)
-        finally:
-            self._end_if_forked()
-
-    def _end_if_forked(self) -> None:
-        """A process that a task forked, and that falls out of it, would be one more worker, which nobody stops."""
-        if os.getpid() != self._process:
-            code = sys.exc_info()[1]
-            os._exit(code.code if isinstance(code, SystemExit) and isinstance(code.code, int) else 0)
+        owner.leave_if_forked(self._process)
 
     def _give_back(self, message: Any) -> None:
         """Make a message that has not been started visible to others at once."""

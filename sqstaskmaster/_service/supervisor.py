@@ -4,7 +4,7 @@
        |  starts a fresh interpreter each, in a session of its own; restarts those that die, with backoff
        |  passes SIGTERM and SIGINT on, once per signal
        |  reaps everything, orphans too (as PID 1 it inherits every process whose parent has ended)
-       +-- worker process 0   <-- one byte per event over a socket: loaded, polled, busy, idle
+       +-- worker process 0   <-- one byte per event over a socket: loaded, polled, busy, idle, drained
        +-- worker process 1       the supervisor's end of the socket closes when it dies, however it dies
        +-- ...
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import selectors
 import signal
@@ -32,10 +33,16 @@ from sqstaskmaster._signals.wakeup import Inbox
 
 logger = logging.getLogger(__name__)
 
-# What a worker process says over its socket.
-LOADED, POLLED, BUSY, IDLE = b"l", b"p", b"b", b"i"
+# What a worker process says over its socket. DRAINED: its burst has found the queue empty. What is said last of all by
+# one that knows that the next would end the same way is longer, so that no stray byte of a task is taken for it.
+LOADED, POLLED, BUSY, IDLE, DRAINED = b"l", b"p", b"b", b"i", b"d"
+FATAL = b"#FATAL#"
 
-# A process whose last successful poll is older is not alive, unless it is busy: the longest poll (20 s), its longest
+# The exit codes that FATAL can stand for: they are about what the process was told to do. The code alone says nothing,
+# since a task can end its process with any.
+FATAL_CODES = frozenset({Exit.USAGE, Exit.MODULE, Exit.QUEUE})
+
+# A process that was last heard of longer ago is not alive, unless it is busy: the longest poll (20 s), its longest
 # answer (10 s more) and a pause after an error (up to a minute).
 POLL_PATIENCE_SECONDS = 90.0
 
@@ -47,8 +54,8 @@ _LAST_GRACE_SECONDS = 15.0
 # So many deaths in a row before any process has polled once: restarting does not help.
 _START_DEATHS = 8
 
-# These exit codes of a worker process are about what it was told to do: the next would end the same way.
-_HOPELESS = {Exit.USAGE, Exit.MODULE, Exit.QUEUE}
+# More than a worker process says in any moment; what a task writes into the socket for ever is not read for ever.
+_MOST_READ_BYTES = 256 * 1024
 
 
 class Backoff:
@@ -68,26 +75,45 @@ class Backoff:
         return seconds
 
 
+class _Process:
+    """A worker process: its end of the socket, and what it has said."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], ours: socket.socket, now: float) -> None:
+        self.popen = popen
+        self.socket: socket.socket | None = ours
+        self.started = now
+        self.heard = -math.inf
+        self.loaded = self.polled = self.busy = self.drained = self.killed = False
+        self._last_words = b""
+
+    @property
+    def is_fatal(self) -> bool:
+        return self._last_words == FATAL
+
+    def take_in(self, said: bytes, now: float) -> None:
+        self.heard = now
+        self.loaded = self.loaded or LOADED in said
+        self.polled = self.polled or POLLED in said
+        self.drained = self.drained or DRAINED in said
+        self._last_words = (self._last_words + said)[-len(FATAL) :]
+        last = max(said.rfind(BUSY), said.rfind(IDLE))
+        if last >= 0:
+            self.busy = said[last : last + 1] == BUSY
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the process does its work, as far as it has said."""
+        return self.busy or now - self.heard <= POLL_PATIENCE_SECONDS
+
+
 class _Slot:
-    """One of the N places, and the process in it."""
+    """One of the N places for a worker process."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.backoff = Backoff()
         self.due = 0.0
         self.finished = False
-        self.process: subprocess.Popen[bytes] | None = None
-        self.socket: socket.socket | None = None
-        self.started = 0.0
-        self.loaded = False
-        self.polled: float | None = None
-        self.busy = False
-
-    def is_alive(self, now: float) -> bool:
-        """Whether the process does its work, as far as it has said."""
-        if self.process is None:
-            return False
-        return self.busy or (self.polled is not None and now - self.polled <= POLL_PATIENCE_SECONDS)
+        self.process: _Process | None = None
 
 
 class Supervisor:
@@ -95,9 +121,11 @@ class Supervisor:
 
     :param command: the arguments of a fresh Python interpreter; the process gets two more, the number of its
         descriptor to speak on and this process's id.
-    :param burst: a process that ends with 0 has found the queue empty, and is not restarted.
-    :param alive_file: touched once a second while every process has polled in the last 90 seconds, or is busy with a
-        task. So it grows old when one of them hangs, or cannot reach the queue; a container's health check looks at it.
+    :param burst: a process that has found the queue empty, and ended, is not restarted.
+    :param alive_file: touched once a second while every process has begun to poll, and has polled in the last 90
+        seconds or is busy with a task. So it grows old when one of them hangs, or cannot reach the queue; a container's
+        health check looks at it.
+    :param shared: descriptors that every process inherits.
     """
 
     def __init__(
@@ -107,14 +135,17 @@ class Supervisor:
         *,
         burst: bool = False,
         alive_file: Path | None = None,
+        shared: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._command = [sys.executable, *command]
         self._burst = burst
         self._alive_file = alive_file
-        self._touched = 0.0
+        self._shared = shared
+        self._touched = -math.inf
         self._clock = clock
         self._slots = [_Slot(number) for number in range(processes)]
+        self._proven = False
         self._stop_signals = 0
         self._kill_at: float | None = None
         self._start_deaths = 0
@@ -132,7 +163,7 @@ class Supervisor:
                     return self._code
                 for key, _ in self._selector.select(self._seconds_to_next()):
                     if key.data is not None:
-                        self._hear(key.data)
+                        self._listen(key.data)
                 for number in inbox.read():
                     if number in stops:
                         self._stop(number)
@@ -149,65 +180,84 @@ class Supervisor:
         if self._stop_signals:
             return
         now = self._clock()
-        # One process first: what is wrong with the module is then said once, not N times.
-        proven = any(slot.loaded for slot in self._slots) or any(slot.finished for slot in self._slots)
-        for slot in self._slots if proven else self._slots[:1]:
-            if slot.process is None and not slot.finished and slot.due <= now:
+        for slot in self._vacant():
+            if slot.due <= now:
                 self._start(slot)
 
+    def _vacant(self) -> list[_Slot]:
+        """The slots that a process is to be started in, now or later."""
+        # One process first: what is wrong with the module is then said once, not N times.
+        slots = self._slots if self._proven else self._slots[:1]
+        return [slot for slot in slots if slot.process is None and not slot.finished]
+
     def _start(self, slot: _Slot) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setblocking(False)
-            slot.process = subprocess.Popen(
-                [*self._command, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                # Ctrl-C in a terminal goes to a whole session: a worker would count it, and the one passed on, as two.
-                start_new_session=True,
-            )
-        slot.socket, slot.started = ours, self._clock()
-        slot.loaded = slot.busy = False
-        slot.polled = None
-        self._selector.register(ours, selectors.EVENT_READ, slot)
+        try:
+            slot.process = self._spawn()
+        except OSError as error:  # no more descriptors, processes or memory: for now, perhaps
+            self._restart_later(slot, f"cannot be started: {error}", lived=0.0, proved=False)
+            return
+        pid = slot.process.popen.pid
         logger.info(
             "Worker process %d started as pid %d",
             slot.number,
-            slot.process.pid,
-            extra={"action": "process_started", "slot": slot.number, "pid": slot.process.pid},
+            pid,
+            extra={"action": "process_started", "slot": slot.number, "pid": pid},
         )
+
+    def _spawn(self) -> _Process:
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                ours.setblocking(False)
+                # Before the process is there: a failure here leaves nothing that would have to be ended.
+                self._selector.register(ours, selectors.EVENT_READ, None)
+                undo.callback(self._selector.unregister, ours)
+                popen = subprocess.Popen(
+                    [*self._command, str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), *self._shared],
+                    # Ctrl-C in a terminal goes to a whole session: a worker would count it, and the one passed on, as
+                    # two.
+                    start_new_session=True,
+                )
+            process = _Process(popen, ours, self._clock())
+            self._selector.modify(ours, selectors.EVENT_READ, process)
+            undo.pop_all()
+            return process
 
     # -- listening -----------------------------------------------------------------------------------------------
 
-    def _hear(self, slot: _Slot) -> None:
+    def _listen(self, process: _Process) -> None:
         """Take in what a worker process has said."""
-        if slot.socket is None:
-            return
-        try:
-            said = slot.socket.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            said = b""
-        if not said:
-            self._selector.unregister(slot.socket)
-            slot.socket.close()
-            slot.socket = None
-            return
-        slot.loaded = True
-        if POLLED in said:
-            slot.polled = self._clock()
-            self._start_deaths = 0
-        last = max(said.rfind(BUSY), said.rfind(IDLE))
-        if last >= 0:
-            slot.busy = said[last : last + 1] == BUSY
-            slot.polled = self._clock()
+        read = 0
+        while process.socket is not None and read < _MOST_READ_BYTES:
+            try:
+                said = process.socket.recv(_MOST_READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                said = b""
+            if not said:
+                self._hang_up(process)
+                return
+            read += len(said)
+            process.take_in(said, self._clock())
+            self._proven = self._proven or process.loaded
+            if process.polled:
+                self._start_deaths = 0
+
+    def _hang_up(self, process: _Process) -> None:
+        if process.socket is not None:
+            self._selector.unregister(process.socket)
+            process.socket.close()
+            process.socket = None
 
     def _touch(self) -> None:
         now = self._clock()
         if self._alive_file is None or now - self._touched < _TOUCH_SECONDS:
             return
-        if all(slot.finished or slot.is_alive(now) for slot in self._slots):
+        if all(slot.finished or (slot.process is not None and slot.process.is_alive(now)) for slot in self._slots):
             self._touched = now
             try:
                 self._alive_file.touch()
@@ -220,18 +270,26 @@ class Supervisor:
         """Pass a stop signal on. The workers make of it what they do: the first drains, the second means now."""
         self._stop_signals += 1
         name = signal.Signals(number).name
-        what = "no more tasks are taken" if self._stop_signals == 1 else "running tasks are stopped now"
+        if self._stop_signals == 1:
+            what = (
+                "no more tasks are taken; running ones may finish, and idle processes wait for their long poll (up to "
+                "20 s); a second signal means now"
+            )
+        else:
+            what = "running tasks are stopped now"
         logger.info("%s: %s", name, what, extra={"action": "stopping", "signal": name})
         if self._stop_signals == 2:
             self._kill_at = self._clock() + _LAST_GRACE_SECONDS
-        self._send(signal.SIGTERM)
+        self._send(number)
 
     def _send(self, number: int) -> None:
         for slot in self._slots:
             if slot.process is not None:
+                # Python makes a traceback of SIGINT where no worker has taken it yet.
+                early = number == signal.SIGINT and not slot.process.loaded
                 # Not reaped yet, so the id is still this process's.
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(slot.process.pid, number)
+                    os.kill(slot.process.popen.pid, signal.SIGTERM if early else number)
 
     def _kill_when_due(self) -> None:
         if self._kill_at is not None and self._clock() >= self._kill_at:
@@ -244,6 +302,7 @@ class Supervisor:
                         slot.number,
                         extra={"action": "process_killed", "slot": slot.number},
                     )
+                    slot.process.killed = True
                     self._code = Exit.KILLED
             self._send(signal.SIGKILL)
 
@@ -260,31 +319,34 @@ class Supervisor:
                 break
             code = os.waitstatus_to_exitcode(status)
             for slot in self._slots:
-                if slot.process is not None and slot.process.pid == pid:
-                    slot.process.returncode = code
-                    self._ended(slot, code)
+                if slot.process is not None and slot.process.popen.pid == pid:
+                    self._ended(slot, slot.process, code)
 
-    def _ended(self, slot: _Slot, code: int) -> None:
-        self._hear(slot)
-        lived = self._clock() - slot.started
-        pid, never_polled = slot.process and slot.process.pid, slot.polled is None
+    def _ended(self, slot: _Slot, process: _Process, code: int) -> None:
+        self._listen(process)
+        # Something that the process has left behind may hold the other end open, for ever.
+        self._hang_up(process)
+        process.popen.returncode = code
         slot.process = None
-        slot.busy = False
+        lived = self._clock() - process.started
+        how = _exit_text(code, lived, process.killed)
         if self._stop_signals:
-            logger.info("Worker process %d %s", slot.number, _words(code, lived), extra={"action": "process_stopped"})
-            return
-        if code == Exit.OK and self._burst:
+            logger.info("Worker process %d %s", slot.number, how, extra={"action": "process_stopped"})
+        elif process.drained and code == Exit.OK and self._burst:
             slot.finished = True
-            return
-        if code in _HOPELESS:
+        elif process.is_fatal and code in FATAL_CODES:
             self._give_up(Exit(code))
-            return
-        self._start_deaths = self._start_deaths + 1 if never_polled else 0
+        else:
+            how = f"(pid {process.popen.pid}) {how}"
+            self._restart_later(slot, how, lived, process.polled, exit_code=code)
+
+    def _restart_later(self, slot: _Slot, how: str, lived: float, proved: bool, **facts: object) -> None:
+        self._start_deaths = 0 if proved else self._start_deaths + 1
         if self._start_deaths >= _START_DEATHS:
             logger.error(
-                "Worker processes died %d times before their first poll, the last %s: giving up",
+                "Worker processes ended %d times in a row before their first poll, the last %s: giving up",
                 self._start_deaths,
-                _words(code, lived),
+                how,
                 extra={"action": "crashing"},
             )
             self._give_up(Exit.CRASHING)
@@ -292,12 +354,11 @@ class Supervisor:
         pause = slot.backoff.after(lived)
         slot.due = self._clock() + pause
         logger.warning(
-            "Worker process %d (pid %s) %s; another starts in %.1f s",
+            "Worker process %d %s; another starts in %.1f s",
             slot.number,
-            pid,
-            _words(code, lived),
+            how,
             pause,
-            extra={"action": "process_died", "slot": slot.number, "exit_code": code, "elapsed": lived},
+            extra={"action": "process_died", "slot": slot.number, "elapsed": lived, **facts},
         )
 
     def _give_up(self, code: Exit) -> None:
@@ -309,7 +370,7 @@ class Supervisor:
     def _seconds_to_next(self) -> float | None:
         """Until a restart, a kill or a touch is due; None where only an event can change anything."""
         now = self._clock()
-        due = [slot.due - now for slot in self._slots if slot.process is None and not slot.finished]
+        due = [slot.due - now for slot in self._vacant()]
         if self._kill_at is not None:
             due.append(self._kill_at - now)
         if self._alive_file is not None:
@@ -317,13 +378,13 @@ class Supervisor:
         return max(0.0, min(due)) if due and not (self._stop_signals and self._kill_at is None) else None
 
 
-def _words(code: int, lived: float) -> str:
-    """How a process ended, in words."""
+def _exit_text(code: int, lived: float, killed: bool) -> str:
+    """How a process ended. `killed`: by this supervisor, which then need not guess why."""
     if code >= 0:
         return f"ended with exit code {code} after {lived:.1f} s"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    likely = ", likely out of memory unless somebody killed it" if -code == signal.SIGKILL else ""
+    likely = ", likely out of memory unless somebody killed it" if -code == signal.SIGKILL and not killed else ""
     return f"was ended by {name} after {lived:.1f} s{likely}"

@@ -12,13 +12,14 @@ The real timer is always set to the earliest of them, and the signal handler on 
 from __future__ import annotations
 
 import contextlib
+import dis
 import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType, FunctionType, GeneratorType
 from typing import Any
 
 from sqstaskmaster.errors import UnsupportedContext
@@ -43,6 +44,11 @@ class _Found:
     def earliest(self) -> float:
         return self.due
 
+    def missed(self) -> None:
+        """An alarm has gone off and was discarded: it is due now."""
+        if callable(self.handler):
+            self.due = time.monotonic()
+
     def fire(self, signum: int, frame: FrameType | None, may_raise: bool) -> None:
         if not may_raise:
             self.due = time.monotonic() + _POSTPONED_SECONDS
@@ -55,7 +61,8 @@ class _Found:
         # None stands for a handler that was not installed from Python, which Python cannot put back.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if self.handler is None else self.handler)
         left = 0.0 if self.due == math.inf else max(_SOONEST_SECONDS, self.due - time.monotonic())
-        signal.setitimer(signal.ITIMER_REAL, left, self.interval)
+        if left:  # it was disarmed already
+            signal.setitimer(signal.ITIMER_REAL, left, self.interval)
 
 
 class Alarm:
@@ -75,14 +82,15 @@ class Alarm:
 
     def borrow(self, seconds: float) -> None:
         """Install the handler and arm the timer. Where this raises, nothing is armed that was not before."""
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         try:
             self._outer = top = Alarm._top
             # Foreign code may have taken SIGALRM inside an outer Alarm's block: then its handler is to be put back.
             self._below = top if top is not None and top._is_installed() else _Found()
-            if signal.SIGALRM in blocked:
-                # An earlier task left it blocked, perhaps pending too: ignoring a signal discards it.
+            if signal.SIGALRM in signal.sigpending():
+                # Ignoring a signal discards it: it was for what is below, which is called for it when `arm` says.
                 signal.signal(signal.SIGALRM, signal.SIG_IGN)
+                self._below.missed()
             signal.signal(signal.SIGALRM, self._handler)
             Alarm._top = self
             self.arm(seconds)
@@ -163,6 +171,9 @@ class Alarm:
     def earliest(self) -> float:
         return min(self._due, self._below.earliest() if self._below else math.inf)
 
+    def missed(self) -> None:
+        """An alarm has gone off and was discarded: what was due is due by its time."""
+
     def fire(self, signum: int, frame: FrameType | None, may_raise: bool) -> None:
         self._handler(signum, frame)
 
@@ -223,8 +234,8 @@ def is_outside_body(frame: FrameType | None, kind: type) -> bool:
 
     An exception raised there would not reach the block: it would escape, and `__exit__` would never run or be cut off.
     """
-    if isinstance(frame, FrameType) and (_is_unwinding(frame) or frame.f_code.co_filename == contextlib.__file__):
-        return True  # in contextlib: an ExitStack may be about to call __exit__
+    if isinstance(frame, FrameType) and (_is_unwinding(frame) or _is_passing_on(frame)):
+        return True
     while isinstance(frame, FrameType):  # whoever calls a handler by hand may pass anything
         code = frame.f_code
         if code.co_name in ("__enter__", "__exit__") and code.co_argcount:
@@ -232,6 +243,46 @@ def is_outside_body(frame: FrameType | None, kind: type) -> bool:
                 return True
         frame = frame.f_back
     return False
+
+
+def _is_passing_on(frame: FrameType) -> bool:
+    """Whether contextlib is, in this frame, about to enter or leave a block for somebody, or has just done so.
+
+    Steps of microseconds, while this frame is the one that runs and what it calls is written in Python. Where it waits
+    for C code (a lock, a callback), a task may hang for ever, and an exception goes where it should.
+    """
+    inside: FrameType | None = frame
+    while inside is not None and inside.f_code.co_filename == contextlib.__file__:
+        manager = inside.f_locals.get("self")
+        if isinstance(manager, (contextlib.ExitStack, contextlib.AsyncExitStack)):
+            if inside.f_code.co_name == "enter_context":
+                called = getattr(type(inside.f_locals.get("cm")), "__enter__", None)
+            elif inside.f_code is _EXIT and inside.f_lineno in _CALLBACK_LINES:
+                called = inside.f_locals.get("cb")
+            else:
+                return True
+            return inside is frame and isinstance(getattr(called, "__func__", called), FunctionType)
+        if isinstance(manager, contextlib._GeneratorContextManager) and isinstance(manager.gen, GeneratorType):
+            return True
+        inside = inside.f_back
+    return False
+
+
+def _lines_that_load(code: CodeType, name: str) -> frozenset[int]:
+    """The lines on which a function reads one of its local variables."""
+    offsets = {
+        instruction.offset
+        for instruction in dis.get_instructions(code)
+        if instruction.opname.startswith("LOAD_FAST")
+        and name in (instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,))
+    }
+    return frozenset(line for start, end, line in code.co_lines() if line and not offsets.isdisjoint(range(start, end)))
+
+
+# Where ExitStack.__exit__ calls what was pushed, inside the `try` round it. A version of Python that names it otherwise
+# has no such lines: a task that hangs there is asked again and again, as if contextlib were leaving the block.
+_EXIT = contextlib.ExitStack.__exit__.__code__
+_CALLBACK_LINES = _lines_that_load(_EXIT, "cb")
 
 
 def _is_unwinding(frame: FrameType) -> bool:

@@ -1,16 +1,18 @@
 """`sqstaskmaster worker` as a container starts it: the installed command, a real SQS server, real signals."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
-from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, wait_until
-from tests.support.commands import Command, alive, offline, online, run
+from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop, wait_until
+from tests.support.commands import Command, alive, command, offline, online, run
 
 # Longer than any test: a message that is seen before this was given back.
 LONG = 600
@@ -56,7 +58,7 @@ class Die(Task):
 worker = Worker(
     TaskManager(os.environ["QUEUE_URL"]),
     {"Task": Task, "Meet": Meet, "Deaf": Deaf, "Die": Die},
-    sqs_timeout=int(os.environ.get("SQS_TIMEOUT", "600")), alarm_timeout=1, hard_timeout=600, wait_time=1,
+    sqs_timeout=int(os.environ.get("SQS_TIMEOUT", "600")), alarm_timeout=1, hard_timeout=600, wait_time=int(os.environ.get("WAIT_TIME", "1")),
     shutdown_grace=float(os.environ.get("GRACE", "600")),
 )
 not_a_worker = 5
@@ -136,20 +138,21 @@ class TestWork(WorkerTestCase):
         self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS))
         self.assertEqual(["runs", "finished"], [line.split()[0] for line in worker.lines()])
 
-    def test_the_alive_file_is_touched_when_every_process_has_polled(self):
+    def test_the_alive_file_is_there_while_the_first_long_poll_still_waits(self):
         path = Path(self.folder, "alive")
-        worker = self.worker("--processes", 2, "--alive-file", path)
+        worker = self.worker("--processes", 2, "--alive-file", path, WAIT_TIME="20")
+        began = time.monotonic()
         wait_until(path.exists, "the alive file is there")
+        self.assertLess(time.monotonic() - began, 20)
+        worker.process.send_signal(signal.SIGTERM)
         self.assertEqual(0, worker.stop())
 
-    def test_a_server_that_does_not_answer_is_waited_for_and_nobody_is_called_alive(self):
-        path = Path(self.folder, "alive")
+    def test_a_server_that_does_not_answer_is_waited_for(self):
         endpoint = f"http://127.0.0.1:{free_port()}"
-        worker = self.worker("--alive-file", path, AWS_ENDPOINT_URL=endpoint, AWS_MAX_ATTEMPTS="1")
+        worker = self.worker(AWS_ENDPOINT_URL=endpoint, AWS_MAX_ATTEMPTS="1")
         worker.wait_for("Polling fails, trying again")
         self.assertIsNone(worker.process.poll())
         self.assertEqual(0, worker.stop())
-        self.assertFalse(path.exists())
 
 
 class TestShutdown(WorkerTestCase):
@@ -202,6 +205,12 @@ class TestShutdown(WorkerTestCase):
         self.go.touch()
         self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
         self.assertEqual(1, len(self.pids(worker, "finished")))
+
+    def test_started_in_the_background_of_a_script_where_sigint_is_ignored_it_stops_on_sigint_all_the_same(self):
+        # What is told to stop a service by SIGINT means it; that a shell had it ignored was not about this service.
+        worker = self.worker(before=["sh", "-c", 'trap "" INT QUIT; exec "$@" <&-', "sh"])
+        wait_until(lambda: self.worker_processes(worker), "it has started")
+        self.assertEqual(0, worker.stop(signal.SIGINT), worker.lines())
 
     def test_as_process_1_of_a_container(self):
         unshare = ["unshare", "--pid", "--fork", "--kill-child"]
@@ -270,6 +279,51 @@ class TestDeath(WorkerTestCase):
         worker.stop(signal.SIGKILL)
         wait_until(lambda: not alive(pid), "it is gone", 15)
         self.assertIn("swallowed", worker.lines())
+
+
+class TestStalledLog(WorkerTestCase):
+    """Whoever reads the log has stopped reading, and the pipe is full: nothing that stops may wait for it."""
+
+    def start(self, *arguments):
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"\0" * 4096)
+        os.set_blocking(writing, True)
+        process = subprocess.Popen(
+            [*command(), "worker", "tasks:worker", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=writing,
+            cwd=self.folder,
+            env=online(QUEUE_URL=self.url, GRACE="0.1"),
+        )
+        os.close(writing)
+        self.addCleanup(stop, process)
+        return process
+
+    def wait_for_task(self):
+        wait_until(lambda: self.counts(self.url) == (0, 1, 0), "the task runs")
+
+    def test_sigterm_stops_the_worker_all_the_same(self):
+        self.submit(wait_for=str(self.go))
+        process = self.start("--log-level", "DEBUG")
+        self.wait_for_task()
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(0, process.wait(DEADLINE_SECONDS))
+        self.assert_given_back()
+
+    def test_when_the_supervisor_is_killed_its_processes_end_all_the_same(self):
+        for task in ("Task", "Deaf"):
+            with self.subTest(task):
+                self.submit(task)
+                process = self.start()
+                pids = wait_until(lambda: children_of(process.pid), "there is a process")
+                wait_until(lambda: self.counts(self.url)[0] == 0, "the task has been received")
+                process.kill()
+                wait_until(lambda: not any(map(alive, pids)), "it is gone", 15)
 
 
 class TestDoctor(WorkerTestCase):

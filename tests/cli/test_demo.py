@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import termios
 import unittest
+import uuid
 
 from sqstaskmaster._cli.demo import picture
 from sqstaskmaster._cli.demo.events import ENDS, Event, Kind
@@ -231,6 +233,8 @@ class OnTerminal:
 @functools.cache
 def runs():
     """A whole run in a pipe and one on a terminal, side by side: each takes the same twelve seconds."""
+    with contextlib.suppress(unittest.SkipTest):
+        run_on_queue()  # takes as long, and is waited for later
     piped, shown = Piped(env=environment()), OnTerminal()
     try:
         shown.read()
@@ -238,6 +242,24 @@ def runs():
     finally:
         shown.close()
         piped.close()
+
+
+@functools.cache
+def run_on_queue():
+    """(URL, demo): a whole run, begun, on a real queue that others use too."""
+    sqs = support.client()
+    unittest.addModuleCleanup(sqs.close)
+    url = sqs.create_queue(QueueName=f"demo-{uuid.uuid4().hex}", Attributes={"VisibilityTimeout": "30"})["QueueUrl"]
+    unittest.addModuleCleanup(sqs.delete_queue, QueueUrl=url)
+    send_of_others(sqs, url)
+    demo = Piped("--queue-url", url, env=environment(**support.environment()))
+    unittest.addModuleCleanup(demo.close)
+    return url, demo
+
+
+def send_of_others(sqs, url):
+    for number in range(3):
+        sqs.send_message(QueueUrl=url, MessageBody=f"another's {number}")
 
 
 class TestDemo(unittest.TestCase):
@@ -331,40 +353,32 @@ class TestDemo(unittest.TestCase):
 class TestDemoOnQueue(support.ServerTestCase):
     """The demo on a real SQS server, in a queue that others use too."""
 
-    def setUp(self):
-        super().setUp()
-        self.url = self.create_queue()
-        for number in range(3):
-            self.sqs.send_message(QueueUrl=self.url, MessageBody=f"another's {number}")
-
-    def demo(self):
-        demo = Piped("--queue-url", self.url, env=environment(**support.environment()))
-        self.addCleanup(demo.close)
-        return demo
-
-    def assert_only_the_others_are_left(self):
-        support.wait_until(lambda: self.counts(self.url) == (3, 0, 0), "the messages of others are visible again")
-        left = self.receive(self.url)
+    def assert_only_the_others_are_left(self, url):
+        support.wait_until(lambda: self.counts(url) == (3, 0, 0), "the messages of others are visible again")
+        left = self.receive(url)
         self.assertEqual({message["Body"] for message in left}, {f"another's {number}" for number in range(3)})
         # Once by the demo, and once by this test.
         self.assertEqual({message["Attributes"]["ApproximateReceiveCount"] for message in left}, {"2"})
 
     def test_it_consumes_what_it_sent_and_gives_back_the_rest(self):
-        demo = self.demo()
+        url, demo = run_on_queue()
         self.assertEqual(demo.wait(), 0, demo.errors())
         output = demo.output()
         for scenario in SCENARIOS:
             if scenario.ends is not Kind.DONE:
                 self.assertRegex(output, rf"{scenario.title} +visible again, receive number 2")
-        self.assert_only_the_others_are_left()
+        self.assert_only_the_others_are_left(url)
 
     def test_control_c_gives_everything_back_and_takes_its_own_away(self):
-        demo = self.demo()
+        url = self.create_queue()
+        send_of_others(self.sqs, url)
+        demo = Piped("--queue-url", url, env=environment(**support.environment()))
+        self.addCleanup(demo.close)
         support.wait_until(lambda: re.search(r"long task +claim extended", demo.output()), "the long task runs")
         demo.process.send_signal(signal.SIGINT)
         self.assertEqual(demo.wait(), 130)
         self.assertRegex(demo.output(), r"long task +interrupted; message given back")
-        self.assert_only_the_others_are_left()
+        self.assert_only_the_others_are_left(url)
 
 
 if __name__ == "__main__":

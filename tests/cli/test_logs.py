@@ -1,10 +1,12 @@
 import io
 import json
 import logging
-import sys
+import tempfile
 import unittest
+from unittest import mock
 
 from sqstaskmaster._cli import logs
+from sqstaskmaster._cli.stderr import Stderr
 
 
 class TestFormatters(unittest.TestCase):
@@ -66,16 +68,29 @@ class TestConfigure(unittest.TestCase):
         self.addCleanup(setattr, root, "handlers", root.handlers[:])
         for name in logs._TALKATIVE:
             self.addCleanup(logging.getLogger(name).setLevel, logging.getLogger(name).level)
-        self.addCleanup(setattr, sys, "stderr", sys.stderr)
-        sys.stderr = self.stderr = io.StringIO()
+        self.stderr = tempfile.TemporaryFile("w+")
+        self.addCleanup(self.stderr.close)
+        patched = mock.patch.object(logs, "STDERR", Stderr(self.stderr.fileno()))
+        patched.start()
+        self.addCleanup(patched.stop)
+
+    def written(self):
+        self.stderr.seek(0)
+        return self.stderr.read()
 
     def test_records_go_to_standard_error_from_the_level_up(self):
         logs.configure("INFO", as_json=True)
         logging.getLogger("sqstaskmaster").debug("hidden")
         logging.getLogger("sqstaskmaster").info("shown")
-        self.assertEqual("shown", json.loads(self.stderr.getvalue())["message"])
+        self.assertEqual("shown", json.loads(self.written())["message"])
 
     def test_at_debug_the_libraries_of_aws_stay_quiet_because_they_write_message_bodies(self):
         logs.configure("DEBUG", as_json=False)
         logging.getLogger("botocore.endpoint").debug("the whole request")
-        self.assertEqual("", self.stderr.getvalue())
+        self.assertEqual("", self.written())
+
+    def test_a_record_whose_arguments_do_not_fit_says_where_it_is_made(self):
+        logs.configure("INFO", as_json=False)
+        logging.getLogger("sqstaskmaster").info("%d tasks", "three")
+        self.assertIn("Logging failed for '%d tasks' in", self.written())
+        self.assertIn("TypeError", self.written())

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -64,10 +65,19 @@ class TestSupervisor(unittest.TestCase):
         """The ids of the processes that work, when there have been so many."""
 
         def found():
-            pids = [int(line.split()[1]) for line in script.lines() if line.startswith("works")]
+            pids = self.pids(script, "works")
             return len(pids) >= number and pids
 
         return wait_until(found, f"{number} processes work")
+
+    def pids(self, script, word):
+        return [int(line.split()[1]) for line in script.lines() if line.startswith(f"{word} ")]
+
+    def assert_idle(self, script):
+        """The supervisor takes next to no processor time, watched for half a second."""
+        before, until = cpu_seconds(script.process.pid), time.monotonic() + 0.5
+        wait_until(lambda: time.monotonic() > until, "half a second is over")
+        self.assertLess(cpu_seconds(script.process.pid) - before, 0.2)
 
     def wait(self, script):
         return script.process.wait(DEADLINE_SECONDS)
@@ -93,9 +103,9 @@ class TestSupervisor(unittest.TestCase):
         self.assertEqual(["0.5", "1.0", "2.0"], pauses(script)[:3])
 
     def test_a_stop_signal_is_passed_on_and_everything_is_reaped(self):
-        child = "signal.signal(15, lambda *_: (print('told', flush=True), sys.exit(0))); " + WORK
         for number in (signal.SIGTERM, signal.SIGINT):
             with self.subTest(number.name):
+                child = f"signal.signal({number:d}, lambda *_: (print('told', flush=True), sys.exit(0))); {WORK}"
                 script = self.supervise(child, processes=2)
                 pids = self.working(script, 2)
                 script.process.send_signal(number)
@@ -141,20 +151,82 @@ class TestSupervisor(unittest.TestCase):
         Path(go).touch()
         self.working(script, 3)
 
-    def test_a_module_that_cannot_be_loaded_ends_everything_with_its_code(self):
-        script = self.supervise("sys.exit(3)", processes=3)
+    def test_what_a_process_says_is_fatal_ends_everything_with_its_code(self):
+        script = self.supervise("say(b'#FATAL#'); sys.exit(3)", processes=3)
         self.assertEqual(3, self.wait(script))
 
-    def test_a_hopeless_end_stops_the_other_processes_and_gives_its_code(self):
+    def test_a_fatal_end_stops_the_other_processes_and_gives_its_code(self):
         child = "signal.signal(15, lambda *_: (print('told', flush=True), sys.exit(0))); say(b'lp'); "
         child += "print('works', os.getpid(), flush=True)\nwhile not os.path.exists(%r): time.sleep(0.01)\n"
-        child += "try: os.unlink(%r)\nexcept OSError: time.sleep(3600)\nsys.exit(4)"
+        child += "try: os.unlink(%r)\nexcept OSError: time.sleep(3600)\nsay(b'#FATAL#'); sys.exit(4)"
         go = os.path.join(self.folder(), "go")
         script = self.supervise(child % (go, go), processes=2)
         self.working(script, 2)
         Path(go).touch()
         self.assertEqual(4, self.wait(script))
         self.assertEqual(1, script.lines().count("told"))
+
+    def test_an_exit_code_alone_is_never_fatal(self):
+        for code in (2, 3, 4):
+            with self.subTest(code):
+                script = self.supervise(f"say(b'lp'); print('works', os.getpid(), flush=True); sys.exit({code})")
+                self.working(script, 2)
+                script.end()
+
+    def test_bytes_that_a_task_writes_into_the_socket_are_never_fatal(self):
+        child = "say(b'lp'); print('works', os.getpid(), flush=True); say(b'#FATAL#' + bytes(range(256))); sys.exit(4)"
+        self.working(self.supervise(child), 2)
+
+    def test_a_socket_that_outlives_its_process_costs_no_time_and_no_descriptor(self):
+        # What a plain task has forked holds the socket, and goes on when its worker is gone.
+        child = "say(b'lp')\nif not os.fork():\n    os.setsid(); print('left', os.getpid(), flush=True)\n"
+        child += "    while os.path.exists(%r): time.sleep(0.02)\n    os._exit(0)\n"
+        child += "print('works', os.getpid(), flush=True); time.sleep(3600)"
+        mark = Path(self.folder(), "mark")
+        mark.touch()
+        self.addCleanup(mark.unlink, missing_ok=True)
+        script = self.supervise(child % str(mark))
+        descriptors = []
+        for number in (1, 2, 3):
+            pid = self.working(script, number)[-1]
+            descriptors.append(len(os.listdir(f"/proc/{script.process.pid}/fd")))
+            wait_until(lambda: len(self.pids(script, "left")) == number, "it has forked")
+            os.kill(pid, signal.SIGKILL)
+        self.working(script, 4)
+        self.assertEqual(1, len(set(descriptors)), descriptors)
+        left = self.pids(script, "left")[:3]
+        mark.unlink()  # the other ends are closed now, and nobody may look at them again and again
+        wait_until(lambda: not any(map(alive, left)), "what was left has ended")
+        self.assert_idle(script)
+
+    def test_what_cannot_be_started_for_now_is_tried_again_and_leaks_nothing(self):
+        # As where there are no more descriptors: the second and the third start fail.
+        source = SUPERVISE.replace(
+            "import logging",
+            """
+import subprocess
+real, starts = subprocess.Popen, []
+def popen(*arguments, **options):
+    starts.append(1)
+    if len(starts) in (2, 3):
+        raise OSError(24, "Too many open files")
+    return real(*arguments, **options)
+subprocess.Popen = popen
+import logging""",
+            1,
+        )
+        script = self.supervise(WORK, source=source)
+        pid = self.working(script, 1)[0]
+        before = len(os.listdir(f"/proc/{script.process.pid}/fd"))
+        os.kill(pid, signal.SIGKILL)
+        self.working(script, 2)
+        self.assertEqual(2, "\n".join(script.lines()).count("cannot be started: [Errno 24] Too many open files"))
+        self.assertEqual(before, len(os.listdir(f"/proc/{script.process.pid}/fd")))
+
+    def test_nothing_is_computed_while_the_first_process_loads_its_module(self):
+        script = self.supervise("print('works', os.getpid(), flush=True); time.sleep(3600)", processes=3)
+        self.working(script, 1)
+        self.assert_idle(script)
 
     def test_processes_that_die_again_and_again_before_their_first_poll_are_given_up(self):
         supervisor = SUPERVISE.replace(
@@ -166,13 +238,20 @@ class TestSupervisor(unittest.TestCase):
         script.wait_for("giving up")
 
     def test_burst_ends_when_every_process_has_found_the_queue_empty(self):
-        script = self.supervise("say(b'lp'); print('works', os.getpid(), flush=True)", processes=2, burst="burst")
+        script = self.supervise("say(b'lpd'); print('works', os.getpid(), flush=True)", processes=2, burst="burst")
+        self.assertEqual(0, self.wait(script))
+        self.assertEqual(2, len(self.working(script, 2)))
+
+    def test_burst_replaces_a_process_that_a_task_has_ended_with_0(self):
+        child = "say(b'lp'); print('works', os.getpid(), flush=True); os.path.exists(%r) and say(b'd'); open(%r, 'w')"
+        again = os.path.join(self.folder(), "again")
+        script = self.supervise(child % (again, again), burst="burst")
         self.assertEqual(0, self.wait(script))
         self.assertEqual(2, len(self.working(script, 2)))
 
     def test_burst_replaces_a_process_that_was_killed(self):
         child = "say(b'lp'); print('works', os.getpid(), flush=True); "
-        child += "os.path.exists(%r) or (open(%r, 'w'), time.sleep(3600))"
+        child += "os.path.exists(%r) or (open(%r, 'w'), time.sleep(3600)); say(b'd')"
         again = os.path.join(self.folder(), "again")
         script = self.supervise(child % (again, again), burst="burst")
         pid = self.working(script, 1)[0]
@@ -194,6 +273,7 @@ class TestSupervisor(unittest.TestCase):
         script.process.send_signal(signal.SIGTERM)
         self.assertEqual(10, self.wait(script))
         self.assertFalse(alive(pid))
+        self.assertNotIn("out of memory", "\n".join(script.lines()))
 
     def test_orphans_that_come_to_process_1_are_reaped(self):
         # As process 1 does, the supervisor here adopts what its descendants leave behind.
@@ -240,9 +320,13 @@ class TestAliveFile(unittest.TestCase):
         wait_until(self.path.exists, "the file is there")
         self.assertTrue(self.is_touched_again())
 
-    def test_it_is_not_touched_before_every_process_has_polled(self):
-        child = "say(b'l'); print('works', os.getpid(), flush=True)\n"
-        child += "os.path.exists(%r) or (open(%r, 'w'), say(b'p'))\nprint('ready', flush=True); time.sleep(3600)"
+    def test_it_is_there_when_every_process_has_begun_to_poll(self):
+        self.start("say(b'l'); time.sleep(3600)", processes=2)
+        wait_until(self.path.exists, "the file is there")
+
+    def test_it_is_not_there_before_every_process_has_begun_to_poll(self):
+        child = "print('works', os.getpid(), flush=True)\n"
+        child += "os.path.exists(%r) or (open(%r, 'w'), say(b'l'))\nprint('ready', flush=True); time.sleep(3600)"
         mark = str(self.path) + "-mark"
         script = self.start(child % (mark, mark), processes=2)
         wait_until(lambda: script.lines().count("ready") == 2, "both run")
@@ -258,6 +342,11 @@ class TestAliveFile(unittest.TestCase):
     def wait_for_a_stop(self, script):
         script.process.send_signal(signal.SIGTERM)
         script.process.wait(DEADLINE_SECONDS)
+
+
+def cpu_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def pauses(script):

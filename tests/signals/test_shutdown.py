@@ -17,6 +17,7 @@ from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster.errors import ShutdownRequested
 from sqstaskmaster.worker import _is_outside_heartbeat
 from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, wait_until
+from tests.support.commands import alive
 
 
 def stop_this_process(times=1):
@@ -337,14 +338,20 @@ class ProcessesTest(ServerTestCase):
         super().setUp()
         self.url = self.create_queue(visibility=60)
 
-    def start(self, base="MessageHandler", **settings):
-        return Script(self, WORKER, self.url, base, repr({"sqs_timeout": 60, **settings}))
+    def start(self, base="MessageHandler", url=None, **settings):
+        return Script(self, WORKER, url or self.url, base, repr({"sqs_timeout": 60, **settings}))
 
-    def submit(self, **kwargs):
-        TaskManager(self.url).submit("Task", **kwargs)
+    def start_each(self, urls=None, **settings):
+        """(URL, worker) with each kind of handler, side by side, on a queue each."""
+        urls = urls or [self.create_queue(visibility=60) for _ in range(2)]
+        bases = ("MessageHandler", "ProcessMessageHandler")
+        return [(url, self.start(base, url, **settings)) for base, url in zip(bases, urls)]
 
-    def assert_visible_with_receive_count(self, count):
-        (message,) = wait_until(lambda: self.receive(self.url), "the message is there for others", seconds=15)
+    def submit(self, url=None, **kwargs):
+        TaskManager(url or self.url).submit("Task", **kwargs)
+
+    def assert_visible_with_receive_count(self, count, url=None):
+        (message,) = wait_until(lambda: self.receive(url or self.url), "the message is there for others", seconds=15)
         self.assertEqual(str(count), message["Attributes"]["ApproximateReceiveCount"])
 
     def test_idle_in_a_long_poll_it_ends_with_the_poll_and_strands_nothing(self):
@@ -373,33 +380,34 @@ class ProcessesTest(ServerTestCase):
         self.assertLess(time.monotonic() - started, 10)
 
     def test_running_it_is_given_its_grace_and_its_heartbeat_then_stopped_and_given_back(self):
-        for base in ("MessageHandler", "ProcessMessageHandler"):
-            with self.subTest(base):
-                worker = self.start(base, sqs_timeout=2, alarm_timeout=0.5, shutdown_grace=4)
-                self.submit(seconds=600)
-                worker.wait_for("started")
-                worker.process.send_signal(signal.SIGTERM)
-                told = time.monotonic()
-                while time.monotonic() < told + 3:
-                    self.assertEqual([], self.receive(self.url, wait=1))  # longer than the visibility timeout
-                worker.wait_for("counts {'interrupted': 1}")
-                self.assertGreater(time.monotonic() - told, 3.9)
-                self.assertEqual(0, worker.process.wait(60))
-                self.assert_visible_with_receive_count(2)
-                self.url = self.create_queue(visibility=60)
+        both = self.start_each(sqs_timeout=2, alarm_timeout=0.5, shutdown_grace=4)
+        for url, worker in both:
+            self.submit(url, seconds=600)
+            worker.wait_for("started")
+        for _, worker in both:
+            worker.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        while time.monotonic() < told + 3:  # longer than the visibility timeout
+            for url, _ in both:
+                self.assertEqual([], self.receive(url, wait=1))
+        for url, worker in both:
+            worker.wait_for("counts {'interrupted': 1}")
+            self.assertGreater(time.monotonic() - told, 3.9)
+            self.assertEqual(0, worker.process.wait(60))
+            self.assert_visible_with_receive_count(2, url)
 
     def test_the_task_of_a_killed_worker_is_run_by_another(self):
-        for base in ("MessageHandler", "ProcessMessageHandler"):
-            with self.subTest(base):
-                self.submit(seconds=2)
-                worker = self.start(base, sqs_timeout=3, alarm_timeout=1, wait_time=1)
-                task = int(worker.wait_for("started").split()[1])
-                worker.end(signal.SIGKILL)
-                wait_until(lambda: not is_alive(task), "the task has gone with its worker", 10)
-                other = self.start(base, sqs_timeout=3, alarm_timeout=1, wait_time=1)
-                other.wait_for("receive 2")
-                other.end(signal.SIGTERM)
-                self.assertEqual((0, 0, 0), self.counts(self.url))
+        settings = {"sqs_timeout": 3, "alarm_timeout": 1, "wait_time": 1}
+        both = self.start_each(**settings)
+        for url, worker in both:
+            self.submit(url, seconds=2)
+            task = int(worker.wait_for("started").split()[1])
+            worker.end(signal.SIGKILL)
+            wait_until(lambda: not alive(task), "the task has gone with its worker", 10)
+        for url, other in self.start_each([url for url, _ in both], **settings):
+            other.wait_for("receive 2")
+            other.end(signal.SIGTERM)
+            self.assertEqual((0, 0, 0), self.counts(url))
 
     def test_as_process_1_it_stops_all_the_same(self):
         prefix = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
@@ -420,14 +428,6 @@ class ProcessesTest(ServerTestCase):
         os.kill(worker, signal.SIGTERM)
         outer.wait_for("counts {'interrupted': 1}")
         self.assertEqual(0, outer.process.wait(60))
-
-
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def processes():
