@@ -289,7 +289,7 @@ class TaskManager:
     def _generate(self, wait_time: int, sqs_timeout: int, names: list[str], burst: bool) -> Iterator[Task]:
         while True:
             # A list of its own for each poll: instrumentation adds to it.
-            wanted = {"MessageAttributeNames": [*names]} if names else {}
+            wanted: dict[str, Any] = {"MessageAttributeNames": [*names]} if names else {}
             received = self.receive(wait_time, sqs_timeout, **wanted)
             yield from (task for task in received if task is not None)
             if burst and not received:

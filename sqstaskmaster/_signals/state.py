@@ -111,7 +111,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 class Handlers:
     """One handler for some signals, from `install` to `put_back`, which restores what was found. Main thread only."""
 
-    def __init__(self, handler: SignalHandler, *numbers: int) -> None:
+    def __init__(self, handler: SignalHandler | signal.Handlers, *numbers: int) -> None:
         self._handler = handler
         self._numbers = numbers
         self._found: dict[int, Any] = {}

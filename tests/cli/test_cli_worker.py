@@ -58,7 +58,8 @@ class Die(Task):
 worker = Worker(
     TaskManager(os.environ["QUEUE_URL"]),
     {"Task": Task, "Meet": Meet, "Deaf": Deaf, "Die": Die},
-    sqs_timeout=int(os.environ.get("SQS_TIMEOUT", "600")), alarm_timeout=1, hard_timeout=600, wait_time=int(os.environ.get("WAIT_TIME", "1")),
+    sqs_timeout=int(os.environ.get("SQS_TIMEOUT", "600")), alarm_timeout=1, hard_timeout=600,
+    wait_time=int(os.environ.get("WAIT_TIME", "1")),
     shutdown_grace=float(os.environ.get("GRACE", "600")),
 )
 not_a_worker = 5
