@@ -98,10 +98,13 @@ class Polling(Generic[Queue]):
         state.retry_at = now + _BACKOFF(error, state.failures)
         code = code_of(error) or type(error).__name__
         remedy = remedy_for(error)
-        if code != state.last_code:
-            level, advice = (logging.WARNING, "trying again") if remedy is None else (logging.ERROR, remedy)
+        # A single queue that cannot be polled ends the worker, which says why.
+        if code != state.last_code and (remedy is None or len(self._states) > 1):
             facts = {"action": "poll_failed", "code": code}
-            self._log(level, "Polling %s fails: %s: %s", queue, error, advice, extra=facts)
+            if remedy is None:
+                self._log(logging.WARNING, "Polling fails, trying again: %s: %s", queue, error, extra=facts)
+            else:
+                self._log(logging.ERROR, "Polling fails: %s: %s: %s", queue, error, remedy, extra=facts)
         state.last_code = code
         self._pass_over()
         return remedy

@@ -12,10 +12,10 @@ import unittest
 from unittest import mock
 
 from sqstaskmaster import LocalMessage, LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+from sqstaskmaster._service.single import _is_outside_heartbeat
 from sqstaskmaster._signals.alarm import Alarm
 from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster.errors import ShutdownRequested
-from sqstaskmaster.worker import _is_outside_heartbeat
 from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, wait_until
 from tests.support.commands import alive
 
