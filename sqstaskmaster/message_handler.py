@@ -288,12 +288,14 @@ class MessageHandler(abc.ABC):
         Not where the claim was lost: another worker may be running it.
         """
         delay = 0 if at_once else retry_delay_of(self, exception, self._report)
+        if delay is not None:
+            # An extension still under way would hide the message again, for another time.
+            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
+            self._extensions.collect()
         if self._claim.lost is not None:
             return
         self._report.comes_back_in = self._claim.left(self._claim_clock()) or None
         if delay is not None:
-            # An extension still under way would hide the message again, for another time.
-            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
             seconds = self._claim.cut(delay, self._claim_clock())
             if change_visibility(self._message, seconds, self._report):
                 self._report.comes_back_in = seconds

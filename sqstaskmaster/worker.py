@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import process_tree
-from sqstaskmaster._service import processors, registry
+from sqstaskmaster._service import loading, processors, registry
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.settings import Settings
 from sqstaskmaster._service.single import SingleRun
@@ -186,6 +186,7 @@ class Worker:
         on_event: Callable[[str], Any] | None = None,
         ecs_agent_uri: str | None = None,
         ecs_metadata_uri: str | None = None,
+        ecs_lock: int | None = None,
     ) -> collections.Counter[str]:
         """Run tasks until SIGTERM or SIGINT, or, with `burst`, until a poll brings nothing.
 
@@ -197,10 +198,13 @@ class Worker:
             health checks: it must be quick. What it raises is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
         :param ecs_metadata_uri: ECS_CONTAINER_METADATA_URI_V4 on Amazon ECS: `slots="auto"` asks it for the CPU limit.
+        :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
+            reading and writing, that they share. The one that becomes idle last returns the protection.
         :raises PollRefused: where polling again does not help; the text says what does.
-        :raises UnsupportedContext: outside the main thread.
+        :raises UnsupportedContext: outside the main thread, and while the command line imports the worker's module.
         :raises ValueError: for a worker without tasks.
         """
+        loading.refuse_to_run()
         if not len(self._registry):
             raise ValueError(
                 'This worker has no tasks, and would refuse every message: Worker(manager, {"Name": Handler}), or '
@@ -222,7 +226,7 @@ class Worker:
             on_start=self._on_start,
             on_finish=self._on_finish,
         )
-        with ScaleInProtection(ecs_agent_uri) as protection:
+        with ScaleInProtection(ecs_agent_uri, lock=ecs_lock) as protection:
             if self._has_slots(environments):
                 # Loaded here: what it needs is there on Linux only.
                 from sqstaskmaster._service.slots import SlotsRun
@@ -245,6 +249,11 @@ class Worker:
         :raises UnknownTask, ArgumentsDoNotFit: where there is none.
         """
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
+
+    @property
+    def hard_timeouts(self) -> dict[str, float]:
+        """The hard timeout of each task by its name, in seconds. A handler class may set another for itself."""
+        return {name: entry.hard_timeout for name, entry in self._registry.items()}
 
     def _has_slots(self, environments: Sequence[Environment]) -> bool:
         """Whether tasks run in slots: all of them have processes of their own, forked as Linux can."""

@@ -11,6 +11,9 @@ import time
 import unittest
 from unittest import mock
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from sqstaskmaster._claim import note
 from sqstaskmaster._signals.alarm import Alarm, Unborrowed
 from sqstaskmaster.errors import (
@@ -681,6 +684,23 @@ class LapseTest(HandlerTestCase):
             self.assertEqual((outcome, [30]), (handler.outcome, handler._message.changes))
             self.assertIsInstance(handler.lost[0], ClaimLapsed)
 
+    def test_an_answer_that_the_claim_is_gone_which_comes_with_the_verdict_counts(self):
+        answer = threading.Event()
+        calls = iter([lambda: None, lambda: answer.wait(NEVER) and LOST])
+        message = self.message(on_change=lambda: next(calls)())
+
+        class Interrupted(Handler):
+            def _return_message(self, exception, at_once):
+                answer.set()
+                super()._return_message(exception, at_once)
+
+        with mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 0.05):
+            with self.assertRaises(KeyboardInterrupt), self.handler(message, kind=Interrupted) as handler:
+                self.advance(10)
+                handler.alarm()
+                raise KeyboardInterrupt
+        self.assertEqual([30, 30], message.changes)
+
     def test_finished_work_is_deleted_after_a_lapse_too(self):
         with self.handler() as handler:
             self.advance(31)
@@ -777,6 +797,42 @@ class TwelveHoursTest(HandlerTestCase):
             self.advance(8)
             handler.alarm()
         self.assertEqual("timed out", handler.outcome)
+
+
+answers = st.sampled_from([None, None, None, NO_ANSWERS[0], UnicodeDecodeError("utf-8", b"", 0, 1, ""), LOST])
+steps = st.tuples(st.floats(0, 45), answers, st.sampled_from([True] * 9 + [False]))
+
+
+class VerdictWalkTest(HandlerTestCase):
+    @settings(deadline=None, max_examples=150)
+    @given(st.lists(steps, max_size=12), st.sampled_from([None, ValueError, KeyboardInterrupt]), answers)
+    def test_whatever_happens_there_is_one_verdict_and_only_finished_work_is_deleted(self, walk, ending, at_the_end):
+        answer, stopped = [None], []
+        message = self.message(on_change=lambda: answer[0], on_delete=lambda: at_the_end)
+        Handler.failed_checks.clear()
+        with self.assertLogs("sqstaskmaster", logging.INFO) as logs:
+            with contextlib.suppress(KeyboardInterrupt), self.handler(message) as handler:
+                for seconds, answer[0], handler.makes_progress in walk:
+                    self.advance(seconds)
+                    try:
+                        handler.alarm()
+                    except (HardTimeout, HandlerStuck) as error:
+                        stopped.append(error)
+                    if handler._claim.lost is None:
+                        # A claim that lives is extended before it can end, or it is told that it is lost.
+                        self.assertLessEqual(handler._claim.due(self.clock.now), handler._claim.latest_end)
+                handler._extensions.wait(NEVER)
+                handler._collect_answers()
+                lost = handler._claim.lost
+                before = len(message.changes)
+                if ending:
+                    raise ending()
+        self.assertEqual(handler.outcome == "done", not (stopped or ending))
+        self.assertEqual(handler.outcome == "done", message.deletes > 0)
+        self.assertEqual(["finished"], [a for a in self.actions(logs, handler) if a == "finished"])
+        self.assertLessEqual(len(handler.lost), 1)
+        returned = message.changes[before:]
+        self.assertEqual([0] if ending is KeyboardInterrupt and not lost else [], returned)
 
 
 class DeleteTest(HandlerTestCase):

@@ -38,8 +38,9 @@ class Report:
     """What is said of one message, from the time its handler has it.
 
     `ended_at`, `outcome`, `comes_back_in` (seconds until the message is visible again, None where that is not known or
-    does not happen) and `stack` (where the task was when it was stopped) are for whoever handles it to set. May be
-    used in any thread.
+    does not happen), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped) and `more`
+    (further fields of the finished line: `cpu_seconds`, `peak_memory` in bytes, `continuation` are said in words too)
+    are for whoever handles it to set. May be used in any thread.
 
     :param message: as for MessageHandler; nothing but `body` and `attributes` is needed of it.
     :param task: the task's name.
@@ -64,6 +65,8 @@ class Report:
         self.ended_at: float | None = None
         self.outcome: str | None = None
         self.comes_back_in: float | None = None
+        self.limit: float | None = None
+        self.more: Mapping[str, Any] = {}
         self.stack = ""
         self._message = message
         self._notify = notify
@@ -82,21 +85,27 @@ class Report:
         """How often the message has been received, this time included; None where SQS does not say."""
         return _number(attributes_of(self._message).get("ApproximateReceiveCount"))
 
+    @property
+    def message_id(self) -> str | None:
+        """The message's id; None where it has none."""
+        message_id = getattr(self._message, "message_id", None)
+        return message_id if isinstance(message_id, str) else None
+
     def facts(self, action: str) -> dict[str, Any]:
         """The fields that every log record about this message carries, for formatters that write them."""
         now = self._clock()
         sent = _number(attributes_of(self._message).get("SentTimestamp"))  # milliseconds
         queued = None if sent is None else time.time() - (now - self.started_at) - sent / 1000
-        message_id = getattr(self._message, "message_id", None)
         return {
             "action": action,
             "task": self.task,
-            "message_id": message_id if isinstance(message_id, str) else None,
+            "message_id": self.message_id,
             "receive_count": self.receive_count,
             "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours
             "elapsed": (now if self.ended_at is None else self.ended_at) - self.started_at,
             "outcome": self.outcome,
-            "comes_back_in": self.comes_back_in,
+            "comes_back_in": None if self.comes_back_in is None else round(self.comes_back_in, 1),
+            "limit": self.limit,
         }
 
     def context(self) -> dict[str, Any]:
@@ -114,8 +123,8 @@ class Report:
         """The task failed, or was interrupted: one `notify` and one line."""
         self.notify(exception)
         if isinstance(exception, ShutdownRequested):
-            text = "Task %s interrupted, because the worker is stopping: %s"
-            self.log(logging.WARNING, "interrupted", text, printable(self.task), self._message)
+            text = "Task %s interrupted, because the worker is stopping: message %s"
+            self.log(logging.WARNING, "interrupted", text, printable(self.task), self._id())
         else:
             self._log_exception("Failed for message: %s", exception, "failed")
 
@@ -145,17 +154,17 @@ class Report:
         """
         BoundedCall(lambda: self.trouble(text, exception, action, level)).wait(wait)
 
-    def finished(self, more: Mapping[str, Any] | None = None) -> None:
-        """The one line of a task that has ended, done or not. `more`: further fields."""
+    def finished(self) -> None:
+        """The one line of a task that has ended, done or not."""
         if not self._logger().isEnabledFor(logging.INFO):
             return
-        more = more or {}
+        more = self.more
         facts = {**self.facts("finished"), **more}
         self._logger().info(
             "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s%s",
             printable(self.task),
             self.outcome,
-            facts["message_id"],
+            self._id(),
             "?" if facts["receive_count"] is None else facts["receive_count"],
             "?" if facts["queued"] is None else f"{facts['queued']:.3f}",
             facts["elapsed"],
@@ -169,6 +178,9 @@ class Report:
             self._notify(exception, context=self.context())
         except Exception:
             self._logger().exception("notify failed for message: %s", self._message, extra=self.facts("notify_failed"))
+
+    def _id(self) -> str:
+        return "?" if self.message_id is None else printable(self.message_id)
 
     def _log_exception(self, text: str, exception: Any, action: str) -> None:
         token = _facts_of_line.set(self.facts(action))

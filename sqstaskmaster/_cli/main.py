@@ -6,8 +6,10 @@ Each command's room is imported when the command runs, so that `--help` and comp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,11 +62,23 @@ def _worker(arguments: argparse.Namespace) -> Exit:
     from sqstaskmaster._service.supervisor import Supervisor
 
     logs.configure(arguments.log_level, arguments.log_json)
-    options = Options(arguments.worker, arguments.burst, arguments.log_level, arguments.log_json, arguments.debug)
     alive_file = arguments.alive_file
     if alive_file is not None and not os.access(alive_file.parent, os.W_OK):
         raise CommandError(Exit.USAGE, f"--alive-file {alive_file}: its folder cannot be written to; give another")
-    return Supervisor(options.command(), arguments.processes, burst=arguments.burst, alive_file=alive_file).run()
+    with contextlib.ExitStack() as stack:
+        # On ECS, what the processes agree on their one scale-in protection with: a file without a name.
+        on_ecs = "ECS_AGENT_URI" in os.environ
+        lock = stack.enter_context(tempfile.TemporaryFile()).fileno() if on_ecs else None
+        options = Options(
+            arguments.worker, arguments.burst, arguments.log_level, arguments.log_json, arguments.debug, lock
+        )
+        return Supervisor(
+            options.command(),
+            arguments.processes,
+            burst=arguments.burst,
+            alive_file=alive_file,
+            shared=() if lock is None else (lock,),
+        ).run()
 
 
 def _doctor(arguments: argparse.Namespace) -> Exit:
@@ -80,7 +94,9 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
     findings = doctor.examine(facts)
     rows = [[finding.name, str(finding.level), finding.text, finding.remedy] for finding in findings]
     styles = [{"ok": "", "warning": "yellow", "error": "red"}[str(finding.level)] for finding in findings]
-    tables.show(tables.Table(("check", "level", "found", "remedy"), rows, styles))
+    (tables.show_json if arguments.json else tables.show)(
+        tables.Table(("check", "level", "found", "remedy"), rows, styles)
+    )
     return (Exit.OK, Exit.WARNINGS, Exit.ERRORS)[doctor.worst(findings)]
 
 
@@ -223,6 +239,7 @@ def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="SECONDS",
         help="show them again every so often (2 seconds), until Ctrl-C",
     )
+    _add_json(command)
 
 
 def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -262,10 +279,15 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_url(command)
     command.add_argument("--worker", type=_module_and_name, metavar="MODULE:WORKER", help="also check its timeouts")
+    _add_json(command)
 
 
 def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:
     command.add_argument("url", metavar=metavar, help=text)
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="as one line of JSON, for programs")
 
 
 def _epilog(*examples: str) -> str:

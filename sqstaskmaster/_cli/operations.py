@@ -183,11 +183,19 @@ def _count_lines(file: IO[str]) -> int | None:
 
 _COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
 
+_COUNT_NAMES = ("visible", "in flight", "delayed")
+
 
 def status(arguments: argparse.Namespace) -> Exit:
     """Show how many messages the queue and its dead-letter queue hold."""
     manager = TaskManager(arguments.url)
-    if arguments.watch is None:
+    if arguments.json:
+        with contextlib.suppress(KeyboardInterrupt):
+            tables.show_json(_depths(manager))
+            while arguments.watch is not None:
+                time.sleep(arguments.watch)
+                tables.show_json(_depths(manager))
+    elif arguments.watch is None:
         tables.show(_depths(manager))
     else:
         tables.watch(lambda: _depths(manager), arguments.watch)
@@ -202,7 +210,8 @@ def _depths(manager: TaskManager) -> tables.Table:
         url = dead_letter_url(manager.url, policy["deadLetterTargetArn"])
         rows.append(_depth_row("dead letters", url, TaskManager(url).attributes()))
     dead = rows[1][2] if policy else "0"
-    return tables.Table(("", "queue", "visible", "in flight", "delayed"), rows, ("", "" if dead == "0" else "red"))
+    styles = ("", "" if dead == "0" else "red")
+    return tables.Table(("role", "queue", *_COUNT_NAMES), rows, styles, _COUNT_NAMES)
 
 
 def _depth_row(role: str, url: str, attributes: Mapping[str, Any]) -> list[str]:

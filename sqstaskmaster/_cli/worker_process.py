@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Sequence
@@ -22,15 +23,19 @@ from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.exits import CommandError, explain
 from sqstaskmaster._cli.stderr import STDERR
 from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._service import loading
 from sqstaskmaster._service.exit_codes import Exit
 from sqstaskmaster._service.supervisor import BUSY, DRAINED, FATAL, FATAL_CODES, IDLE, LOADED, POLLED
 from sqstaskmaster._signals import state
 from sqstaskmaster._signals.bounded import BoundedCall
-from sqstaskmaster.errors import PollRefused
+from sqstaskmaster.errors import PollRefused, UnsupportedContext
 
 if TYPE_CHECKING:
     from sqstaskmaster.worker import Worker
 
+
+# This package's folder.
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 # From the moment that the supervisor is gone until this process is too, whatever its task does.
 _ORPHAN_SECONDS = 1.5
@@ -49,6 +54,7 @@ class Options(NamedTuple):
     log_level: str
     log_json: bool
     debug: bool
+    ecs_lock: int | None = None
 
     def command(self) -> list[str]:
         """The arguments of the Python interpreter that runs such a process."""
@@ -66,7 +72,8 @@ def load(name: str) -> Worker:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module_name)
+        with loading.importing(module_name):
+            found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _broken(module_name, error) from error
@@ -89,14 +96,27 @@ def load(name: str) -> Worker:
 
 
 def _broken(module_name: str, error: Exception) -> CommandError:
-    """The sentence for a module that cannot be imported, with the line of it that failed."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    where = f" in {frames[-1].filename}, line {frames[-1].lineno}" if len(frames) > 1 else ""
-    said = " ".join(str(error).split())
+    """The sentence for a module that cannot be imported, with the line of the user's own that failed."""
+    if isinstance(error, UnsupportedContext):
+        return CommandError(Exit.MODULE, str(error))
+    where = _users_line(error)
+    said = " ".join(str(error).split()).rstrip(".")
     return CommandError(
         Exit.MODULE,
-        f"Module {module_name!r} cannot be imported: {type(error).__name__}: {said}{where} (--debug shows all)",
+        f"Module {module_name!r} cannot be imported{where}: {type(error).__name__}: {said} (--debug shows all)",
     )
+
+
+def _users_line(error: Exception) -> str:
+    """The innermost line of the user's own: neither Python's, nor an installed package's, nor ours."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    not_theirs = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = os.path.abspath(frame.filename)
+        if not path.startswith((*not_theirs, _OURS)) and not frame.filename.startswith("<"):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,7 +133,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         worker = load(options.worker)
         events.send(LOADED)
-        worker.run(burst=options.burst, on_event=events.on_event, ecs_agent_uri=os.environ.get("ECS_AGENT_URI"))
+        worker.run(
+            burst=options.burst,
+            on_event=events.on_event,
+            ecs_agent_uri=os.environ.get("ECS_AGENT_URI"),
+            ecs_lock=options.ecs_lock,
+        )
         events.send(DRAINED)
     except Exception as error:
         if options.debug:

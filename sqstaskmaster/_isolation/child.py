@@ -22,7 +22,6 @@ import os
 import pickle
 import select
 import sys
-import threading
 import time
 import warnings
 from multiprocessing.connection import Connection
@@ -265,22 +264,14 @@ def warn_of_threads() -> None:
     if _warned_of_threads:
         return
     until = time.monotonic() + _THREADS_SECONDS
-    while _threads() > 1:
+    while process_tree.threads() > 1:
         if time.monotonic() > until:
             _warned_of_threads = True
             logger.warning(
                 "This process has %d threads and is about to fork: a task that it forks can hang in its first OpenMP "
                 "region, or on a lock that another thread holds. Run native code (NumPy, XGBoost, OR-Tools) in tasks "
                 "only, never in the worker itself, or use start_method='spawn'",
-                _threads(),
+                process_tree.threads(),
             )
             return
         time.sleep(0.001)
-
-
-def _threads() -> int:
-    """As the system counts them, those of OpenMP included; as Python does where there is no /proc."""
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return threading.active_count()

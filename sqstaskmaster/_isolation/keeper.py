@@ -57,7 +57,7 @@ def keep(ends: Ends, nothing: int, load: Callable[[], task_side.Function], caugh
         os.close(ends.results)
         os.close(ends.stack)
         news.say_started(ends.news, task)
-        attend(task, ends.lifeline, lambda: os.getppid() != worker)
+        attend(task, ends.lifeline, parent=worker)
         news.say_ended(ends.news, *bury(task))
     except BaseException as error:
         news.say_failed(ends.news, error)
@@ -85,30 +85,36 @@ def become_keeper() -> None:
     process_tree.mark_self()
 
 
-def attend(task: int, lifeline: int, worker_is_gone: Callable[[], bool], worker: int | None = None) -> bool:
+def attend(task: int, lifeline: int, *, parent: int | None = None, worker: int | None = None) -> bool:
     """Until the task has ended, or was killed because the worker said so or is gone: it is not reaped here.
 
-    :param worker_is_gone: asked once a second.
-    :param worker: a descriptor that is readable once the worker is gone, where there is one.
+    Whether it ended undisturbed: no order had come for it.
+
+    :param parent: the worker's pid, where it is this process's parent: whether it still is, is looked at once a second.
+    :param worker: else a descriptor that is readable once the worker is gone.
     """
     events = select.poll()
     events.register(lifeline, select.POLLIN)
     if worker is not None:
         events.register(worker, select.POLLIN)
-    end, look = process_tree.pidfd(task), _LOOK_MILLISECONDS
+    end = process_tree.pidfd(task)
     if end is None:
-        look = _LOOK_WITHOUT_PIDFD_MILLISECONDS
+        look: int | None = _LOOK_WITHOUT_PIDFD_MILLISECONDS
     else:
+        look = None if parent is None else _LOOK_MILLISECONDS
         events.register(end, select.POLLIN)
+    undisturbed = True
     try:
         while True:
             happened = dict(events.poll(look))
             if end in happened or end is None and os.waitid(os.P_PID, task, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return True
+                return undisturbed
             orders = os.read(lifeline, 64) if lifeline in happened else b""
             for number in orders:
+                undisturbed = False
                 process_tree.kill(task, number)
-            if worker in happened or worker_is_gone() or lifeline in happened and not orders:
+            orphaned = worker in happened or parent is not None and os.getppid() != parent
+            if orphaned or lifeline in happened and not orders:
                 process_tree.kill(task, signal.SIGKILL)
                 return False
     finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -53,6 +54,11 @@ def open_pipes() -> tuple[Ends, Ends]:
     return ours, Ends(to_results, to_stack, to_news, lifeline, notice)
 
 
+def keep_from_children(*descriptors: int) -> None:
+    """Have `close_own_ends` close these too."""
+    _own_ends.update(descriptors)
+
+
 def close(*descriptors: int) -> None:
     """Close what is open of these."""
     for descriptor in descriptors:
@@ -64,6 +70,13 @@ def close(*descriptors: int) -> None:
 def close_own_ends() -> None:
     """In a process that the worker has forked: close the worker's ends, those of other tasks too."""
     close(*list(_own_ends))
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether there is something to read. Not by select(): that takes no descriptor from 1024 on."""
+    events = select.poll()
+    events.register(descriptor, select.POLLIN)
+    return bool(events.poll(0))
 
 
 def out_of_reach(descriptor: int) -> int:

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -163,6 +164,23 @@ def _reap() -> tuple[bool, float]:
                 return True, seconds
             seconds += cpu_seconds(used)
     return False, seconds
+
+
+def threads() -> int:
+    """Of this process, as the system counts them, those of OpenMP included; as Python does where there is no /proc."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
+
+
+def has_loaded(library: str) -> bool:
+    """Whether a library of that name is loaded in this process. False where that cannot be read."""
+    try:
+        with open("/proc/self/maps") as maps:
+            return library in maps.read()
+    except OSError:
+        return False
 
 
 def can_list() -> bool:

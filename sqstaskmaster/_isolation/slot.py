@@ -1,77 +1,73 @@
-"""A slot as the worker has it: starts one task after the other, each by one message that never waits."""
+"""The worker's end of a slot: tasks are ordered through it, one at a time. Nothing here blocks."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 
 from sqstaskmaster._isolation import pipes
+from sqstaskmaster._isolation.slot_keeper import ORDER
 from sqstaskmaster._isolation.task import TaskProcess
 
 
-class Slot:
-    """One slot. Made by `Template.open_slot`.
+class SlotLost(RuntimeError):
+    """A slot's keeper, or the template that makes keepers, has ended: another has to be asked for, or started."""
 
-    :param orders: the worker's end of the slot's socket.
-    :param keeper: the pid of its keeper.
-    :param end: a descriptor that is readable once the keeper is gone, where there is one.
+
+class Slot:
+    """One slot, as `Template.open_slot` gives it.
+
+    :param connection: its end of the keeper's socket.
+    :param keeper: the keeper's pid.
+    :param descriptor: the keeper's pidfd: readable once the keeper has ended. All three are this object's from now on.
     """
 
-    def __init__(self, orders: socket.socket, keeper: int, end: int | None) -> None:
+    def __init__(self, connection: socket.socket, keeper: int, descriptor: int) -> None:
         self.keeper = keeper
-        self._orders = orders
-        self._orders.setblocking(False)
-        self._end = end
+        self.descriptor = descriptor
+        self._connection = connection
+        connection.setblocking(False)
+        pipes.keep_from_children(connection.fileno(), descriptor)
 
-    def fileno(self) -> int:
-        """Readable once the keeper is gone."""
-        return self._orders.fileno()
+    @property
+    def alive(self) -> bool:
+        """Whether the keeper is there; False after `close`."""
+        return self.descriptor >= 0 and not pipes.is_readable(self.descriptor)
 
-    def is_alive(self) -> bool:
-        """Whether its keeper is there."""
-        try:
-            return bool(self._orders.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def start(self, order: bytes, *, name: str, term_grace: float) -> TaskProcess:
-        """Have the next task run, with this order. Never waits: the order is a file, and the pipes are the task's own.
+    def start(self, order: bytes, *, name: str, term_grace: float = 5.0) -> TaskProcess:
+        """Have the slot run its function with the order. It starts at once, where the task before is gone.
 
         :param name: what the task is called in errors.
         :param term_grace: seconds between SIGTERM and SIGKILL.
-        :raises OSError: where the keeper is gone, or there are no more descriptors to be had; nothing runs then.
+        :raises SlotLost: where the keeper is gone. Nothing was started.
+        :raises OSError: where this process has no descriptor left. Nothing was started, and none is open.
         """
-        file = _file_of(order)
+        if not self.alive:
+            raise SlotLost(f"The keeper of the slot (pid {self.keeper}) has ended: open another slot")
+        opened: list[int] = []
         try:
             ours, others = pipes.open_pipes()
-            try:
-                socket.send_fds(self._orders, [b"!"], [file, *others])
-                end = None if self._end is None else os.dup(self._end)
-            except OSError:
-                pipes.close(*ours)
-                raise
-            finally:
-                pipes.close(*others)
-        finally:
-            os.close(file)
-        return TaskProcess(name, term_grace, ours, self.keeper, end)
+            opened += [*ours, *others]
+            # A file in memory: it takes any length without blocking, and whoever reads it.
+            file = os.memfd_create("order", os.MFD_CLOEXEC)
+            opened.append(file)
+            unwritten = memoryview(order)
+            while unwritten:
+                unwritten = unwritten[os.write(file, unwritten) :]
+            pidfd = os.dup(self.descriptor)
+            opened.append(pidfd)
+            socket.send_fds(self._connection, [ORDER], [*others, file])
+        except (BrokenPipeError, ConnectionResetError) as error:
+            pipes.close(*opened)
+            raise SlotLost(f"The keeper of the slot (pid {self.keeper}) has ended: open another slot") from error
+        except BaseException:
+            pipes.close(*opened)
+            raise
+        pipes.close(*others, file)
+        return TaskProcess(name, term_grace, ours, self.keeper, pidfd)
 
     def close(self) -> None:
-        """Have the keeper end, and with it whatever its task is doing."""
-        self._orders.close()
-        if self._end is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._end)
-            self._end = None
-
-
-def _file_of(content: bytes) -> int:
-    """A file in memory with that content."""
-    file = os.memfd_create("order", os.MFD_CLOEXEC)
-    unwritten = memoryview(content)
-    while unwritten:
-        unwritten = unwritten[os.write(file, unwritten) :]
-    return file
+        """End the slot: the keeper kills what it runs, and ends. Does not wait."""
+        if self.descriptor >= 0:
+            pipes.close(self._connection.detach(), self.descriptor)
+            self.descriptor = -1

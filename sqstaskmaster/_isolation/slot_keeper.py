@@ -1,20 +1,20 @@
-"""The keeper of a slot: one task after the other, each in a process that was forked ahead. Runs below the template.
+"""The keeper of a slot: one process for all the tasks that a slot runs, one after the other, each forked ahead.
 
-    template -- forks --> keeper -- forks --> spare: waits for an order, then it is the task
-                            ^                    ^
-      worker -- order ------+----- passed on ----+
+    worker                    keeper                                spare
+      |                         |-- forks, after the sweep --------->| parts from what it inherited, waits
+      |-- order, with pipes --->|-- hands it on -------------------->| becomes the task: runs, tells its end, exits
+      |<-- started -------------|                                    |
+      |<-- ended, usage --------| kills and reaps what is left       x
+      |                         |-- forks the next spare ----------->| ...
 
-It is to its tasks what `keeper` is to one: their parent, and, on Linux, that of every orphan below it; it never runs
-one itself. One fork a task: the spare is forked when all of the task before is gone, while the worker deletes and
-polls.
-
-The order goes through the keeper, so that it knows whether a spare that died had taken one. Its parent is the template,
-so it watches the worker itself.
+It never runs a task and starts no thread, so that what it forks is as clean as it is itself: OpenMP, say, works.
+Orders lie in a queue that all its spares read from: a spare that is killed without taking one leaves it to the next.
+It watches the worker itself (a pidfd): its parent is the template.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import gc
 import os
 import select
@@ -22,143 +22,164 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from sqstaskmaster._isolation import channel, keeper, news, pipes, process_tree, task_side
-from sqstaskmaster._isolation.pipes import Ends
+from sqstaskmaster._isolation import keeper, news, pipes, process_tree, task_side
+from sqstaskmaster._isolation.channel import Channel
+from sqstaskmaster._signals import state
 
-#: Called in a task's process with the order and the task's channel.
-Function = Callable[[bytes, channel.Channel], Any]
+#: Called in the task with the order's bytes and its channel.
+OrderFunction = Callable[[bytes, Channel], Any]
 
-# What an order comes with: the order itself, and the task's ends of its pipes.
-DESCRIPTORS = 1 + len(Ends._fields)
+#: What an order is on the socket: this word, and the descriptors of `pipes.Ends` and of a file with its content.
+ORDER = b"order"
+_DESCRIPTORS = len(pipes.Ends._fields) + 1
 
-# Between two tries to fork, where the system has no process left.
-_FORK_AGAIN_MILLISECONDS = 500
+# Between two tries to fork a spare, where the system has no process left.
+_FORK_AGAIN_MILLISECONDS = 200
 
 
 def keep_slot(
     orders: socket.socket,
-    function: Function,
+    worker: int,
+    function: OrderFunction,
     environment: Mapping[str, str],
-    nothing: int,
-    worker: int | None,
     caught: frozenset[int],
 ) -> NoReturn:
-    """The keeper's whole life, in a process that was forked for it, in `state.held`.
+    """The keeper's whole life, in a process that was forked for it.
 
-    :param orders: where orders come from; its end is the end of the slot.
-    :param environment: set for its tasks.
-    :param nothing: an open os.devnull.
-    :param worker: a descriptor that is readable once the worker is gone, where there is one.
-    :param caught: the signals the worker had handlers for.
+    :param orders: the slot's socket; its end is the end of the slot.
+    :param worker: the worker's pidfd.
+    :param environment: what the slot's tasks find in os.environ beside what was inherited.
+    :param caught: the signals that the worker had handlers for. They and requests to stop stay blocked here.
     """
     try:
         gc.disable()
         keeper.become_keeper()
         os.environ.update(environment)
+        slot = _SlotKeeper(orders, worker, function, caught)
+        slot.live()
+    finally:
+        process_tree.sweep()
+        os._exit(0)
+
+
+class _SlotKeeper:
+    def __init__(self, orders: socket.socket, worker: int, function: OrderFunction, caught: frozenset[int]) -> None:
+        self._orders = orders
+        self._worker = worker
+        self._function = function
+        self._caught = caught
+        self._pid = os.getpid()
+        self._nothing = os.open(os.devnull, os.O_RDONLY)
+        self._to_spare, self._from_keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._spare: int | None = None
+        self._problem = OSError()
+
+    def live(self) -> None:
         while True:
-            spare = _fork_spare(orders, function, nothing, caught)
-            descriptors = _next_order(orders, spare, worker)
-            if descriptors is None:
-                break
-            if descriptors:
-                _run(spare, descriptors, worker)
-    finally:
-        with contextlib.suppress(BaseException):
-            process_tree.sweep()
-        os._exit(0)
+            if self._spare is None:
+                self._fork_spare()
+            if not self._await():
+                return
 
-
-class _Spare:
-    """A process that will be a task. `pid` is None where the system had none left; `error` says why."""
-
-    def __init__(self, pid: int | None, orders: socket.socket | None, error: OSError | None = None) -> None:
-        self.pid = pid
-        self.orders = orders
-        self.error = error
-        self.end = None if pid is None else process_tree.pidfd(pid)
-
-    def close(self) -> None:
-        if self.orders is not None:
-            self.orders.close()
-        if self.end is not None:
-            os.close(self.end)
-
-
-def _fork_spare(orders: socket.socket, function: Function, nothing: int, caught: frozenset[int]) -> _Spare:
-    this = os.getpid()
-    try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except OSError as error:
-        return _Spare(None, None, error)
-    try:
-        pid = os.fork()
-    except OSError as error:
-        ours.close()
-        theirs.close()
-        return _Spare(None, None, error)
-    if pid == 0:
+    def _await(self) -> bool:
+        """Wait for an order, and see to it; for the end of the spare. False at the end of the slot or of the worker."""
+        events = select.poll()
+        events.register(self._orders, select.POLLIN)
+        events.register(self._worker, select.POLLIN)
+        end = None if self._spare is None else process_tree.pidfd(self._spare)
+        if end is not None:
+            events.register(end, select.POLLIN)
         try:
-            ours.close()
-            orders.close()
-            _be_spare(theirs, function, this, nothing, caught)
+            happened = dict(events.poll(None if self._spare is not None else _FORK_AGAIN_MILLISECONDS))
         finally:
-            os._exit(1)
-    theirs.close()
-    return _Spare(pid, ours)
+            if end is not None:
+                os.close(end)
+        if self._worker in happened:
+            return False
+        if end in happened and self._spare is not None:
+            keeper.bury(self._spare)
+            self._spare = None
+        elif self._orders.fileno() in happened:
+            return self._take_order()
+        return True
 
+    def _take_order(self) -> bool:
+        try:
+            said, descriptors, _, _ = socket.recv_fds(self._orders, len(ORDER), _DESCRIPTORS)
+        except ConnectionResetError:
+            return False
+        if said != ORDER:
+            return False
+        *ends, order = descriptors
+        try:
+            return self._see_to(pipes.Ends(*ends), order)
+        finally:
+            for end in (ends[2], ends[3]):  # news and lifeline
+                os.close(end)
 
-def _next_order(orders: socket.socket, spare: _Spare, worker: int | None) -> list[int] | None:
-    """The descriptors of the next order; [] where the spare has ended instead, None where the slot has."""
-    events = select.poll()
-    events.register(orders, select.POLLIN)
-    for descriptor in (spare.end, worker):
-        if descriptor is not None:
-            events.register(descriptor, select.POLLIN)
-    happened = dict(events.poll(_FORK_AGAIN_MILLISECONDS if spare.pid is None else None))
-    if worker in happened:
-        return None
-    if orders.fileno() in happened:
-        content, descriptors, _, _ = socket.recv_fds(orders, 1, DESCRIPTORS)
-        return descriptors if content else None
-    if spare.pid is not None:
-        keeper.bury(spare.pid)
-    spare.close()
-    return []
+    def _see_to(self, ends: pipes.Ends, order: int) -> bool:
+        """One task, from its order to its end. False where the worker is gone."""
+        socket.send_fds(self._to_spare, [ORDER], [ends.results, ends.stack, ends.notice, order])
+        for descriptor in (ends.results, ends.stack, ends.notice, order):
+            os.close(descriptor)
+        while True:
+            if self._spare is None:
+                self._fork_spare(ends.news, ends.lifeline)
+            if self._spare is None:
+                self._forget_order()
+                news.say_failed(ends.news, self._problem)
+                return True
+            task, self._spare = self._spare, None
+            news.say_started(ends.news, task)
+            undisturbed = keeper.attend(task, ends.lifeline, worker=self._worker)
+            status, seconds, peak = keeper.bury(task)
+            if not self._order_is_untaken():
+                break
+            if not undisturbed:
+                self._forget_order()
+                break
+        news.say_ended(ends.news, status, seconds, peak)
+        return True
 
+    def _order_is_untaken(self) -> bool:
+        return pipes.is_readable(self._from_keeper.fileno())
 
-def _run(spare: _Spare, descriptors: list[int], worker: int | None) -> None:
-    """Pass the order on, and watch over the task until all of it is gone."""
-    order, *others = descriptors
-    ends = Ends(*others)
-    try:
-        if spare.pid is None or spare.orders is None:
-            news.say_failed(ends.news, spare.error or OSError("there is no process for it"))
+    def _forget_order(self) -> None:
+        _, descriptors, _, _ = socket.recv_fds(self._from_keeper, len(ORDER), _DESCRIPTORS)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    # -- the spare -----------------------------------------------------------------------------------------------
+
+    def _fork_spare(self, *held: int) -> None:
+        """`held` are descriptors of the keeper's that are not for the spare."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._problem = error
             return
-        with contextlib.suppress(OSError):  # it has just died, which is noticed below
-            socket.send_fds(spare.orders, [b"!"], [order, ends.results, ends.stack, ends.notice])
-        pipes.close(order, ends.results, ends.stack, ends.notice)
-        news.say_started(ends.news, spare.pid)
-        keeper.attend(spare.pid, ends.lifeline, lambda: False, worker)
-        news.say_ended(ends.news, *keeper.bury(spare.pid))
-    finally:
-        pipes.close(*descriptors)
-        spare.close()
+        if pid == 0:
+            try:
+                self._be_spare(*held)
+            finally:
+                os._exit(1)
+        self._spare = pid
+
+    def _be_spare(self, *held: int) -> NoReturn:
+        state.await_orders(self._caught)
+        task_side.settle(self._pid, self._nothing)
+        for descriptor in (*held, self._worker, self._nothing):
+            os.close(descriptor)
+        self._orders.close()
+        self._to_spare.close()
+        _, descriptors, _, _ = socket.recv_fds(self._from_keeper, len(ORDER), _DESCRIPTORS)
+        results, stack, notice, order = map(pipes.out_of_reach, descriptors)
+        self._from_keeper.close()
+        function = functools.partial(self._function, _content(order))
+        task_side.perform(pipes.Ends(results, stack, -1, -1, notice), lambda: function, self._caught)
 
 
-def _be_spare(orders: socket.socket, function: Function, parent: int, nothing: int, caught: frozenset[int]) -> NoReturn:
-    """All that can be done ahead; then wait for an order, and be its task."""
-    task_side.settle(parent, nothing)
-    content, descriptors, _, _ = socket.recv_fds(orders, 1, DESCRIPTORS)
-    orders.close()
-    if not content:
-        os._exit(0)
-    order, *others = map(pipes.out_of_reach, descriptors)
-    results, stack, notice = others
-
-    def load() -> task_side.Function:
-        with open(order, "rb") as file:
-            file.seek(0)
-            content = file.read()
-        return lambda own: function(content, own)
-
-    task_side.perform(Ends(results, stack, -1, -1, notice), load, caught)
+def _content(order: int) -> bytes:
+    with open(order, "rb") as file:
+        file.seek(0)
+        return file.read()

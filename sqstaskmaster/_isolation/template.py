@@ -1,12 +1,11 @@
-"""The template: the process that the keepers of slots are forked from, forked once from a worker that is still clean.
+"""The template: a process that the worker forks when its modules are imported, and that forks the keepers of slots.
 
-    worker (threads, AWS clients, claims)
-      +-- template: has imported what the worker has, has no thread, no open connection, runs nothing
-            +-- keeper of slot 0 -- spare, or task
-            +-- keeper of slot 1 -- ...
+    worker -- forks --> template -- forks --> keeper of a slot -- forks --> task
+                            |---------------> keeper of another
 
-So whatever the worker does later, a keeper that died is replaced by one that is as good as the first. It ends with the
-worker, and with its socket.
+It has everything imported, no connection, no thread, and never runs a task, and so it stays: whatever becomes of the
+worker or of a keeper, the next keeper is forked from a process as clean as at the start, and shares its memory. It ends
+with the worker.
 """
 
 from __future__ import annotations
@@ -14,140 +13,180 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
+import select
 import socket
+import threading
 from collections.abc import Mapping
 from typing import NoReturn
 
-from sqstaskmaster._isolation import child, process_tree, slot_keeper
-from sqstaskmaster._isolation.slot import Slot
+from sqstaskmaster._isolation import pipes, process_tree
+from sqstaskmaster._isolation.child import flush, fork
+from sqstaskmaster._isolation.slot import Slot, SlotLost
+from sqstaskmaster._isolation.slot_keeper import OrderFunction, keep_slot
 from sqstaskmaster._signals import state
+from sqstaskmaster.errors import UnsupportedContext
 
-# A fork copies page tables: 10 to 20 ms for each gigabyte that the worker holds.
+logger = logging.getLogger(__name__)
+
+# The longest that a keeper is waited for: it is forked in milliseconds.
 _ANSWER_SECONDS = 10.0
 
-_LONGEST_REQUEST = 1 << 16
+# An environment is a few lines. A message of this kind of socket can be longer still.
+_MOST_BYTES = 1 << 16
 
 
 class Template:
-    """The worker's side of it.
+    """What slots are made from.
 
-    :param function: called in each task's process with its order (bytes) and its channel.
+    :param function: called in each task's process with the order's bytes and its `channel.Channel`.
     """
 
-    def __init__(self, function: slot_keeper.Function) -> None:
+    def __init__(self, function: OrderFunction) -> None:
+        self.pid: int | None = None
         self._function = function
-        self._pid: int | None = None
-        self._socket: socket.socket | None = None
+        self._control: socket.socket | None = None
 
     def start(self) -> None:
-        """Fork it. To be called in the main thread, before there are other threads.
+        """Fork it. To be called in the main thread, when what tasks need is imported, and nothing is connected yet.
 
+        Threads that are there already are named in a warning: a task can hang on what they held.
+
+        :raises UnsupportedContext: without Linux 5.3 or later.
         :raises OSError: where the system has no process left.
         """
+        if not process_tree.LINUX or not hasattr(os, "memfd_create"):
+            raise UnsupportedContext("More than one slot needs Linux")
+        worker = process_tree.pidfd(os.getpid())
+        if worker is None:
+            raise UnsupportedContext("More than one slot needs Linux 5.3 or later (pidfd_open)")
+        _warn_of_threads()
         process_tree.load()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        child.flush()
+        flush()
+        control, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs, state.held() as caught:
-                self._pid = child.fork()
-                if self._pid == 0:
+            with state.held() as caught:
+                pid = fork()
+                if pid == 0:
                     try:
-                        ours.close()
-                        _be_template(theirs, self._function, caught)
+                        control.close()
+                        _be_template(its_end, worker, self._function, caught)
                     finally:
                         os._exit(1)
-        except BaseException:
-            ours.close()
+        except OSError:
+            control.close()
             raise
-        ours.settimeout(_ANSWER_SECONDS)
-        self._socket = ours
-
-    def fileno(self) -> int:
-        """Readable, outside of `open_slot`, once the template is gone."""
-        return -1 if self._socket is None else self._socket.fileno()
+        finally:
+            its_end.close()
+            os.close(worker)
+        self.pid, self._control = pid, control
+        pipes.keep_from_children(control.fileno())
 
     def open_slot(self, environment: Mapping[str, str]) -> Slot:
-        """A new slot, whose tasks have these variables in their environment.
+        """Have a keeper forked, and with it a spare. Takes some milliseconds.
 
-        :raises OSError: where the system has no process left, or the template is gone.
+        :param environment: what the slot's tasks find in os.environ beside what was inherited. What a library that is
+            imported already has read (OMP_NUM_THREADS, say) does not change by it.
+        :raises TypeError: for names and values that are no strings.
+        :raises SlotLost: where the template is gone, or has not been started.
+        :raises OSError: where the system has no process or no descriptor left.
         """
-        if self._socket is None:
-            raise OSError("The template has not been started")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for name, value in environment.items():
+            if (
+                not isinstance(name, str)
+                or not isinstance(value, str)
+                or not name
+                or "=" in name
+                or "\0" in name + value
+            ):
+                raise TypeError(f"A slot's environment must map names to strings, not {name!r} to {value!r}")
+        if self._control is None:
+            raise SlotLost("The template has not been started")
+        connection, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                socket.send_fds(self._socket, [json.dumps(dict(environment)).encode()], [theirs.fileno()])
-            content, descriptors, _, _ = socket.recv_fds(self._socket, _LONGEST_REQUEST, 1)
-            if not content:
-                raise OSError("The process that tasks are forked from is gone")
-            answer = json.loads(content)
-            if "error" in answer:
-                raise OSError(answer["error"])
-            return Slot(ours, answer["keeper"], descriptors[0] if descriptors else None)
+            keeper, pidfd = self._ask_for_keeper(self._control, json.dumps(dict(environment)).encode(), its_end)
         except BaseException:
-            ours.close()
+            connection.close()
             raise
+        finally:
+            its_end.close()
+        return Slot(connection, keeper, pidfd)
 
     def close(self) -> None:
-        """Have it end, and reap it. The slots end when they are closed."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._pid is not None:
+        """End it. Slots that are open stay. Waits for a process that has nothing left to do."""
+        control, self._control = self._control, None
+        if control is not None:
+            pipes.close(control.detach())
+        if self.pid is not None:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
-            self._pid = None
+                os.waitpid(self.pid, 0)
+            self.pid = None
+
+    def _ask_for_keeper(self, control: socket.socket, environment: bytes, its_end: socket.socket) -> tuple[int, int]:
+        if len(environment) > _MOST_BYTES:
+            raise TypeError(f"A slot's environment has {len(environment):,} bytes, and may have {_MOST_BYTES:,}")
+        control.settimeout(_ANSWER_SECONDS)
+        try:
+            socket.send_fds(control, [environment], [its_end.fileno()])
+            said, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)
+        except OSError as error:
+            # Also one that does not answer: its answer to this must not be taken for the next.
+            pipes.close(control.detach())
+            self._control = None
+            raise SlotLost(f"The template (pid {self.pid}) has ended: {error}") from error
+        if not said:
+            raise SlotLost(f"The template (pid {self.pid}) has ended")
+        answer = json.loads(said)
+        if not descriptors:
+            raise OSError(*answer)
+        return int(answer), descriptors[0]
 
 
-def _be_template(requests: socket.socket, function: slot_keeper.Function, caught: frozenset[int]) -> NoReturn:
-    """The template's whole life."""
-    worker = os.getppid()
-    process_tree.die_with_parent()
-    if os.getppid() != worker:
-        os._exit(1)
-    # Unlike the keepers' and the tasks', its session is the worker's: it holds nothing that has to outlast a Ctrl-C.
-    state.keep_exit_status()
-    gc.collect()
+def _be_template(control: socket.socket, worker: int, function: OrderFunction, caught: frozenset[int]) -> NoReturn:
+    """The template's whole life. Signals stay blocked, as at the fork: it ends when the worker does."""
     gc.disable()
     gc.freeze()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    end = process_tree.pidfd(worker)
+    pipes.close_own_ends()
+    state.ignore_children()  # keepers that end are nobody's to wait for: the worker holds their pidfds
+    os.setsid()
+    events = select.poll()
+    events.register(control, select.POLLIN)
+    events.register(worker, select.POLLIN)
     while True:
-        content, descriptors, _, _ = socket.recv_fds(requests, _LONGEST_REQUEST, 1)
-        if not content:
+        if worker in dict(events.poll()):
             os._exit(0)
-        _reap()
+        try:
+            said, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)
+        except OSError:
+            os._exit(0)
+        if not said:
+            os._exit(0)
         orders = socket.socket(fileno=descriptors[0])
-        pid, error = 0, ""
         try:
             pid = os.fork()
-        except OSError as failure:
-            error = f"No process for a slot: {failure}"
-        else:
             if pid == 0:
-                try:
-                    requests.close()
-                    slot_keeper.keep_slot(orders, function, json.loads(content), nothing, end, caught)
-                finally:
-                    os._exit(1)
-        orders.close()
-        _answer(requests, pid, error)
+                control.close()
+                keep_slot(orders, worker, function, json.loads(said), caught)
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            control.send(json.dumps([error.errno, error.strerror]).encode())
+        else:
+            socket.send_fds(control, [json.dumps(pid).encode()], [pidfd])
+            os.close(pidfd)
+        finally:
+            orders.close()
 
 
-def _answer(requests: socket.socket, pid: int, error: str) -> None:
-    if error:
-        requests.send(json.dumps({"error": error}).encode())
-        return
-    # Opened here, where its pid cannot be another's: nobody else reaps it.
-    end = process_tree.pidfd(pid)
-    socket.send_fds(requests, [json.dumps({"keeper": pid}).encode()], [] if end is None else [end])
-    if end is not None:
-        os.close(end)
-
-
-def _reap() -> None:
-    """Reap the keepers that have ended."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+def _warn_of_threads() -> None:
+    """A fork copies one thread, and every lock that the others held."""
+    named = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    native = process_tree.threads() - 1 - len(named)
+    if native > 0 and not process_tree.has_loaded("openblas"):  # which puts its pool in order round a fork
+        named.append(f"{native} started by native code")
+    if named:
+        logger.warning(
+            "Importing the worker's module has started threads (%s). Tasks are forked from this process and can hang "
+            "on what those hold: start them when a task needs them",
+            ", ".join(named),
+        )

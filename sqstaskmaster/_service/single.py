@@ -94,7 +94,7 @@ class SingleRun:
         """What a poll brings; nothing where a stop was requested meanwhile."""
         wait, timeout = self._polling.wait_time, self._settings.sqs_timeout
         try:
-            received = self._stop.poll(lambda: manager.receive(wait, timeout, MessageAttributeNames=["All"]))
+            received = self._stop.poll(lambda: manager.receive(wait, timeout, MessageAttributeNames=["All"]), wait)
         except ShutdownRequested:
             return []
         except POLL_ERRORS as error:

@@ -30,7 +30,7 @@ from typing import Any
 
 from sqstaskmaster._claim import clock, note
 from sqstaskmaster._claim.claim import Claim
-from sqstaskmaster._isolation.slot import Slot
+from sqstaskmaster._isolation.slot import Slot, SlotLost
 from sqstaskmaster._isolation.template import Template
 from sqstaskmaster._service import order
 from sqstaskmaster._service.ecs import ScaleInProtection
@@ -125,6 +125,7 @@ class SlotsRun:
         self._stop_at = math.inf
         self._end_at = math.inf
         self._refused: PollRefused | None = None
+        self._broken: SlotLost | None = None
         self._events = select.poll()
         self._readers: dict[int, Callable[[], None]] = {}
 
@@ -152,8 +153,8 @@ class SlotsRun:
             for slot in filter(None, self._slots):
                 slot.close()
             self._template.close()
-        if self._refused is not None:
-            raise self._refused
+        for error in filter(None, (self._refused, self._broken)):
+            raise error
         return self.counts
 
     def _run(self) -> None:
@@ -239,18 +240,13 @@ class SlotsRun:
     def _open_slot(self, number: int) -> None:
         slot = self._template.open_slot(self._settings.environments[number])
         self._slots[number] = slot
-        self._watch(slot.fileno(), functools.partial(self._slot_spoke, number))
-
-    def _slot_spoke(self, number: int) -> None:
-        """A slot's keeper is heard of: nothing to do, unless it is its end."""
-        slot = self._slots[number]
-        if slot is not None and not slot.is_alive():
-            self._close_slot(number)
+        self._watch(slot.descriptor, functools.partial(self._close_slot, number))
 
     def _close_slot(self, number: int) -> None:
+        """Its keeper has ended: another is asked for."""
         slot = self._slots[number]
         if slot is not None:
-            self._unwatch(slot.fileno())
+            self._unwatch(slot.descriptor)
             slot.close()
             self._slots[number] = None
             self._reopen_at = min(self._reopen_at, time.monotonic())
@@ -264,9 +260,19 @@ class SlotsRun:
             if slot is None:
                 try:
                     self._open_slot(number)
+                except SlotLost as error:
+                    self._lose_template(error)
+                    return
                 except OSError as error:
                     self.log(logging.ERROR, "Slot %d cannot be opened, trying again: %s", number, error, extra=_SLOT)
                     self._reopen_at = now + _REOPEN_SECONDS
+
+    def _lose_template(self, error: SlotLost) -> None:
+        """No keeper can be replaced any more: come to an orderly end, for the supervisor to start afresh."""
+        if self._broken is None:
+            self._broken = error
+            self.log(logging.ERROR, "Tasks cannot be started any more, the worker stops: %s", error, extra=_SLOT)
+            self._stop(signal.SIGTERM)
 
     def _usable(self) -> int:
         """How many slots are free."""
@@ -377,9 +383,9 @@ class SlotsRun:
         slot = self._slots[job.slot]
         try:
             if slot is None:
-                raise OSError("its keeper has ended")
+                raise SlotLost("its keeper has ended")
             job.process = slot.start(order.of(job), name=job.task, term_grace=handler.term_grace)
-        except OSError as error:
+        except (OSError, SlotLost) as error:
             self.log(logging.WARNING, "Slot %d takes no task, it is replaced: %s", job.slot, error, extra=_SLOT)
             self._close_slot(job.slot)
             self._end(job)

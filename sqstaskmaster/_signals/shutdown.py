@@ -48,6 +48,7 @@ class Shutdown:
         self._stops_at: StopsAt | None = None
         self._raise_again: float | None = None
         self._patient = False
+        self._poll_seconds = 0.0
         self._alarm = alarm.Alarm(self._on_alarm)
         self._handlers = state.Handlers(self._record, signal.SIGTERM, signal.SIGINT)
 
@@ -80,12 +81,13 @@ class Shutdown:
         if not self.requested:
             self._bell.acquire(timeout=seconds)
 
-    def poll(self, function: Callable[[], Result]) -> Result:
+    def poll(self, function: Callable[[], Result], seconds: float = 20) -> Result:
         """Call `function`, which only the second signal interrupts.
 
+        :param seconds: it takes at most about so long; told to whoever asks for a stop meanwhile.
         :raises ShutdownRequested: by the second signal, or, before anything is called, after the first.
         """
-        self._patient = True
+        self._patient, self._poll_seconds = True, seconds
         try:
             return self.interruptible(function)
         finally:
@@ -118,8 +120,16 @@ class Shutdown:
         if self._bell.locked():
             self._bell.release()
         self._alarm.arm(self._due - time.monotonic())
+        if self._now:
+            what = "stopping now"
+        elif self._patient:
+            what = f"taking no more work; waiting for the poll under way (up to {self._poll_seconds:g} s)"
+        else:
+            what = f"taking no more work; a running task gets {self._grace:g} seconds"
+        if not self._now:
+            what += "; a second signal means now"
         # In a thread: the main thread may be inside a log handler, whose lock is taken.
-        BoundedCall(lambda: _tell(signum, self._now, self._grace))
+        BoundedCall(lambda: _tell(signum, what))
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
         if self._alarm.hand_down(signum, frame):
@@ -144,10 +154,6 @@ def _anywhere(frame: FrameType | None) -> bool:
     return True
 
 
-def _tell(signum: int, now: bool, grace: float) -> None:
-    logger.info(
-        "%s: %s",
-        signal.Signals(signum).name,
-        "stopping now" if now else f"taking no more work; a running task gets {grace} seconds",
-        extra={"action": "stopping", "signal": signal.Signals(signum).name},
-    )
+def _tell(signum: int, what: str) -> None:
+    name = signal.Signals(signum).name
+    logger.info("%s: %s", name, what, extra={"action": "stopping", "signal": name})

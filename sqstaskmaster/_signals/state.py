@@ -83,6 +83,17 @@ def start_afresh(caught: frozenset[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def await_orders(caught: frozenset[int]) -> None:
+    """The same, while nothing runs yet that SIGTERM would have to be raised in: it ends the process."""
+    start_afresh(caught)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def ignore_children() -> None:
+    """In a new child process: have the system reap its own children, whose end is of no interest."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
 def keep_exit_status() -> None:
     """In a new child process: have its own children wait to be reaped, though the parent may ignore SIGCHLD.
 

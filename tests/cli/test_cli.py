@@ -237,10 +237,22 @@ class TestStatus(CommandTestCase):
         self.assertEqual(["queue", url.rpartition("/")[2], "2", "1", "1"], queue.split())
         self.assertEqual(["dead", "letters", self.dead_letters.rpartition("/")[2], "1", "0", "0"], dead_letters.split())
 
+    def test_status_and_doctor_have_json_for_programs(self):
+        url = self.create_queue()
+        self.sqs.send_message(QueueUrl=url, MessageBody="{}")
+        shown = run("status", url, "--json")
+        counts = {"visible": 1, "in flight": 0, "delayed": 0}
+        self.assertEqual([{"role": "queue", "queue": url.rpartition("/")[2], **counts}], json.loads(shown.stdout))
+        found = run("doctor", url, "--json")
+        self.assertEqual(8, found.returncode, found.stderr)
+        levels = {finding["check"]: finding["level"] for finding in json.loads(found.stdout)}
+        self.assertEqual("warning", levels["redrive policy"])
+
     def test_watch_shows_the_counts_again_until_ctrl_c(self):
         url = self.create_queue()
         watching = Command(self, "status", url, "--watch", "0.1", cwd=None)
         watching.wait_for(" 0  ")
+        self.assertRegex(watching.lines()[0], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$")
         self.sqs.send_message(QueueUrl=url, MessageBody="{}")
         watching.wait_for(" 1  ")
         self.assertEqual(0, watching.stop(signal.SIGINT))

@@ -166,6 +166,28 @@ class TestShutdown(WorkerTestCase):
                 )
                 self.assertEqual(0, worker.stop(number), worker.lines())
                 self.assertEqual([False, False], list(map(alive, pids)))
+                said = "\n".join(worker.lines())
+                for other in {signal.SIGTERM, signal.SIGINT} - {number}:
+                    self.assertNotIn(f"{other.name}:", said)
+
+    def test_ctrl_c_on_an_idle_worker_says_that_it_waits_for_its_poll_and_that_a_second_one_means_now(self):
+        worker = self.worker(WAIT_TIME="20")
+        worker.wait_for("started as pid")
+        wait_until(lambda: self.is_polled(worker), "it polls")
+        worker.process.send_signal(signal.SIGINT)
+        line = worker.wait_for("waiting for the poll under way (up to 20 s)")
+        self.assertIn("SIGINT", line)
+        self.assertIn("a second signal means now", line)
+        self.assertEqual(0, worker.stop(signal.SIGINT), worker.lines())
+
+    def is_polled(self, worker):
+        """Whether the worker process has taken its signals, which it does just before its first poll."""
+        [pid] = self.worker_processes(worker)
+        with open(f"/proc/{pid}/status") as status:
+            caught = int(next(line for line in status if line.startswith("SigCgt")).split()[1], 16)
+        with open(f"/proc/{pid}/net/tcp") as sockets:
+            port = f":{int(os.environ['AWS_ENDPOINT_URL'].rpartition(':')[2]):04X} "
+            return caught >> (signal.SIGINT - 1) & 1 and any(port in line and " 01 " in line for line in sockets)
 
     def test_a_running_task_may_finish(self):
         self.submit(wait_for=str(self.go))
@@ -282,6 +304,21 @@ class TestDeath(WorkerTestCase):
         self.assertIn("swallowed", worker.lines())
 
 
+class TestAttributes(WorkerTestCase):
+    def test_a_worker_asks_for_all_message_attributes(self):
+        Path(self.folder, "tasks.py").write_text(
+            TASKS.replace(
+                "    def work(self):", "    def work(self):\n        print('has', self._message.message_attributes)", 1
+            )
+        )
+        attributes = {"trace": {"DataType": "String", "StringValue": "abc"}}
+        body = json.dumps({"task": "Task", "kwargs": {}})
+        self.sqs.send_message(QueueUrl=self.url, MessageBody=body, MessageAttributes=attributes)
+        worker = self.worker("--burst")
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        self.assertIn("'abc'", worker.wait_for("has {"))
+
+
 class TestStalledLog(WorkerTestCase):
     """Whoever reads the log has stopped reading, and the pipe is full: nothing that stops may wait for it."""
 
@@ -369,6 +406,19 @@ class TestErrors(WorkerTestCase):
     def test_a_module_that_raises_says_where(self):
         Path(self.folder, "broken.py").write_text("\n\nraise ValueError('no such model')\n")
         self.assert_refused("broken:worker", 3, "ValueError: no such model", "broken.py, line 3")
+
+    def test_a_module_that_raises_deep_in_a_library_names_the_users_own_line(self):
+        Path(self.folder, "deep.py").write_text("import json\n\nmodel = json.loads('{')\n")
+        self.assert_refused("deep:worker", 3, "JSONDecodeError", "deep.py, line 3")
+        Path(self.folder, "ours.py").write_text("from sqstaskmaster import TaskManager\n\nm = TaskManager('')\n")
+        self.assert_refused("ours:worker", 3, "ValueError", "ours.py, line 3")
+        Path(self.folder, "wrong.py").write_text("worker =\n")
+        self.assert_refused("wrong:worker", 3, "SyntaxError", "wrong.py, line 1")
+
+    def test_a_module_that_runs_its_worker_while_it_is_imported_is_refused_with_the_remedy(self):
+        Path(self.folder, "eager.py").write_text("from tasks import worker\nworker.run()\n")
+        self.assert_refused("eager:worker", 3, "'eager' runs its worker while it is imported", '__name__ == "__main__"')
+        self.assertEqual([], self.receive(self.url))
 
     def test_a_module_that_lacks_one_of_its_own_says_which(self):
         Path(self.folder, "lacking.py").write_text("import no_such_library\n")

@@ -1,4 +1,4 @@
-"""Standard error that never makes a worker wait for long: pipes nobody reads, sockets, files, readers that leave."""
+"""Standard error that makes no worker wait for long: pipes that nobody reads, sockets, files, readers that leave."""
 
 import fcntl
 import os
