@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sqstaskmaster._claim import clock, forwarding
 from sqstaskmaster._claim.destinations import DeadLetterQueues, send_successor
-from sqstaskmaster._service.job import Job
+from sqstaskmaster._service.job import Job, logger
 from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._service.threads import Threads
 from sqstaskmaster._service.verdicts import Verdicts
@@ -127,7 +127,7 @@ class Endings:
     def extension_failed(self, job: Job, error: BaseException) -> None:
         """An extension failed, and is tried again. The task goes on."""
         text = "Claim not extended, the task goes on, message: %s"
-        self._user.call(lambda: job.report.trouble(text, error, "extension_failed"), _nothing)
+        self._user.call(lambda: job.report.trouble(text, error, "extension_failed"), _tell_defect)
 
     # -- what it came to -----------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Endings:
 
     def _not_given_back(self, job: Job, error: BaseException) -> None:
         text = "Message not given back, it comes back when its visibility timeout ends: %s"
-        self._user.call(lambda: job.report.trouble(text, error, "give_back_failed"), _nothing)
+        self._user.call(lambda: job.report.trouble(text, error, "give_back_failed"), _tell_defect)
 
     def _report(self, job: Job, report: Callable[[], Any], outcome: Outcome) -> None:
         """Report, in a thread, then be done with the message."""
@@ -271,10 +271,11 @@ class Endings:
     def _finish(self, job: Job) -> None:
         """The one line of a task that has ended, and whoever wants to know."""
         finished = job.finished()
-        self._log(lambda: job.report.finished(finished.more()))
+        job.report.more = finished.more()
+        self._log(job.report.finished)
         on_finish = self._settings.on_finish
         if on_finish is not None:
-            self._user.call(lambda: _told(on_finish, finished, job), _nothing)
+            self._user.call(lambda: _told(on_finish, finished, job), _tell_defect)
         self._over(job, finished.outcome)
 
 
@@ -310,5 +311,6 @@ def _result(job: Job) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _nothing(*_: object) -> None:
-    pass
+def _tell_defect(_: Any, error: BaseException | None) -> None:
+    if error is not None:
+        logger.error("A report of the worker failed", exc_info=error, extra={"action": "callback_failed"})

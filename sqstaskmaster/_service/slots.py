@@ -233,7 +233,7 @@ class SlotsRun:
         self._log_with(lambda: logger.log(level, text, *values, **more))
 
     def _log_with(self, function: Callable[[], Any]) -> None:
-        self._logs.call(function, _nothing)
+        self._logs.call(function, _tell_defect)
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -546,7 +546,7 @@ class SlotsRun:
                 self._endings.give_back_unstarted(job)
 
     def _tell(self, event: str) -> None:
-        self._told.call(lambda: self._on_event(event), _nothing)
+        self._told.call(lambda: self._on_event(event), _tell_defect)
 
 
 _SLOT = {"action": "slot_failed"}
@@ -557,5 +557,7 @@ def _asks_running(handler: ProcessMessageHandler) -> bool:
     return type(handler).running is not ProcessMessageHandler.running or "running" in vars(handler)
 
 
-def _nothing(*_: object) -> None:
-    pass
+def _tell_defect(_: Any, error: BaseException | None) -> None:
+    """What `on_event`, or a line of the log, raised."""
+    if error is not None:
+        logger.error("A callback of the worker failed", exc_info=error, extra={"action": "callback_failed"})

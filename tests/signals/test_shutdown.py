@@ -136,7 +136,7 @@ class PhasesTest(unittest.TestCase):
             raise swallowed[-1]
 
         self.in_run = run
-        with mock.patch("sqstaskmaster.worker._STOP_AGAIN_SECONDS", 0.05):
+        with mock.patch("sqstaskmaster._service.single._STOP_AGAIN_SECONDS", 0.05):
             self.assertEqual({"interrupted": 1}, self.run_worker(grace=0.1))
 
     def test_finished_work_is_deleted_whatever_comes_in_the_delete(self):
