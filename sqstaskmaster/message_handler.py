@@ -180,7 +180,10 @@ class MessageHandler(abc.ABC):
 
         :raises UnsupportedContext: outside the main thread, or without SIGALRM; nothing has been sent then.
         """
-        alarm.require_alarm(type(self).__name__)
+        alarm.require_alarm(
+            type(self).__name__,
+            "consume in the main thread, or use ProcessMessageHandler, which needs no signal in the worker",
+        )
         self._begin()
         first = 0.0 if self._stop_at_first_alarm else self._seconds_to_next_alarm()
         self._alarm = alarm.Alarm(self._handle_alarm)
@@ -460,7 +463,10 @@ def check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> N
     if not is_number(hard_timeout) or hard_timeout <= 0:
         raise ValueError("Hard timeout must be an integer greater than zero")
     if alarm_timeout + 1 >= sqs_timeout:
-        raise ValueError(f"Alarm timeout {alarm_timeout} is to long to reset the sqs timeout {sqs_timeout}")
+        raise ValueError(
+            f"Alarm timeout {alarm_timeout} is to long to reset the sqs timeout {sqs_timeout}: "
+            "alarm_timeout + 1 must be less than sqs_timeout; a third of it leaves room for two failed extensions"
+        )
     if not is_whole(sqs_timeout):
         raise ValueError(f"SQS timeout must be a whole number of seconds, as SQS takes no fractions, not {sqs_timeout}")
     for name, value in (("SQS timeout", sqs_timeout), ("Hard timeout", hard_timeout)):

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
     except (Exception, KeyboardInterrupt) as error:
-        return report(error, arguments.debug)
+        return report(error, arguments.debug, getattr(arguments, "url", "the queue"))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -86,7 +86,7 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
     from sqstaskmaster.task_manager import TaskManager
 
     client = TaskManager(arguments.url).queue.meta.client
-    facts = doctor.gather(arguments.url, client, lambda error: explain(error)[1])
+    facts = doctor.gather(arguments.url, client, lambda error: explain(error, arguments.url)[1])
     if arguments.worker is not None:
         from sqstaskmaster._cli.worker_process import load
 

@@ -100,7 +100,7 @@ class SingleRun:
         except POLL_ERRORS as error:
             remedy = self._polling.failed(manager, error, time.monotonic())
             if remedy is not None and len(self._settings.managers) == 1:
-                raise PollRefused(error, code_of(error) or type(error).__name__, remedy) from error
+                raise PollRefused(error, code_of(error) or type(error).__name__, remedy, manager.url) from error
             return []
         self._polling.answered(manager, len(received))
         self._tell("polled")

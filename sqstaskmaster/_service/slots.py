@@ -315,7 +315,7 @@ class SlotsRun:
         if isinstance(error, POLL_ERRORS):
             remedy = self._polling.failed(source, error, time.monotonic())
             if remedy is not None and len(self._settings.managers) == 1:
-                self._refuse(PollRefused(error, code_of(error) or type(error).__name__, remedy))
+                self._refuse(PollRefused(error, code_of(error) or type(error).__name__, remedy, source.manager.url))
             return
         if error is not None:
             raise error  # a queue of the user's own making
