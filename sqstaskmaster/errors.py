@@ -162,6 +162,10 @@ class TaskQuit(SQSTaskMasterError, RuntimeError):
     """A task that runs in the worker's process raised SystemExit, say. The worker goes on; the task has failed."""
 
 
+class NothingHasRun(SQSTaskMasterError, RuntimeError):
+    """`run`, or a task function, gave a coroutine or a generator, which does nothing until somebody runs it."""
+
+
 class ArgumentsDoNotFit(SQSTaskMasterError, TypeError):
     """A message's kwargs are not what its task takes. `task`, and `expected`: its signature."""
 

@@ -312,19 +312,19 @@ class TaskManager:
     def _generate(self, wait_time: int, sqs_timeout: int, names: list[str], burst: bool) -> Iterator[Task]:
         while True:
             # A list of its own for each poll: instrumentation adds to it.
-            wanted = {"MessageAttributeNames": [*names]} if names else {}
+            wanted: dict[str, Any] = {"MessageAttributeNames": [*names]} if names else {}
             received = self.receive(wait_time, sqs_timeout, **wanted)
             yield from (task for task in received if task is not None)
             if burst and not received:
                 return
 
-    def receive(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> list[Task | None]:
+    def receive(self, wait_time: int, sqs_timeout: int, most: int = 1, **wanted: Any) -> list[Task | None]:
         """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
         asked_at = clock.now()
         with _remedies():
             received = self.queue.receive_messages(
                 AttributeNames=["All"],
-                MaxNumberOfMessages=1,
+                MaxNumberOfMessages=most,
                 WaitTimeSeconds=wait_time,
                 VisibilityTimeout=sqs_timeout,
                 **wanted,

@@ -74,6 +74,10 @@ class Report:
         self._clock = clock
         self._queue_url = queue_url
 
+    def notify_with(self, notify: Callable[..., Any]) -> None:
+        """From now on this is what is told."""
+        self._notify = notify
+
     # -- facts ---------------------------------------------------------------------------------------------------
 
     @property
