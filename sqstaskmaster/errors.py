@@ -162,6 +162,10 @@ class TaskQuit(SQSTaskMasterError, RuntimeError):
     """A task that runs in the worker's process raised SystemExit, say. The worker goes on; the task has failed."""
 
 
+class NothingHasRun(SQSTaskMasterError, RuntimeError):
+    """`run`, or a task function, gave a coroutine or a generator, which does nothing until somebody runs it."""
+
+
 class ArgumentsDoNotFit(SQSTaskMasterError, TypeError):
     """A message's kwargs are not what its task takes. `task`, and `expected`: its signature."""
 
@@ -190,8 +194,11 @@ class CannotContinue(SQSTaskMasterError, RuntimeError):
 class PollRefused(SQSTaskMasterError):
     """SQS refuses to be polled, and asking again does not help. `code` is its error code, `remedy` what does help."""
 
-    def __init__(self, error: BaseException, code: str, remedy: str) -> None:
-        super().__init__(f"The queue cannot be polled: {' '.join(str(error).split())}: {remedy}")
+    def __init__(self, error: BaseException, code: str, remedy: str, queue: str = "") -> None:
+        said = " ".join(str(error).split()).rstrip(".")
+        # Errors of missing credentials bring their remedy with them.
+        advice = "" if remedy in said else f": {remedy}"
+        super().__init__(f"The queue {queue} cannot be polled: {said}{advice}".replace("  ", " "))
         self.code = code
         self.remedy = remedy
 

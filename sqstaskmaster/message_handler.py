@@ -59,6 +59,9 @@ class Outcome(str, enum.Enum):
     TIMED_OUT = "timed out"
     STUCK = "stuck"
     INTERRUPTED = "interrupted"
+    CLAIM_LOST = "claim lost"
+    CONTINUED = "continued"
+    DEAD_LETTERED = "dead-lettered"
 
     def __str__(self) -> str:
         return self.value
@@ -92,8 +95,7 @@ class MessageHandler(abc.ABC):
     All times are in seconds.
 
     :param message: a boto3 `SQS.Message`, or anything with its `body`, `attributes`, `change_visibility`, `delete`.
-    :param sqs_timeout: the visibility timeout each extension asks for: a whole number, 1 to 43200 (12 hours). The
-        longest outage that a task survives: stopped, or cut off from SQS, for longer, the claim is lost.
+    :param sqs_timeout: the visibility timeout each extension asks for: a whole number, 1 to 43200 (12 hours).
     :param alarm_timeout: how often the claim is extended; may be a fraction; more than one second below `sqs_timeout`.
     :param hard_timeout: the limit of the block, from `__enter__`; may be a fraction; up to 43200. The limit that holds
         is the earlier of this and the end of the claim's 12 hours, which SQS counts from the receive.
@@ -178,7 +180,10 @@ class MessageHandler(abc.ABC):
 
         :raises UnsupportedContext: outside the main thread, or without SIGALRM; nothing has been sent then.
         """
-        alarm.require_alarm(type(self).__name__)
+        alarm.require_alarm(
+            type(self).__name__,
+            "consume in the main thread, or use ProcessMessageHandler, which needs no signal in the worker",
+        )
         self._begin()
         first = 0.0 if self._stop_at_first_alarm else self._seconds_to_next_alarm()
         self._alarm = alarm.Alarm(self._handle_alarm)
@@ -225,7 +230,6 @@ class MessageHandler(abc.ABC):
             lambda: logger,
             self._clock,
         )
-        self._report.limit = self.hard_timeout
         self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
         if receipt is not None and receipt.seconds is not None:
             if now <= receipt.answered_at + receipt.seconds:
@@ -286,23 +290,16 @@ class MessageHandler(abc.ABC):
 
         Not where the claim was lost: another worker may be running it.
         """
-        delay: float | None = 0
-        if not at_once:
-            try:
-                delay = self.retry_delay(exception, self._report.receive_count or 1)
-                if delay is not None and (not is_number(delay) or delay < 0):
-                    raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
-            except Exception as error:
-                delay = None
-                text = "No retry delay, the message comes back when its visibility timeout ends: %s"
-                self._report.trouble(text, error, "retry_delay_failed")
+        delay = 0 if at_once else retry_delay_of(self, exception, self._report)
+        if delay is not None:
+            # An extension still under way would hide the message again, for another time.
+            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
+            self._extensions.collect()
         if self._claim.lost is not None:
             return
         self._report.comes_back_in = self._claim.left(self._claim_clock()) or None
         if delay is not None:
-            # An extension still under way would hide the message again, for another time.
-            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
-            seconds = self._claim.cut(math.ceil(delay), self._claim_clock())
+            seconds = self._claim.cut(delay, self._claim_clock())
             if change_visibility(self._message, seconds, self._report):
                 self._report.comes_back_in = seconds
 
@@ -440,6 +437,19 @@ class MessageHandler(abc.ABC):
             self._extensions.send()
 
 
+def retry_delay_of(handler: MessageHandler, exception: BaseException, report: Report) -> int | None:
+    """What `retry_delay` says, in whole seconds. What is wrong with it is told, and counts as None."""
+    try:
+        delay = handler.retry_delay(exception, report.receive_count or 1)
+        if delay is not None and (not is_number(delay) or delay < 0):
+            raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
+    except Exception as error:
+        text = "No retry delay, the message comes back when its visibility timeout ends: %s"
+        report.trouble(text, error, "retry_delay_failed")
+        return None
+    return None if delay is None else math.ceil(delay)
+
+
 def _monotonic() -> float:
     return time.monotonic()  # looked up when used
 
@@ -453,7 +463,10 @@ def check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> N
     if not is_number(hard_timeout) or hard_timeout <= 0:
         raise ValueError("Hard timeout must be an integer greater than zero")
     if alarm_timeout + 1 >= sqs_timeout:
-        raise ValueError(f"Alarm timeout {alarm_timeout} is to long to reset the sqs timeout {sqs_timeout}")
+        raise ValueError(
+            f"Alarm timeout {alarm_timeout} is to long to reset the sqs timeout {sqs_timeout}: "
+            "alarm_timeout + 1 must be less than sqs_timeout; a third of it leaves room for two failed extensions"
+        )
     if not is_whole(sqs_timeout):
         raise ValueError(f"SQS timeout must be a whole number of seconds, as SQS takes no fractions, not {sqs_timeout}")
     for name, value in (("SQS timeout", sqs_timeout), ("Hard timeout", hard_timeout)):

@@ -9,20 +9,24 @@ worker: with handler:                                          task's process
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from sqstaskmaster._claim import owner
+from sqstaskmaster._claim import current, owner
+from sqstaskmaster._claim.current import CurrentTask
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.channel import Channel
 from sqstaskmaster._signals.bounded import BoundedCall
-from sqstaskmaster._sqs.limits import is_number, is_whole
+from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
-from sqstaskmaster.errors import MemoryLimitExceeded, UnsupportedContext
+from sqstaskmaster.endings import DeadLetter
+from sqstaskmaster.errors import MemoryLimitExceeded, NothingHasRun, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,8 @@ Self = TypeVar("Self", bound="ProcessMessageHandler")
 
 # How often the memory of a task with max_memory is looked at: a process fills about a gigabyte in this time.
 _MEMORY_LOOK_SECONDS = 0.1
+
+_MOST_CONTINUATIONS = 1_000_000
 
 # The longest that one answer of `running()` is waited for: it is asked beside the heartbeat, not before it.
 _RUNNING_SECONDS = 0.25
@@ -60,6 +66,9 @@ class ProcessMessageHandler(MessageHandler):
         imported in the child, so it needs the usual `if __name__ == "__main__":`.
     :param max_memory: bytes that the task and all it starts may hold together (proportional set size, looked at ten
         times a second), None for no limit. Linux only.
+    :param dead_letter: types of exceptions for which no retry helps: see DeadLetter. Tested in the task's process.
+    :param max_continuations: how often the task may continue, see Continue: 0 to 1,000,000. So that a bug in it cannot
+        go on for ever.
     :raises ValueError: for an argument out of its range.
     :raises UnsupportedContext: for `max_memory` where memory cannot be read; on entering, where there is no fork.
 
@@ -93,6 +102,8 @@ class ProcessMessageHandler(MessageHandler):
         term_grace: float = 5.0,
         start_method: str | None = None,
         max_memory: int | None = None,
+        dead_letter: tuple[type[BaseException], ...] | type[BaseException] = (),
+        max_continuations: int = 1000,
         clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, clock=clock)
@@ -104,6 +115,8 @@ class ProcessMessageHandler(MessageHandler):
             raise ValueError(f"max_memory must be a whole number of bytes over 0, or None, not {max_memory!r}")
         if max_memory is not None and not process_tree.LINUX:
             raise UnsupportedContext("max_memory needs Linux, where the memory of other processes can be read")
+        self.dead_letter = _checked_types(dead_letter)
+        self.max_continuations = check_whole("max_continuations", max_continuations, 0, _MOST_CONTINUATIONS)
         self.term_grace = term_grace
         self.start_method = start_method
         self.max_memory = max_memory
@@ -145,7 +158,7 @@ class ProcessMessageHandler(MessageHandler):
         try:
             for child in self._children:
                 self._stop(child)  # long done, unless interrupts came so fast that it was not
-            return self._conclude(exception[1])
+            return super().__exit__(*exception)
         finally:
             for child in self._children:
                 child.close()
@@ -158,7 +171,7 @@ class ProcessMessageHandler(MessageHandler):
             error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
             raise error
         child = isolation.Child(
-            functools.partial(_run_task, self._task_side()),
+            functools.partial(run_task, self._task_side(), task=self._task_name(), seconds=self._seconds_to_limit()),
             name=self._task_name(),
             start_method=self.start_method,
             term_grace=self.term_grace,
@@ -263,7 +276,7 @@ class ProcessMessageHandler(MessageHandler):
         task_side = object.__new__(type(self))
         task_side.__dict__.update(self.__dict__)
         del task_side.__dict__["run"]
-        task_side._message = _Content(self._message)
+        task_side._message = MessageContent.of(self._message)
         # What has to do with the claim stays here, and cannot be pickled.
         del task_side._report, task_side._extensions
         task_side._clock = task_side._claim_clock = time.monotonic
@@ -283,15 +296,24 @@ class _Question:
         self.answer = bool(running())
 
 
-class _Content:
+class MessageContent:
     """A message as the task has it: what it says, but no claim on it."""
 
-    def __init__(self, message: Any) -> None:
-        self.body: str = message.body
+    def __init__(self, body: str, attributes: Any, message_attributes: Any, message_id: Any) -> None:
+        self.body = body
+        self.attributes: Mapping[str, Any] | None = attributes
+        self.message_attributes = message_attributes
+        self.message_id = message_id
+
+    @classmethod
+    def of(cls, message: Any) -> MessageContent:
         attributes: Mapping[str, Any] | None = message.attributes
-        self.attributes = None if attributes is None else dict(attributes)
-        self.message_attributes = getattr(message, "message_attributes", None)
-        self.message_id = getattr(message, "message_id", None)
+        return cls(
+            message.body,
+            None if attributes is None else dict(attributes),
+            getattr(message, "message_attributes", None),
+            getattr(message, "message_id", None),
+        )
 
     def change_visibility(self, **_: Any) -> NoReturn:
         raise UnsupportedContext("The claim on the message is the worker's, the task cannot change it")
@@ -300,10 +322,53 @@ class _Content:
         raise UnsupportedContext("The message is the worker's: it deletes it when the task has returned")
 
 
-def _run_task(handler: ProcessMessageHandler, channel: Channel) -> Any:
-    """In the task's process."""
+def run_task(
+    handler: ProcessMessageHandler,
+    channel: Channel,
+    *,
+    task: str,
+    seconds: float,
+    around: Callable[[CurrentTask], Any] | None = None,
+) -> Any:
+    """In the task's process: what `run` returns, with `current_task()` there for it.
+
+    :param seconds: until its limit.
+    :param around: see Worker.
+    :raises BaseException: what it raises; DeadLetter in place of what the handler has no retry for.
+    """
     handler._send_report = channel.report
-    return handler.run()
+    task_now = CurrentTask(task, handler._message, time.monotonic() + seconds, channel.report, lambda: channel.stopping)
+    with current.running(task_now):
+        try:
+            with contextlib.nullcontext() if around is None else around(task_now):
+                return check_has_run(handler.run())
+        except handler.dead_letter as error:
+            if isinstance(error, DeadLetter):
+                raise
+            raise DeadLetter(f"{type(error).__name__}: {error}") from error
+
+
+def check_has_run(value: Any) -> Any:
+    """What `run` returned, unless that has yet to be run: deleting its message would lose the task.
+
+    :raises NothingHasRun: for a coroutine or a generator.
+    """
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        if inspect.iscoroutine(value):
+            value.close()  # lest Python warn of it too
+        raise NothingHasRun(
+            f"run() returned a {type(value).__name__} and has done nothing yet: call asyncio.run(...) in it, or go "
+            "through the generator"
+        )
+    return value
+
+
+def _checked_types(given: Any) -> tuple[type[BaseException], ...]:
+    types = given if isinstance(given, tuple) else (given,)
+    for each in types:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise ValueError(f"dead_letter must be types of exceptions, like (KeyError, ValueError), not {given!r}")
+    return types
 
 
 class _Stack(Exception):

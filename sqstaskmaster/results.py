@@ -1,9 +1,9 @@
-"""What became of the tasks given to `submit_many`: counts, and a message id for every task that was sent."""
+"""What became of tasks: of those given to `submit_many`, and of one that a worker has run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import NamedTuple, overload
 
 _ID_BYTES = 16
 # The store grows by so many tasks at a time.
@@ -81,6 +81,35 @@ class SubmitResult:
 
     def __repr__(self) -> str:
         return f"SubmitResult(taken={self.taken}, sent={self.sent}, failed={self.failed})"
+
+
+class Finished(NamedTuple):
+    """What a worker tells of a task that has ended, to `Worker(on_finish=...)`.
+
+    `task`, `message_id`, `receive_count` (this receive included), `queue` (its URL), `outcome` (a value of Outcome),
+    `continuation` (how often the task has continued, see Continue). In seconds: `queued` (from the send to the start),
+    `elapsed` (from the receive), `cpu_seconds` (of the task and everything it started). `peak_memory`: the most bytes
+    they held together, less what the task was forked with. None where something is not known.
+    """
+
+    task: str
+    message_id: str | None
+    receive_count: int | None
+    queue: str
+    outcome: str
+    queued: float | None
+    elapsed: float
+    cpu_seconds: float | None
+    peak_memory: int | None
+    continuation: int
+
+    def more(self) -> dict[str, float | int | None]:
+        """What the finished line has beyond the facts of every line."""
+        return {
+            "cpu_seconds": self.cpu_seconds,
+            "peak_memory": self.peak_memory,
+            "continuation": self.continuation or None,
+        }
 
 
 def _unpacked(packed: bytes) -> str:

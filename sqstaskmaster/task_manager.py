@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sqstaskmaster._claim import clock, note
@@ -25,12 +25,14 @@ from sqstaskmaster._sqs.limits import (
     MAX_MESSAGE_BYTES,
     MAX_VISIBILITY_SECONDS,
     MAX_WAIT_SECONDS,
+    attributes_bytes,
     check_whole,
     check_whole_seconds,
     is_sendable,
 )
 from sqstaskmaster._sqs.options import NO_OPTIONS, Given
 from sqstaskmaster._sqs.protocols import Queue
+from sqstaskmaster._sqs.regions import region_of
 from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
 from sqstaskmaster.results import SubmitResult
@@ -50,14 +52,20 @@ _MAX_THREADS = 64
 # What each message has as its attribute service_name, the sender's name aside.
 _ATTRIBUTE_BYTES = len("service_name") + len("String")
 
-# sqs.eu-west-1.amazonaws.com, sqs.cn-north-1.amazonaws.com.cn, sqs-fips.us-east-1.amazonaws.com,
-# vpce-0123-abcd.sqs.us-east-1.vpce.amazonaws.com, and the legacy eu-west-1.queue.amazonaws.com.
-_REGION_IN_HOST = re.compile(
-    r"(?:^|\.)(?:sqs(?:-fips)?\.(?P<region>[a-z0-9-]+)(?:\.vpce)?|(?P<legacy>[a-z0-9-]+)\.queue)"
-    r"\.amazonaws\.com(?:\.cn)?$"
-)
-# The oldest form of all names no region and means one.
-_REGION_OF_HOST = {"queue.amazonaws.com": "us-east-1", "sqs.amazonaws.com": "us-east-1"}
+
+def _with_words_for_two_tasks(submit: Callable[..., Any]) -> Callable[..., Any]:
+    """`submit`, whose error says how to send an argument named `task`. `submit(task="Name")` is a classic call."""
+
+    @functools.wraps(submit)
+    def submit_one(self: TaskManager, *arguments: Any, **kwargs: Any) -> Any:
+        if arguments and "task" in kwargs:
+            raise TypeError(
+                f"submit({arguments[0]!r:.80}, task=...): an argument named task is taken for the task's name; send it "
+                "with submit_many([(task, kwargs)])"
+            )
+        return submit(self, *arguments, **kwargs)
+
+    return submit_one
 
 
 class TaskManager:
@@ -136,6 +144,13 @@ class TaskManager:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
         """
+        return self._submit(task, kwargs)
+
+    if not TYPE_CHECKING:
+        submit = _with_words_for_two_tasks(submit)
+
+    def _submit(self, task: str, kwargs: Mapping[str, Any]) -> Any:
+        """`submit` for arguments of any name."""
         request, _ = self._request(task, kwargs)
         with _remedies():
             return self.queue.send_message(**request)
@@ -201,6 +216,7 @@ class TaskManager:
         delay_seconds: Given = None,
         message_group_id: Given = None,
         message_deduplication_id: Given = None,
+        message_attributes: Given = None,
     ) -> TaskManager:
         """This manager, submitting with these: `manager.options(delay_seconds=60).submit("MyTask", x=1)`.
 
@@ -216,6 +232,8 @@ class TaskManager:
         :param message_deduplication_id: the same characters; FIFO queues only. SQS drops a message with the id of one
             of the last five minutes. Required unless the queue has
             ContentBasedDeduplication, which drops a task that is equal to an earlier one.
+        :param message_attributes: name -> text, number or bytes: up to eight, beside this package's two. Trace context,
+            say; `message.message_attributes` has them where they are asked for. They count towards the message's 1 MiB.
         :raises ValueError: for a value out of its range, or not for this kind of queue; of a function's value in
             `submit`, and as a failure in `submit_many`.
 
@@ -227,6 +245,7 @@ class TaskManager:
             delay_seconds=delay_seconds,
             message_group_id=message_group_id,
             message_deduplication_id=message_deduplication_id,
+            message_attributes=message_attributes,
         )
         return view
 
@@ -234,13 +253,17 @@ class TaskManager:
         """The parameters of SendMessage, and the bytes that SQS counts."""
         body = messages.encode(task, kwargs, self._writer)
         size = len(body) + self._extra_bytes
-        if size > MAX_MESSAGE_BYTES:
-            raise MessageTooLarge(task, size, MAX_MESSAGE_BYTES)
         # Dictionaries of its own for each message: instrumentation adds to them.
-        attributes = {"service_name": {"StringValue": self._service_name, "DataType": "String"}}
+        attributes: dict[str, Any] = {"service_name": {"StringValue": self._service_name, "DataType": "String"}}
         request: dict[str, Any] = {"MessageBody": body, "MessageAttributes": attributes}
         if self._fifo or self._options is not NO_OPTIONS:
-            request.update(self._options.parameters(self._fifo, task, kwargs))
+            found = self._options.parameters(self._fifo, task, kwargs)
+            given = found.pop("MessageAttributes", {})
+            request.update(found)
+            attributes.update(given)
+            size += attributes_bytes(given)
+        if size > MAX_MESSAGE_BYTES:
+            raise MessageTooLarge(task, size, MAX_MESSAGE_BYTES)
         return request, size
 
     def _request_of_any(self, task: Any, kwargs: Any) -> tuple[dict[str, Any], int]:
@@ -289,19 +312,19 @@ class TaskManager:
     def _generate(self, wait_time: int, sqs_timeout: int, names: list[str], burst: bool) -> Iterator[Task]:
         while True:
             # A list of its own for each poll: instrumentation adds to it.
-            wanted = {"MessageAttributeNames": [*names]} if names else {}
+            wanted: dict[str, Any] = {"MessageAttributeNames": [*names]} if names else {}
             received = self.receive(wait_time, sqs_timeout, **wanted)
             yield from (task for task in received if task is not None)
             if burst and not received:
                 return
 
-    def receive(self, wait_time: int, sqs_timeout: int, **wanted: Any) -> list[Task | None]:
+    def receive(self, wait_time: int, sqs_timeout: int, most: int = 1, **wanted: Any) -> list[Task | None]:
         """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
         asked_at = clock.now()
         with _remedies():
             received = self.queue.receive_messages(
                 AttributeNames=["All"],
-                MaxNumberOfMessages=1,
+                MaxNumberOfMessages=most,
                 WaitTimeSeconds=wait_time,
                 VisibilityTimeout=sqs_timeout,
                 **wanted,
@@ -352,16 +375,6 @@ class TaskManager:
         return f"TaskManager({self.url!r})"
 
 
-def region_of(url: str) -> str | None:
-    """The AWS region in a queue URL of amazonaws.com, None for any other URL.
-
-    Requests are signed for a region, and SQS refuses those signed for another than the queue's.
-    """
-    host = urlsplit(url).hostname or ""
-    found = _REGION_IN_HOST.search(host)
-    return (found["region"] or found["legacy"]) if found else _REGION_OF_HOST.get(host)
-
-
 def _boto3_queue(url: str) -> Queue:
     if not _is_queue_url(url):
         raise ValueError(
@@ -377,6 +390,13 @@ def _boto3_queue(url: str) -> Queue:
     region = {"region_name": region_of(url)} if region_of(url) else {}
     try:
         queue: Queue = boto3.resource("sqs", config=config, **region).Queue(url)
+    except ValueError as error:
+        if "endpoint" not in str(error).lower():
+            raise
+        raise ConfigurationError(
+            f"{str(error).rstrip('.')}: AWS_ENDPOINT_URL_SQS, AWS_ENDPOINT_URL, or endpoint_url in the profile, "
+            "must be an address like http://127.0.0.1:5000, or be left out"
+        ) from error
     except NoRegionError as error:
         raise ConfigurationError(
             f"No AWS region is configured, and the queue URL {url!r} names none: set AWS_DEFAULT_REGION, or a region "

@@ -1,65 +1,43 @@
-"""Worker: task name -> handler, one loop, and an orderly stop.
+"""Worker: task name -> handler, as many at once as it has slots, and an orderly stop.
 
-poll --- nothing ------------------------------------------ burst: the end
-  |
-  +--- unknown task, kwargs that do not fit --------------- told, left to the redrive policy
-  |
-  +--- a task --- with handler: handler.run() ------------- done, failed, timed out, stuck
-  |                       ^
-  +--- stop requested ----+-------------------------------- given back at once
+Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loop, N slots
+   |
+   +------- plain MessageHandlers, or no Linux --------> _service.single: one task after the other
 """
 
 from __future__ import annotations
 
 import collections
-import inspect
 import logging
-import os
-from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from sqstaskmaster._claim import owner
-from sqstaskmaster._isolation import child as isolation
-from sqstaskmaster._service import loading
+from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._service import loading, processors, registry
 from sqstaskmaster._service.ecs import ScaleInProtection
-from sqstaskmaster._service.function_handler import FunctionHandler
-from sqstaskmaster._signals import alarm
-from sqstaskmaster._signals.bounded import BoundedCall
+from sqstaskmaster._service.settings import Settings
+from sqstaskmaster._service.single import SingleRun
 from sqstaskmaster._signals.shutdown import Shutdown
-from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of, remedy_for
-from sqstaskmaster._sqs.limits import MAX_WAIT_SECONDS, check_whole_seconds, is_number
-from sqstaskmaster.backoff import ExponentialBackoff
-from sqstaskmaster.errors import ArgumentsDoNotFit, PollRefused, ShutdownRequested, TaskQuit, UnknownTask
-from sqstaskmaster.message_handler import MessageHandler, Outcome, check_timeouts
-from sqstaskmaster.process_handler import ProcessMessageHandler
-from sqstaskmaster.task_manager import Task, TaskManager
+from sqstaskmaster._sqs.limits import MAX_WAIT_SECONDS, check_whole, check_whole_seconds, is_number
+from sqstaskmaster.errors import UnsupportedContext
+from sqstaskmaster.message_handler import MessageHandler, check_timeouts
+from sqstaskmaster.task_manager import TaskManager
 
 logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Environment = Mapping[str, str]
 
-# Between polls that fail.
-_POLL_BACKOFF = ExponentialBackoff(first=1.0, longest=60.0)
-
-# A task in this process that goes on after it was told to stop is told again this often.
-_STOP_AGAIN_SECONDS = 1.0
-
-# The longest that giving back a message is waited for.
-_GIVE_BACK_SECONDS = 5.0
-
-_NO_MESSAGE: Any = None
-
-GIVEN_BACK = "given back"
-REFUSED = "refused"
+_MOST_SLOTS = 1000
 
 
 class Worker:
-    """Runs the tasks of a queue, one at a time, until it is told to stop.
+    """Runs the tasks of a queue, as many at once as it has slots, until it is told to stop.
 
     ::
 
-        worker = Worker(TaskManager(url), {"Train": Train})
+        worker = Worker(TaskManager(url), {"Train": Train}, slots=4)
 
         @worker.task("Report", hard_timeout=600)
         def report(customer, month="last"):
@@ -68,41 +46,89 @@ class Worker:
         if __name__ == "__main__":
             worker.run()
 
-    :param manager: the queue.
-    :param handlers: task name -> handler class, constructed as
-        `Handler(message, sqs_timeout=..., alarm_timeout=..., hard_timeout=..., **kwargs)`.
-    :param sqs_timeout: the visibility timeout of each receive and each extension, whole seconds.
+    Each task of a ProcessMessageHandler, and each function, runs in a process of its own. The worker's modules are
+    imported once, by the process that all of them are forked from; it never runs a task itself. The worker's own
+    process holds the claims of all of them, and claims no message that it has no free slot for.
+
+    A handler's constructor runs twice: in the worker, where the handler is there for `running`, `notify`,
+    `retry_delay` and `claim_lost` (called in threads, so that none of them holds up another slot), and again in the
+    task's process, for `run`. What it sets up in one is not there in the other.
+
+    All times are in seconds.
+
+    :param manager: the queue, or a list of queues in order of priority: a later one is polled only after an empty poll
+        (of one second) of each earlier one. Idle, that costs a request a second, instead of one in 20.
+    :param handlers: task name -> handler class, constructed as `Handler(message, **kwargs)` with those of
+        `sqs_timeout`, `alarm_timeout`, `hard_timeout` that it takes.
+    :param slots: how many tasks at once: a number from 1 to 1000, `"auto"` (the processors this container may use: the
+        ECS task's CPU limit, the cgroup's quota, or the affinity, whichever is least), or a sequence of environments,
+        one a slot: `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. They reach what reads its
+        environment late: OMP_NUM_THREADS, say, is read when the library is loaded, so set it before the worker starts.
+        More than one needs Linux, and tasks in processes of their own.
+    :param sqs_timeout: the visibility timeout of each receive and each extension, whole seconds. A claim outlasts an
+        outage of `sqs_timeout - alarm_timeout` for certain.
     :param alarm_timeout: seconds between two extensions; more than one below `sqs_timeout`.
     :param hard_timeout: seconds that a task may take, up to 43200.
     :param wait_time: seconds that a poll waits for a message, 0 to 20.
-    :param shutdown_grace: seconds that a running task gets to finish after SIGTERM or SIGINT, 0 or more.
-    :raises ValueError: for a time out of its range.
-    :raises TypeError: for a handler that cannot be constructed as above.
+    :param shutdown_grace: seconds that running tasks get to finish after SIGTERM or SIGINT, 0 or more.
+    :param on_claim_lost: `"stop"`: a task whose claim is lost is stopped, since another worker may be running it; the
+        outcome is `claim lost`, and nothing is done about its message. `"continue"`: it goes on. Tasks in the worker's
+        own process always do.
+    :param dead_letter_reasons: a task that fails on the last receive that the queue's redrive policy allows is sent to
+        its dead-letter queue by the worker, with the reason. Needs sqs:SendMessage on that queue.
+    :param around: `around(current_task)` gives a context manager, entered in the task's process round the task, and
+        told of its exception: for tracing, say.
+    :param on_start: called once, in the worker, after whatever forks tasks has been forked: to open a metrics port,
+        say.
+    :param on_finish: called in the worker, in a thread, as `on_finish(finished)` for each task that has ended.
+    :raises ValueError: for a time or a number out of its range.
+    :raises TypeError: for a manager that is none, and for a handler that cannot be constructed as above.
+    :raises UnsupportedContext: for more than one slot where there is no Linux.
     """
 
     def __init__(
         self,
-        manager: TaskManager,
+        manager: TaskManager | Sequence[TaskManager],
         handlers: Mapping[str, Callable[..., MessageHandler]] | None = None,
         *,
-        sqs_timeout: int = 30,
-        alarm_timeout: float = 10,
+        slots: int | Literal["auto"] | Sequence[Environment] = 1,
+        sqs_timeout: int = 120,
+        alarm_timeout: float = 30,
         hard_timeout: float = 14400,
         wait_time: int = 20,
         shutdown_grace: float = 20,
+        on_claim_lost: Literal["stop", "continue"] = "stop",
+        dead_letter_reasons: bool = False,
+        around: Callable[..., Any] | None = None,
+        on_start: Callable[[], Any] | None = None,
+        on_finish: Callable[..., Any] | None = None,
     ) -> None:
         check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
         if not is_number(shutdown_grace) or shutdown_grace < 0:
             raise ValueError(f"shutdown_grace must be a number of seconds, 0 or more, not {shutdown_grace!r}")
-        self.manager = manager
+        if on_claim_lost not in ("stop", "continue"):
+            raise ValueError(f'on_claim_lost must be "stop" or "continue", not {on_claim_lost!r}')
+        for name, value in (("around", around), ("on_start", on_start), ("on_finish", on_finish)):
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable, not {value!r}")
+        if handlers is not None and not isinstance(handlers, Mapping):
+            raise TypeError(f'handlers must be a mapping like {{"Train": Train}}, not {handlers!r}')
+        self.managers = _managers(manager)
+        self.manager = self.managers[0]
+        self.slots = _checked_slots(slots)
         self.sqs_timeout = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
         self.wait_time = check_whole_seconds("wait_time", wait_time, MAX_WAIT_SECONDS)
         self.shutdown_grace = shutdown_grace
-        self._entries: dict[str, _Entry] = {}
+        self.on_claim_lost = on_claim_lost
+        self.dead_letter_reasons = bool(dead_letter_reasons)
+        self._around, self._on_start, self._on_finish = around, on_start, on_finish
+        self._registry = registry.Registry()
         for name, handler in (handlers or {}).items():
-            self._add(name, _entry_of_class(name, handler, self._timeouts()))
+            self._registry.add(name, registry.of_class(name, handler, self._timeouts()))
+        if slots != 1:
+            self._check_slots(self.slots)
 
     def task(
         self,
@@ -111,27 +137,44 @@ class Worker:
         sqs_timeout: int | None = None,
         alarm_timeout: float | None = None,
         hard_timeout: float | None = None,
-        **options: Any,
+        retry_delay: Callable[[BaseException, int], float | None] | None = None,
+        term_grace: float = 5.0,
+        start_method: str | None = None,
+        max_memory: int | None = None,
+        dead_letter: tuple[type[BaseException], ...] = (),
+        max_continuations: int = 1000,
     ) -> Callable[[Function], Function]:
         """Decorator: makes a task of a function of its kwargs, which runs in a process of its own.
 
         :param name: the task's name, as `submit` was given it.
         :param sqs_timeout, alarm_timeout, hard_timeout: where they differ from the worker's.
-        :param options: `retry_delay` (see MessageHandler.retry_delay: a callable of the exception and the receive
-            count), and `term_grace`, `start_method`, `max_memory` of ProcessMessageHandler.
-        :raises TypeError: for an option there is not, and for anything but a function that takes keyword arguments.
+        :param retry_delay: `retry_delay(exception, receive_count)`, see MessageHandler.retry_delay.
+        :param term_grace, start_method, max_memory, dead_letter, max_continuations: see ProcessMessageHandler.
+        :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns: no
+            coroutine function, no generator.
         :raises ValueError: for a setting out of its range, or a name that is taken.
 
         The function must be importable from its module where the start method is not fork. What it raises is notified
         through the manager's `notify`.
         """
-        settings = {**self._timeouts(sqs_timeout, alarm_timeout, hard_timeout), **options}
+        if callable(name):
+            raise TypeError(
+                f'Write @worker.task("{getattr(name, "__name__", "Name")}"): the decorator needs the task\'s name'
+            )
+        settings = {
+            **self._timeouts(sqs_timeout, alarm_timeout, hard_timeout),
+            "retry_delay": retry_delay,
+            "term_grace": term_grace,
+            "start_method": start_method,
+            "max_memory": max_memory,
+            "dead_letter": dead_letter,
+            "max_continuations": max_continuations,
+        }
         # Made once here, so that what is wrong with the settings is told to whoever wrote them.
-        FunctionHandler(_NO_MESSAGE, _nothing, {}, **settings)
+        registry.check_settings(settings)
 
         def register(function: Function) -> Function:
-            notify = self.manager.notify
-            self._add(name, _entry_of_function(name, function, {"notify": notify, **settings}))
+            self._registry.add(name, registry.of_function(name, function, settings))
             return function
 
         return register
@@ -142,6 +185,7 @@ class Worker:
         *,
         on_event: Callable[[str], Any] | None = None,
         ecs_agent_uri: str | None = None,
+        ecs_metadata_uri: str | None = None,
         ecs_lock: int | None = None,
     ) -> collections.Counter[str]:
         """Run tasks until SIGTERM or SIGINT, or, with `burst`, until a poll brings nothing.
@@ -149,54 +193,87 @@ class Worker:
         Returns how many messages ended how: the values of `Outcome`, `given back` (received while stopping) and
         `refused` (unknown task, kwargs that do not fit).
 
-        :param on_event: called with "polled" after each poll that SQS answered, and with "busy" and "idle" round each
-            task, in the main thread. Meant for health checks: it must be quick. What it raises is logged.
+        :param on_event: called with "polled" after each poll that SQS answered (and now and then while no slot is
+            free), with "busy" when a task starts where none ran, and with "idle" when none runs any more. Meant for
+            health checks: it must be quick. What it raises is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
+        :param ecs_metadata_uri: ECS_CONTAINER_METADATA_URI_V4 on Amazon ECS: `slots="auto"` asks it for the CPU limit.
         :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
             reading and writing, that they share. The one that becomes idle last returns the protection.
         :raises PollRefused: where polling again does not help; the text says what does.
         :raises UnsupportedContext: outside the main thread, and while the command line imports the worker's module.
+        :raises ValueError: for a worker without tasks.
         """
         loading.refuse_to_run()
-        counts: collections.Counter[str] = collections.Counter()
-        stopping, protecting = Shutdown(self.shutdown_grace), ScaleInProtection(ecs_agent_uri, lock=ecs_lock)
-        with stopping as stop, protecting as protection, owner.only_in_this_process():
-            run = _Run(self, stop, protection, on_event or _nothing)
-            while not stop.requested:
-                received = run.poll()
-                for task in received:
-                    if task is not None:
-                        counts[run.take(*task)] += 1
-                if not received:
-                    protection.idle()
-                    if burst and not stop.requested:
-                        break
+        if not len(self._registry):
+            raise ValueError(
+                'This worker has no tasks, and would refuse every message: Worker(manager, {"Name": Handler}), or '
+                '@worker.task("Name")'
+            )
+        environments = _environments(self.slots, ecs_metadata_uri)
+        self._check_slots(environments)
+        settings = Settings(
+            registry=self._registry,
+            managers=self.managers,
+            environments=environments,
+            wait_time=self.wait_time,
+            sqs_timeout=self.sqs_timeout,
+            alarm_timeout=self.alarm_timeout,
+            shutdown_grace=self.shutdown_grace,
+            stops_on_lost_claim=self.on_claim_lost == "stop",
+            dead_letter_reasons=self.dead_letter_reasons,
+            around=self._around,
+            on_start=self._on_start,
+            on_finish=self._on_finish,
+        )
+        with ScaleInProtection(ecs_agent_uri, lock=ecs_lock) as protection:
+            if self._has_slots(environments):
+                # Loaded here: what it needs is there on Linux only.
+                from sqstaskmaster._service.slots import SlotsRun
+
+                counts = SlotsRun(settings, burst=burst, on_event=on_event or _nothing, protection=protection).run()
+            else:
+                with Shutdown(self.shutdown_grace) as stop, owner.only_in_this_process():
+                    if self._on_start is not None:
+                        self._on_start()
+                    run = SingleRun(
+                        settings, burst=burst, on_event=on_event or _nothing, protection=protection, stop=stop
+                    )
+                    counts = run.run()
         logger.info("Worker stopped: %s", dict(counts), extra={"action": "stopped", "counts": dict(counts)})
         return counts
 
-    def handler_for(self, task: str, kwargs: dict[str, Any], message: Any) -> MessageHandler:
+    def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
         """The handler that runs this task.
 
         :raises UnknownTask, ArgumentsDoNotFit: where there is none.
         """
-        entry = self._entries.get(task)
-        if entry is None:
-            raise UnknownTask(task, sorted(self._entries))
-        try:
-            entry.fits(kwargs)
-        except TypeError as error:
-            raise ArgumentsDoNotFit(task, error, entry.expected) from None
-        try:
-            return entry.make(message, kwargs)
-        except Exception as error:
-            raise ArgumentsDoNotFit(task, repr(error), entry.expected) from error
+        return self._registry.handler_for(task, kwargs, message, self.manager.notify)
 
-    def notify(self, exception: BaseException, message: Any) -> None:
-        """Tell the manager's `notify`. What it raises is logged and goes no further."""
-        try:
-            self.manager.notify(exception, context={"body": message.body, **(message.attributes or {})})
-        except Exception:
-            logger.exception("notify failed for message: %s", message, extra={"action": "notify_failed"})
+    @property
+    def hard_timeouts(self) -> dict[str, float]:
+        """The hard timeout of each task by its name, in seconds. A handler class may set another for itself."""
+        return {name: entry.hard_timeout for name, entry in self._registry.items()}
+
+    def _has_slots(self, environments: Sequence[Environment]) -> bool:
+        """Whether tasks run in slots: all of them have processes of their own, forked as Linux can."""
+        if len(environments) > 1 or any(environments):
+            return True
+        return process_tree.LINUX and all(entry.slotted for _, entry in self._registry.items())
+
+    def _check_slots(self, slots: Any) -> None:
+        """Refuse what cannot run in more slots than one, or in one with an environment of its own."""
+        if isinstance(slots, int) and slots == 1 or slots == [{}]:
+            return
+        if not process_tree.LINUX:
+            raise UnsupportedContext("More than one slot needs Linux: leave out slots, or run more worker processes")
+        for name, entry in self._registry.items():
+            if not entry.slotted:
+                raise TypeError(
+                    f"Task {name!r} cannot run in a slot: {entry.expected} runs in the worker's own process, or is "
+                    "started otherwise than by fork. Make it a ProcessMessageHandler with start_method=None, or leave "
+                    "out slots"
+                )
 
     def _timeouts(
         self,
@@ -210,196 +287,46 @@ class Worker:
             "hard_timeout": self.hard_timeout if hard_timeout is None else hard_timeout,
         }
 
-    def _add(self, name: str, entry: _Entry) -> None:
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"A task's name must be a non-empty string, not {name!r}")
-        if name in self._entries:
-            raise ValueError(f"There is a task {name!r} already: give each its own name")
-        self._entries[name] = entry
+
+def _managers(given: Any) -> list[TaskManager]:
+    managers = [given] if isinstance(given, TaskManager) else given
+    if not isinstance(managers, Sequence) or isinstance(managers, str) or not managers:
+        raise TypeError(f"Worker takes a TaskManager, or a list of them: Worker(TaskManager({given!r}), ...)")
+    for manager in managers:
+        if not isinstance(manager, TaskManager):
+            raise TypeError(f"Worker takes TaskManagers, not {manager!r}: Worker([TaskManager(url), ...], ...)")
+    if len({manager.url for manager in managers}) < len(managers):
+        raise ValueError("Two of the worker's queues are the same: name each once")
+    return list(managers)
 
 
-class _Entry(NamedTuple):
-    """One task that a worker has: what its messages' kwargs must fit, and how its handler is made of them."""
-
-    fits: Callable[[dict[str, Any]], object]
-    make: Callable[[Any, dict[str, Any]], MessageHandler]
-    expected: str
-
-
-class _Run:
-    """One `run` of a worker: its steps, and what they share."""
-
-    def __init__(
-        self, worker: Worker, stop: Shutdown, protection: ScaleInProtection, on_event: Callable[[str], Any]
-    ) -> None:
-        self._worker = worker
-        self._stop = stop
-        self._protection = protection
-        self._on_event = on_event
-        self._failed_polls = 0
-        self._last_failure = ""
-        self._owner = os.getpid()
-
-    def poll(self) -> list[Task | None]:
-        """What a poll brings; nothing where a stop was requested meanwhile."""
-        while True:
-            owner.leave_if_forked(self._owner)  # forked by a hook, say: the queue is its parent's to consume
-            try:
-                received = self._stop.poll(self._receive, self._worker.wait_time)
-            except ShutdownRequested:
-                return []
-            except POLL_ERRORS as error:
-                self._poll_failed(error)
-            else:
-                self._poll_succeeded()
-                return received
-
-    def _receive(self) -> list[Task | None]:
-        worker = self._worker
-        return worker.manager.receive(worker.wait_time, worker.sqs_timeout, MessageAttributeNames=["All"])
-
-    def _poll_failed(self, error: Exception) -> None:
-        remedy = remedy_for(error)
-        if remedy is not None:
-            raise PollRefused(error, code_of(error) or type(error).__name__, remedy) from error
-        self._failed_polls += 1
-        failure = code_of(error) or type(error).__name__
-        if failure != self._last_failure:
-            logger.warning("Polling fails, trying again: %s", error, extra={"action": "poll_failed", "code": failure})
-        self._last_failure = failure
-        self._stop.wait(_POLL_BACKOFF(error, self._failed_polls))
-
-    def _poll_succeeded(self) -> None:
-        if self._failed_polls:
-            logger.info("Polling again, after %d failures", self._failed_polls, extra={"action": "poll_recovered"})
-        self._failed_polls, self._last_failure = 0, ""
-        self._say("polled")
-
-    def take(self, task: str, kwargs: dict[str, Any], message: Any) -> str:
-        """Run one task, or give its message back. How it ended."""
-        if self._stop.requested:
-            self._give_back(message)
-            return GIVEN_BACK
-        try:
-            handler = self._worker.handler_for(task, kwargs, message)
-        except (UnknownTask, ArgumentsDoNotFit) as error:
-            logger.error("%s: %s", error, message, exc_info=error.__cause__, extra={"action": "refused", "task": task})
-            self._worker.notify(error, message)
-            return REFUSED
-        owner.leave_if_forked(self._owner)
-        self._protection.busy(handler.hard_timeout)
-        self._say("busy")
-        try:
-            self._run(handler, message)
-        finally:
-            self._say("idle")
-            self._stop.renew()
-        return str(handler.outcome or Outcome.FAILED)
-
-    def _run(self, handler: MessageHandler, message: Any) -> None:
-        try:
-            with handler:
-                try:
-                    if isinstance(handler, ProcessMessageHandler):
-                        self._stop.interruptible(handler.run, isolation.is_waiting)
-                    else:
-                        self._stop.interruptible(handler.run, _is_outside_heartbeat, _STOP_AGAIN_SECONDS)
-                except (Exception, ShutdownRequested):
-                    raise
-                except BaseException as error:
-                    raise TaskQuit(f"The task raised {error!r} in the worker's process") from error
-        except ShutdownRequested:
-            pass
-        except Exception as error:  # of `__enter__`, or of a subclass's `__exit__`
-            logger.exception("Handler failed for message: %s", message, extra={"action": "handler_failed"})
-            self._worker.notify(error, message)
-
-    def _give_back(self, message: Any) -> None:
-        """Make a message that has not been started visible to others at once."""
-        call = BoundedCall(lambda: message.change_visibility(VisibilityTimeout=0))
-        if not call.wait(_GIVE_BACK_SECONDS) or call.error is not None:
-            text = "Message not given back, it comes back when its visibility timeout ends: %s: %s"
-            logger.warning(text, message, call.error or "no answer", extra={"action": "give_back_failed"})
-        else:
-            logger.info("Message given back, unstarted: %s", message, extra={"action": "given_back"})
-
-    def _say(self, event: str) -> None:
-        try:
-            self._on_event(event)
-        except Exception:
-            logger.exception("on_event failed for %s", event, extra={"action": "on_event_failed"})
-
-
-def _entry_of_class(name: str, handler: Callable[..., MessageHandler], timeouts: dict[str, Any]) -> _Entry:
-    called = getattr(handler, "__name__", repr(handler))
-    if not callable(handler):
-        raise TypeError(f"The handler of task {name!r} must be a handler class, not {handler!r}")
-    signature = inspect.signature(handler)
+def _checked_slots(slots: Any) -> int | Literal["auto"] | list[dict[str, str]]:
+    if slots == "auto":
+        return "auto"
+    if isinstance(slots, Sequence) and not isinstance(slots, str):
+        wrong = [each for each in slots if not isinstance(each, Mapping) or not _is_environment(each)]
+        if wrong or not 1 <= len(slots) <= _MOST_SLOTS:
+            raise ValueError(
+                f"slots as a sequence is one environment a slot, 1 to {_MOST_SLOTS} of them, names and values text: "
+                f'[{{"CUDA_VISIBLE_DEVICES": "0"}}, ...], not {slots!r:.200}'
+            )
+        return [dict(each) for each in slots]
     try:
-        signature.bind_partial(None, **timeouts)
-    except TypeError as error:
-        raise TypeError(
-            f"The handler of task {name!r} cannot be constructed as {called}(message, sqs_timeout=..., "
-            f"alarm_timeout=..., hard_timeout=..., **kwargs): {error}"
-        ) from error
-    settings = _settings_of(handler) - _own_parameters(handler, signature)
-
-    def fits(kwargs: dict[str, Any]) -> object:
-        if settings & set(kwargs):
-            refused = ", ".join(sorted(settings & set(kwargs)))
-            raise TypeError(f"{refused}: for the worker to set, not for a message")
-        return signature.bind(None, **timeouts, **kwargs)
-
-    return _Entry(
-        fits=fits,
-        make=lambda message, kwargs: handler(message, **timeouts, **kwargs),
-        expected=f"{called}{signature}",
-    )
+        return check_whole("slots", slots, 1, _MOST_SLOTS)
+    except ValueError as error:
+        raise ValueError(f'{error}; or "auto", or a sequence of environments') from None
 
 
-def _settings_of(handler: Callable[..., MessageHandler]) -> set[str]:
-    """What the base class of a handler takes beside the message and the timeouts. It would lift the worker's limits."""
-    base = MessageHandler if isinstance(handler, type) and not issubclass(handler, ProcessMessageHandler) else None
-    parameters = inspect.signature(base or ProcessMessageHandler).parameters.values()
-    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+def _is_environment(given: Mapping[Any, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, str) and "=" not in name for name, value in given.items())
 
 
-def _own_parameters(handler: Callable[..., MessageHandler], signature: inspect.Signature) -> set[str]:
-    """What a handler names in a constructor of its own, and so lets a message say."""
-    inherited = getattr(handler, "__init__", None) in (MessageHandler.__init__, ProcessMessageHandler.__init__)
-    return set() if inherited else set(signature.parameters)
-
-
-def _entry_of_function(name: str, function: Callable[..., Any], settings: dict[str, Any]) -> _Entry:
-    called = getattr(function, "__name__", repr(function))
-    if not callable(function) or isinstance(function, type) or inspect.iscoroutinefunction(function):
-        raise TypeError(f"Task {name!r} must be a plain function, not {function!r}: call what you want from one")
-    signature = inspect.signature(function)
-    unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
-    if unnamed:
-        raise TypeError(
-            f"Task {name!r}: {called}{signature} takes {', '.join(unnamed)} by position only, and tasks are called "
-            "with keyword arguments"
-        )
-    return _Entry(
-        fits=lambda kwargs: signature.bind(**kwargs),
-        make=lambda message, kwargs: FunctionHandler(message, function, kwargs, **settings),
-        expected=f"{called}{signature}",
-    )
-
-
-def _is_outside_heartbeat(frame: FrameType | None) -> bool:
-    """Whether no heartbeat is under way there, which may be sending an extension that has to be waited for later.
-
-    Nor is a handler being entered or left, of a task that uses one itself.
-    """
-    if alarm.is_outside_body(frame, MessageHandler):
-        return False
-    while frame is not None:
-        if frame.f_code is MessageHandler._handle_alarm.__code__:
-            return False
-        frame = frame.f_back
-    return True
+def _environments(
+    slots: int | Literal["auto"] | list[dict[str, str]], ecs_metadata_uri: str | None
+) -> list[dict[str, str]]:
+    if isinstance(slots, list):
+        return slots
+    return [{}] * (processors.available(ecs_metadata_uri) if slots == "auto" else slots)
 
 
 def _nothing(*_: object) -> None:

@@ -78,8 +78,12 @@ class ConstructorTest(unittest.TestCase):
                 self.assertEqual("Hard timeout must be an integer greater than zero", self.refused(30, 10, wrong))
 
     def test_an_alarm_too_long_for_the_visibility_timeout_is_refused_in_the_classic_words(self):
-        self.assertEqual("Alarm timeout 12 is to long to reset the sqs timeout 13", self.refused(13, 12, 60))
-        self.assertEqual("Alarm timeout 13 is to long to reset the sqs timeout 13", self.refused(13, 13, 60))
+        for alarm_timeout in (12, 13):
+            said = self.refused(13, alarm_timeout, 60)
+            self.assertEqual(
+                f"Alarm timeout {alarm_timeout} is to long to reset the sqs timeout 13", said.partition(":")[0]
+            )
+            self.assertIn("alarm_timeout + 1 must be less than sqs_timeout", said)
         Handler(FakeMessage(), 13, 11.9, 60)
 
     def test_what_sqs_would_refuse_is_refused_at_once_naming_value_and_range(self):
@@ -683,6 +687,23 @@ class LapseTest(HandlerTestCase):
                     raise error
             self.assertEqual((outcome, [30]), (handler.outcome, handler._message.changes))
             self.assertIsInstance(handler.lost[0], ClaimLapsed)
+
+    def test_an_answer_that_the_claim_is_gone_which_comes_with_the_verdict_counts(self):
+        answer = threading.Event()
+        calls = iter([lambda: None, lambda: answer.wait(NEVER) and LOST])
+        message = self.message(on_change=lambda: next(calls)())
+
+        class Interrupted(Handler):
+            def _return_message(self, exception, at_once):
+                answer.set()
+                super()._return_message(exception, at_once)
+
+        with mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 0.05):
+            with self.assertRaises(KeyboardInterrupt), self.handler(message, kind=Interrupted) as handler:
+                self.advance(10)
+                handler.alarm()
+                raise KeyboardInterrupt
+        self.assertEqual([30, 30], message.changes)
 
     def test_finished_work_is_deleted_after_a_lapse_too(self):
         with self.handler() as handler:

@@ -359,13 +359,13 @@ class ArgumentsTest(LoopTestCase):
             ("shutdown_grace", "20"),
             ("hard_timeout", 0),
             ("hard_timeout", 50_000),
-            ("alarm_timeout", 30),
+            ("alarm_timeout", 119),
             ("sqs_timeout", 0),
         ):
             with self.subTest(name, wrong=wrong), self.assertRaisesRegex(ValueError, f"(?i){name.replace('_', '.')}"):
                 self.worker(**{name: wrong})
 
-    def test_a_handler_that_does_not_take_the_workers_timeouts_is_refused_at_once(self):
+    def test_a_handler_that_sets_its_own_timeouts_need_not_take_the_workers(self):
         class Classic(MessageHandler):
             def __init__(self, message, model):
                 super().__init__(message, 30, 10, 60)
@@ -373,10 +373,55 @@ class ArgumentsTest(LoopTestCase):
             def run(self):
                 pass
 
-        with self.assertRaisesRegex(TypeError, "'T' cannot be constructed as Classic"):
-            self.worker({"T": Classic})
-        with self.assertRaisesRegex(TypeError, "handler class"):
-            self.worker({"T": 5})
+        self.assertEqual({"done": 1}, self.run_tasks({"model": "x"}, worker=self.worker({"T": Classic})))
+
+    def test_what_is_no_handler_and_no_worker_is_refused_where_it_is_written(self):
+        for handler in (5, int):
+            with self.subTest(handler), self.assertRaisesRegex(TypeError, "'T'"):
+                self.worker({"T": handler})
+        for handlers in (["T"], "T"):
+            with self.subTest(handlers), self.assertRaisesRegex(TypeError, "mapping"):
+                Worker(self.manager, handlers)
+        for manager in ("http://127.0.0.1/1/q", None, [], [self.manager, "x"]):
+            with self.subTest(manager), self.assertRaisesRegex(TypeError, "TaskManager"):
+                Worker(manager, {"T": Recording})
+        with self.assertRaisesRegex(ValueError, "the same"):
+            Worker([self.manager, self.manager], {"T": Recording})
+
+    def test_a_worker_without_tasks_is_refused_when_it_is_run(self):
+        with self.assertRaisesRegex(ValueError, "no tasks"):
+            Worker(self.manager).run(burst=True)
+
+    def test_what_would_only_give_something_to_be_run_is_refused_where_it_is_registered(self):
+        async def coroutine():
+            pass
+
+        def generator():
+            yield
+
+        async def both():
+            yield
+
+        for function in (coroutine, generator, both):
+            with self.subTest(function.__name__), self.assertRaisesRegex(TypeError, "asyncio.run|generator"):
+                Worker(self.manager).task("T")(function)
+
+            class Handler(Recording):
+                run = function
+
+            with self.subTest(f"a handler of {function.__name__}"), self.assertRaisesRegex(TypeError, "Handler.run"):
+                self.worker({"T": Handler})
+
+    def test_the_decorator_without_its_parentheses_is_refused(self):
+        with self.assertRaisesRegex(TypeError, r'@worker\.task\("report"\)'):
+
+            @Worker(self.manager).task
+            def report():
+                pass
+
+    def test_a_misspelt_option_of_the_decorator_is_refused(self):
+        with self.assertRaisesRegex(TypeError, "hard_timout"):
+            Worker(self.manager).task("T", hard_timout=5)
 
     def test_outside_the_main_thread_is_a_clear_error_and_nothing_is_polled(self):
         errors = []
@@ -406,7 +451,7 @@ class PollErrorsTest(LoopTestCase):
         self.failing = []
         self.waits = []
         backoff = ExponentialBackoff(first=1, longest=60, uniform=lambda a, b: self.waits.append(b) or 0.0)
-        patch = mock.patch("sqstaskmaster.worker._POLL_BACKOFF", backoff)
+        patch = mock.patch("sqstaskmaster._service.polling._BACKOFF", backoff)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -473,7 +518,7 @@ class PollErrorsTest(LoopTestCase):
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             return DEADLINE_SECONDS
 
-        with mock.patch("sqstaskmaster.worker._POLL_BACKOFF", stop):
+        with mock.patch("sqstaskmaster._service.polling._BACKOFF", stop):
             self.assertEqual({}, self.worker().run())
         self.assertEqual(999, len(self.failing))
         self.assertLess(time.monotonic() - began, DEADLINE_SECONDS / 2)

@@ -18,6 +18,7 @@ import enum
 import math
 from typing import NamedTuple
 
+from sqstaskmaster._claim.note import Receipt
 from sqstaskmaster._sqs.answers import is_beyond_total, is_claim_lost
 from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS
 from sqstaskmaster.errors import ClaimLapsed
@@ -94,6 +95,24 @@ class Claim:
         self.earliest_end = self.asked_at + seconds
         self.latest_end = answered_at + seconds
         self._held_since(self.asked_at, seconds)
+
+    @classmethod
+    def of(cls, receipt: Receipt | None, sqs_timeout: int, alarm_timeout: float, now: float) -> Claim:
+        """The claim that a receipt tells of; without one, of a message that was received just now, or so."""
+        claim = cls(sqs_timeout, alarm_timeout, asked_at=now if receipt is None else receipt.asked_at)
+        if receipt is not None:
+            claim.task = receipt.task
+            if receipt.seconds is not None:
+                claim.received(receipt.answered_at, receipt.seconds)
+        return claim
+
+    def retime(self, sqs_timeout: int, alarm_timeout: float) -> None:
+        """Have the next extensions ask for so many seconds, so often."""
+        self.sqs_timeout, self.alarm_timeout = sqs_timeout, alarm_timeout
+        # As if it had been extended when so much was left of it.
+        self._extension_due = min(
+            self._extension_due, max(self.asked_at, self.earliest_end - sqs_timeout + alarm_timeout)
+        )
 
     # -- what is to be done --------------------------------------------------------------------------------------
 

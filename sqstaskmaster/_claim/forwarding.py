@@ -16,6 +16,7 @@ from typing import Any
 
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import MAX_MESSAGE_ATTRIBUTES, MAX_MESSAGE_BYTES, message_bytes
+from sqstaskmaster.endings import DeadLetter
 from sqstaskmaster.errors import CannotContinue
 
 ATTRIBUTE = "sqstaskmaster"
@@ -92,6 +93,13 @@ def successor(
             f"{MAX_MESSAGE_BYTES:,}: store the state elsewhere, in S3 for example, and continue with its address"
         )
     return request
+
+
+def is_due(message: Any, error: BaseException, max_receive_count: int) -> bool:
+    """Whether a failed message is to be dead-lettered now: it asked for that, or no receive is left to it."""
+    received = _mapping(message.attributes).get("ApproximateReceiveCount")
+    last = isinstance(received, str) and received.isdecimal() and int(received) >= max_receive_count
+    return isinstance(error, DeadLetter) or last
 
 
 def dead_letter(message: Any, task: str, error: BaseException, by: str, now: float | None = None) -> dict[str, Any]:

@@ -38,8 +38,9 @@ class Report:
     """What is said of one message, from the time its handler has it.
 
     `ended_at`, `outcome`, `comes_back_in` (seconds until the message is visible again, None where that is not known or
-    does not happen), `limit` (the task's hard timeout) and `stack` (where the task was when it was stopped) are for
-    whoever handles it to set. May be used in any thread.
+    does not happen), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped) and `more`
+    (further fields of the finished line: `cpu_seconds`, `peak_memory` in bytes, `continuation` are said in words too)
+    are for whoever handles it to set. May be used in any thread.
 
     :param message: as for MessageHandler; nothing but `body` and `attributes` is needed of it.
     :param task: the task's name.
@@ -65,12 +66,17 @@ class Report:
         self.outcome: str | None = None
         self.comes_back_in: float | None = None
         self.limit: float | None = None
+        self.more: Mapping[str, Any] = {}
         self.stack = ""
         self._message = message
         self._notify = notify
         self._logger = logger
         self._clock = clock
         self._queue_url = queue_url
+
+    def notify_with(self, notify: Callable[..., Any]) -> None:
+        """From now on this is what is told."""
+        self._notify = notify
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
@@ -148,11 +154,11 @@ class Report:
         """
         BoundedCall(lambda: self.trouble(text, exception, action, level)).wait(wait)
 
-    def finished(self, more: Mapping[str, Any] | None = None) -> None:
-        """The one line of a task that has ended, done or not. `more`: further fields."""
+    def finished(self) -> None:
+        """The one line of a task that has ended, done or not."""
         if not self._logger().isEnabledFor(logging.INFO):
             return
-        more = more or {}
+        more = self.more
         facts = {**self.facts("finished"), **more}
         self._logger().info(
             "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s%s",

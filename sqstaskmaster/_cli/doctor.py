@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -27,6 +28,17 @@ _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 
 # A worker that is killed hides its message for as long as this at most; longer is a long wait after a deploy.
 _LONG_VISIBILITY_SECONDS = 15 * 60
+
+# Less retention than this loses tasks that merely wait.
+_SHORT_RETENTION_SECONDS = 3600
+
+# A request may take so long without anything being wrong; the claim has to outlast it.
+_SLOW_REQUEST_SECONDS = 10
+
+# What ECS and Kubernetes give a container to stop where they are not told otherwise, and the most that ECS gives on
+# Fargate. A task is stopped after `shutdown_grace`, and then has `term_grace` (5 s by default) and a moment more.
+_STOP_SECONDS, _LONGEST_STOP_SECONDS = 30, 120
+_AFTER_GRACE_SECONDS = 6
 
 # Fewer receives than these dead-letter a task that merely met a deploy; more repeat one that always fails all day.
 _FEWEST_RECEIVES, _MOST_RECEIVES = 3, 100
@@ -63,17 +75,25 @@ class Facts:
     unreachable: str | None = None
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     denied: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    not_tried: Sequence[str] = ()
     dead_letters: Mapping[str, str] | None = None
     dead_letters_unreachable: str | None = None
     worker: WorkerTimes | None = None
 
 
 class WorkerTimes(NamedTuple):
-    """The timeouts of a worker, in seconds, and the queue it polls."""
+    """The timeouts of a worker, in seconds, and the queue it polls. `hard_timeouts` are those of its tasks, by name."""
 
     url: str
     sqs_timeout: int
-    hard_timeout: float
+    alarm_timeout: float
+    shutdown_grace: float
+    hard_timeouts: Mapping[str, float]
+
+    @property
+    def longest(self) -> tuple[str, float]:
+        """The task that may run longest, and for how long."""
+        return max(self.hard_timeouts.items(), key=lambda item: item[1], default=("", 0.0))
 
 
 # -- the checks: pure -------------------------------------------------------------------------------------------------
@@ -140,6 +160,8 @@ def _permissions(facts: Facts) -> Iterator[Finding]:
             yield Finding(action, Level.OK, "allowed")
         else:
             yield Finding(action, Level.ERROR, said, f"allow sqs:{action} on the queue to this role")
+    for action in facts.not_tried:
+        yield Finding(action, Level.OK, "not tried: only AWS is sure to refuse a request that is meant to be refused")
 
 
 def _redrive_policy(facts: Facts) -> Iterator[Finding]:
@@ -183,21 +205,21 @@ def _dead_letters(facts: Facts) -> Iterator[Finding]:
 def _retention_period(facts: Facts) -> Iterator[Finding]:
     name, retention = "retention", _retention(facts.attributes)
     text = f"messages live {_days(retention)}"
-    if facts.worker is None:
-        yield Finding(name, Level.OK, text)
-    elif retention <= facts.worker.hard_timeout:
-        text += f", and a task may run {facts.worker.hard_timeout:g} s: its message is gone before it can be retried"
-        yield Finding(
-            name, Level.ERROR, text, "raise MessageRetentionPeriod well above the hard timeout (14 days at most)"
-        )
+    receives = int(_policy(facts.attributes).get("maxReceiveCount", 1))
+    task, longest = facts.worker.longest if facts.worker else ("", 0.0)
+    if facts.worker and retention <= longest:
+        text += f", and task {task!r} may run {longest:g} s: its message is gone before it can be retried"
+        remedy = "raise MessageRetentionPeriod well above the hard timeout (14 days at most)"
+        yield Finding(name, Level.ERROR, text, remedy)
+    elif facts.worker and retention <= receives * longest:
+        text += f", fewer than {receives} receives of task {task!r}, {longest:g} s each"
+        remedy = "raise MessageRetentionPeriod, or a task may vanish before it reaches the dead-letter queue"
+        yield Finding(name, Level.WARNING, text, remedy)
+    elif retention < _SHORT_RETENTION_SECONDS:
+        text += ": a task that waits or runs for longer is lost"
+        yield Finding(name, Level.WARNING, text, "raise MessageRetentionPeriod (4 days by default, 14 at most)")
     else:
-        receives = int(_policy(facts.attributes).get("maxReceiveCount", 1))
-        if retention <= receives * facts.worker.hard_timeout:
-            text += f", fewer than {receives} receives of {facts.worker.hard_timeout:g} s each"
-            remedy = "raise MessageRetentionPeriod, or a task may vanish before it reaches the dead-letter queue"
-            yield Finding(name, Level.WARNING, text, remedy)
-        else:
-            yield Finding(name, Level.OK, text)
+        yield Finding(name, Level.OK, text)
 
 
 def _delay(facts: Facts) -> Iterator[Finding]:
@@ -232,14 +254,25 @@ def _worker(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "worker's queue", Level.ERROR, text, "give doctor the URL that the worker polls, or mend the worker"
         )
+    if not worker.hard_timeouts:
+        remedy = 'give Worker its handlers, or register functions with @worker.task("Name")'
+        yield Finding("worker's tasks", Level.ERROR, "it has none, and would refuse every message", remedy)
+    yield from _visibility(worker, int(facts.attributes.get("VisibilityTimeout", 30)))
+    yield from _shutdown(worker)
+
+
+def _visibility(worker: WorkerTimes, default: int) -> Iterator[Finding]:
     name, text = "visibility", f"the worker claims {worker.sqs_timeout} s at a time"
-    default = int(facts.attributes.get("VisibilityTimeout", 30))
     if worker.sqs_timeout > _LONG_VISIBILITY_SECONDS:
         text += "; after a kill the message stays hidden for as long"
         remedy = (
             f"lower sqs_timeout to {_LONG_VISIBILITY_SECONDS} s or less: it is extended for as long as the task runs"
         )
         yield Finding(name, Level.WARNING, text, remedy)
+    elif worker.sqs_timeout < worker.alarm_timeout + _SLOW_REQUEST_SECONDS:
+        text += f" and extends after {worker.alarm_timeout:g} s: one slow request loses the claim"
+        least = math.ceil(worker.alarm_timeout + _SLOW_REQUEST_SECONDS)
+        yield Finding(name, Level.WARNING, text, f"raise sqs_timeout to {least} s or more, or lower alarm_timeout")
     elif default > _LONG_VISIBILITY_SECONDS:
         text += f"; the queue's own default is {default} s, which other consumers get"
         yield Finding(
@@ -247,6 +280,19 @@ def _worker(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding(name, Level.OK, text)
+
+
+def _shutdown(worker: WorkerTimes) -> Iterator[Finding]:
+    needs = worker.shutdown_grace + _AFTER_GRACE_SECONDS
+    text = f"a task gets {worker.shutdown_grace:g} s after SIGTERM"
+    if needs > _STOP_SECONDS:
+        text += f"; a container is killed after {_STOP_SECONDS} s unless it is given longer"
+        remedy = f"give the container a stop timeout over {needs:g} s"
+        if needs > _LONGEST_STOP_SECONDS:
+            remedy = f"lower shutdown_grace: Fargate gives {_LONGEST_STOP_SECONDS} s at most (elsewhere, {remedy})"
+        yield Finding("shutdown", Level.WARNING, text, remedy)
+    else:
+        yield Finding("shutdown", Level.OK, text)
 
 
 _Check = Callable[[Facts], Iterator[Finding]]
@@ -281,8 +327,10 @@ def _days(seconds: int) -> str:
 
 
 def times_of(worker: Worker) -> WorkerTimes:
-    """What the doctor looks at of a worker. Timeouts that single tasks have of their own are not known here."""
-    return WorkerTimes(worker.manager.url, worker.sqs_timeout, worker.hard_timeout)
+    """What the doctor looks at of a worker. Timeouts that a handler class sets for itself are not known here."""
+    return WorkerTimes(
+        worker.manager.url, worker.sqs_timeout, worker.alarm_timeout, worker.shutdown_grace, worker.hard_timeouts
+    )
 
 
 # -- gathering: asks AWS ----------------------------------------------------------------------------------------------
@@ -290,7 +338,7 @@ def times_of(worker: Worker) -> WorkerTimes:
 
 def gather(url: str, client: Any, explain: Callable[[BaseException], str]) -> Facts:
     """Ask SQS for everything `examine` looks at. `explain` makes the sentence of an error."""
-    from sqstaskmaster.task_manager import region_of
+    from sqstaskmaster._sqs.regions import region_of
 
     facts = Facts(url=url, url_region=region_of(url), region=client.meta.region_name, endpoint=client.meta.endpoint_url)
     facts.configured_region, facts.credentials = _configuration()
@@ -300,6 +348,8 @@ def gather(url: str, client: Any, explain: Callable[[BaseException], str]) -> Fa
         facts.unreachable = explain(error)
         return facts
     facts.denied = {"GetQueueAttributes": None, **_denied(client, url)}
+    if "ReceiveMessage" not in facts.denied:
+        facts.not_tried = ["ReceiveMessage"]
     policy = _policy(facts.attributes)
     if policy:
         try:
@@ -335,14 +385,18 @@ def _denied(client: Any, url: str) -> dict[str, str | None]:
     """For each action of a worker, what SQS said against it, or None.
 
     Each request is one that cannot do anything: SQS looks at the permission, and then refuses it for its parameters.
+    Other servers may not look at the parameters, and would give a message to a receive: they are not asked for one.
     """
     requests: dict[str, Callable[[], Any]] = {
-        "ReceiveMessage": lambda: client.receive_message(QueueUrl=url, MaxNumberOfMessages=0, WaitTimeSeconds=0),
         "ChangeMessageVisibility": lambda: client.change_message_visibility(
             QueueUrl=url, ReceiptHandle=_NO_HANDLE, VisibilityTimeout=0
         ),
         "DeleteMessage": lambda: client.delete_message(QueueUrl=url, ReceiptHandle=_NO_HANDLE),
     }
+    if _is_aws(client.meta.endpoint_url):
+        requests["ReceiveMessage"] = lambda: client.receive_message(
+            QueueUrl=url, MaxNumberOfMessages=0, WaitTimeSeconds=0
+        )
     denied: dict[str, str | None] = {}
     for action, request in requests.items():
         denied[action] = None
@@ -352,3 +406,7 @@ def _denied(client: Any, url: str) -> dict[str, str | None]:
             if code_of(error) in _DENIED:
                 denied[action] = " ".join(str(error).split())
     return denied
+
+
+def _is_aws(endpoint: str) -> bool:
+    return f".{urlsplit(endpoint).hostname}".endswith((".amazonaws.com", ".amazonaws.com.cn"))

@@ -28,16 +28,16 @@ _REMEDIES = {
 _DENIED = {"AccessDenied", "AccessDeniedException"}
 
 
-def report(error: BaseException, debug: bool) -> Exit:
+def report(error: BaseException, debug: bool, queue: str = "the queue") -> Exit:
     """Print the sentence for an error that ends a command, with `debug` its traceback too; gives the exit code."""
     if debug:
         traceback.print_exception(error)
-    code, sentence = explain(error)
+    code, sentence = explain(error, queue)
     print(f"sqstaskmaster: {sentence}", file=sys.stderr)
     return code
 
 
-def explain(error: BaseException) -> tuple[Exit, str]:
+def explain(error: BaseException, queue: str = "the queue") -> tuple[Exit, str]:
     """The exit code and the sentence for an error that ends a command."""
     if isinstance(error, CommandError):
         return error.code, str(error)
@@ -45,7 +45,7 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         return Exit.INTERRUPTED, "Interrupted"
     # Whoever raised an error of botocore has loaded it; loading it here only to look would cost every command 100 ms.
     if "botocore" in sys.modules:
-        explained = _explain_botocore(error)
+        explained = _explain_botocore(error, queue)
         if explained:
             return explained
     if isinstance(error, (ConfigurationError, PollRefused)):
@@ -57,11 +57,11 @@ def explain(error: BaseException) -> tuple[Exit, str]:
     return Exit.FAILED, f"{type(error).__name__}: {_one_line(error)} (--debug shows where)"
 
 
-def _explain_botocore(error: BaseException) -> tuple[Exit, str] | None:
+def _explain_botocore(error: BaseException, queue: str) -> tuple[Exit, str] | None:
     from botocore import exceptions
 
     if isinstance(error, exceptions.ClientError):
-        return _explain_answer(error)
+        return _explain_answer(error, queue)
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
         return Exit.QUEUE, _one_line(error)
     if isinstance(error, exceptions.NoRegionError):
@@ -75,12 +75,15 @@ def _explain_botocore(error: BaseException) -> tuple[Exit, str] | None:
     return None
 
 
-def _explain_answer(error: Any) -> tuple[Exit, str]:
+def _explain_answer(error: Any, queue: str) -> tuple[Exit, str]:
     from sqstaskmaster._sqs.answers import code_of, is_transient, remedy_for
 
     code = code_of(error)
     said = error.response.get("Error", {}).get("Message") or code
-    sentence = f"SQS refused {error.operation_name}: {_one_line(said).rstrip('.')} ({code})"
+    said = _one_line(said).rstrip(".")
+    sentence = f"SQS refused {error.operation_name} for {queue}: {said} ({code})"
+    if "MessageDeduplicationId" in said:
+        return Exit.QUEUE, f"{sentence}: give --deduplication-id, or set ContentBasedDeduplication on the queue"
     if is_transient(error):
         return Exit.UNREACHABLE, f"{sentence}: try again later"
     if code in _DENIED:

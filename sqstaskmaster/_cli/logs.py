@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from sqstaskmaster._cli.stderr import STDERR
@@ -19,7 +22,37 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 _TALKATIVE = ("boto3", "botocore", "urllib3")
 
 
-class JsonFormatter(logging.Formatter):
+# What could forge a line of the log, or drive a terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# A frame of this package in a traceback, or in a stack of faulthandler, with its lines of source.
+_OUR_FRAME = re.compile(rf'^  File "{re.escape(_OURS)}[^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE)
+_CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
+_HEADER = "Traceback (most recent call last):\n"
+
+
+class Formatter(logging.Formatter):
+    """What the formatters share: the words of a record.
+
+    A failure is logged as tests of the classic library want it, with the message alone; its facts are fields of the
+    record, and are put into words here. A message is shown by its id: its receipt handle is nobody's business. Of
+    tracebacks the frames of this package are cut: the user's are what helps.
+    """
+
+    def words(self, record: logging.LogRecord) -> str:
+        if getattr(record, "action", None) == "failed" and record.exc_info and hasattr(record, "comes_back_in"):
+            return _failure(record, record.exc_info[1])
+        if not record.args or isinstance(record.args, Mapping):
+            return record.getMessage()
+        return str(record.msg) % tuple(map(_shown, record.args))
+
+    def traceback(self, record: logging.LogRecord) -> str:
+        """The record's traceback, "" where it has none."""
+        return _cut(self.formatException(record.exc_info)) if record.exc_info else ""
+
+
+class JsonFormatter(Formatter):
     """One JSON object a line: time (UTC), level, logger, message, process, the fields of `extra`, the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -27,24 +60,71 @@ class JsonFormatter(logging.Formatter):
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self.words(record),
             "process": record.process,
         }
         for name, value in vars(record).items():
             if name not in _STANDARD and value is not None:
                 fields.setdefault(name, value)
+        arguments: tuple[Any, ...] = record.args if isinstance(record.args, tuple) else ()
+        for argument in arguments:
+            if _is_message(argument):
+                fields.setdefault("message_id", argument.message_id)
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = self.traceback(record)
         if record.stack_info:
             fields["stack_info"] = self.formatStack(record.stack_info)
         return json.dumps(fields, default=str)
 
 
-class PlainFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00,123 INFO 4711 message`, and the traceback below it."""
+class PlainFormatter(Formatter):
+    """`2026-01-31 12:00:00,123 INFO 4711 the.logger: what happened`, and a traceback indented below it.
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(process)d %(message)s")
+    What came from a message cannot begin a line: in the records of this package line ends are escaped, in those of
+    others, which may mean them, all further lines are indented. Other control characters are escaped in both.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        words = self.words(record)
+        if record.name.partition(".")[0] == "sqstaskmaster":
+            words = words.replace("\n", "\\n")
+        lines = [words, *filter(None, (self.traceback(record), record.stack_info))]
+        text = "\n    ".join(line for block in lines for line in block.rstrip().split("\n"))
+        head = f"{self.formatTime(record)} {record.levelname} {record.process} {record.name}"
+        return f"{head}: {_CONTROL.sub(lambda found: repr(found[0])[1:-1], text)}"
+
+
+def _failure(record: Any, exception: BaseException | None) -> str:
+    """One sentence of a failed task, made of the fields of its record."""
+    if record.outcome == "timed out":
+        why = f"stopped at its limit, after {record.elapsed:.1f} s"
+    else:
+        why = " ".join(f"{type(exception).__name__}: {exception}".split())
+    back = "when its claim ends" if record.comes_back_in is None else f"in {record.comes_back_in:.0f} s"
+    message = "its message" if record.message_id is None else f"message {record.message_id}"
+    received = "" if record.receive_count is None else f" (receive {record.receive_count})"
+    return f"Task {record.task} {record.outcome}: {why}; {message}{received} comes back {back}"
+
+
+def _is_message(argument: Any) -> bool:
+    return isinstance(getattr(argument, "message_id", None), str) and hasattr(argument, "change_visibility")
+
+
+def _shown(argument: Any) -> Any:
+    return f"message {argument.message_id}" if _is_message(argument) else argument
+
+
+def _cut(text: str) -> str:
+    """A traceback without the frames of this package, and without what says nothing once they are gone."""
+    kept: list[str] = []
+    for part in f"{text}\n".split(_CAUSE):
+        part = _OUR_FRAME.sub("", part)
+        if '\n  File "' not in part:
+            part = part.replace(_HEADER, "")
+            if kept and kept[-1].rstrip().endswith(part.strip()):
+                continue  # an exception of a task's process, raised again here
+        kept.append(part)
+    return "\n".join(part.strip("\n") for part in kept)
 
 
 class StderrHandler(logging.Handler):

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
     except (Exception, KeyboardInterrupt) as error:
-        return report(error, arguments.debug)
+        return report(error, arguments.debug, getattr(arguments, "url", "the queue"))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -86,7 +86,7 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
     from sqstaskmaster.task_manager import TaskManager
 
     client = TaskManager(arguments.url).queue.meta.client
-    facts = doctor.gather(arguments.url, client, lambda error: explain(error)[1])
+    facts = doctor.gather(arguments.url, client, lambda error: explain(error, arguments.url)[1])
     if arguments.worker is not None:
         from sqstaskmaster._cli.worker_process import load
 
@@ -94,7 +94,9 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
     findings = doctor.examine(facts)
     rows = [[finding.name, str(finding.level), finding.text, finding.remedy] for finding in findings]
     styles = [{"ok": "", "warning": "yellow", "error": "red"}[str(finding.level)] for finding in findings]
-    tables.show(tables.Table(("check", "level", "found", "remedy"), rows, styles))
+    (tables.show_json if arguments.json else tables.show)(
+        tables.Table(("check", "level", "found", "remedy"), rows, styles)
+    )
     return (Exit.OK, Exit.WARNINGS, Exit.ERRORS)[doctor.worst(findings)]
 
 
@@ -237,6 +239,7 @@ def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="SECONDS",
         help="show them again every so often (2 seconds), until Ctrl-C",
     )
+    _add_json(command)
 
 
 def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -276,10 +279,15 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_url(command)
     command.add_argument("--worker", type=_module_and_name, metavar="MODULE:WORKER", help="also check its timeouts")
+    _add_json(command)
 
 
 def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:
     command.add_argument("url", metavar=metavar, help=text)
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="as one line of JSON, for programs")
 
 
 def _epilog(*examples: str) -> str:

@@ -21,6 +21,9 @@ from sqstaskmaster.task_manager import TaskManager
 
 _MOVE_POLL_SECONDS = 1.0
 
+# What `submit_many` says of tasks that an interrupt came before, or whose request it cut off.
+_CUT_OFF = {"Interrupted", "Unknown"}
+
 
 # -- submit -----------------------------------------------------------------------------------------------------------
 
@@ -36,13 +39,23 @@ def submit(arguments: argparse.Namespace) -> Exit:
         return _submit_file(_manager(arguments), arguments.file, task)
     if task is None:
         raise CommandError(Exit.USAGE, "Nothing to submit: give a TASK name, or --file TASKS.jsonl")
-    kwargs = {**_json_object(arguments.json), **dict(map(_pair, pairs))}
-    response = _manager(arguments).submit(task, **kwargs)
+    kwargs = _json_object(arguments.json)
+    for name, value in map(_pair, pairs):
+        if name in kwargs:
+            raise CommandError(Exit.USAGE, f"Two values for {name!r}: give each argument once")
+        kwargs[name] = value
+    response = _manager(arguments)._submit(task, kwargs)  # `submit` takes no argument named task or self
     print(response.get("MessageId", "sent"))
     return Exit.OK
 
 
 def _manager(arguments: argparse.Namespace) -> TaskManager:
+    if arguments.url.endswith(".fifo") and arguments.group is None:
+        raise CommandError(
+            Exit.USAGE,
+            "A FIFO queue needs --group ID, within which it keeps the order, and --deduplication-id ID, unless the "
+            "queue has content-based deduplication",
+        )
     manager = TaskManager(arguments.url, sender_name=arguments.sender or "sqstaskmaster submit")
     return manager.options(
         delay_seconds=arguments.delay,
@@ -61,9 +74,29 @@ def _pair(text: str) -> tuple[str, Any]:
 def _value(text: str) -> Any:
     """JSON where it parses, else the text itself. NaN and Infinity are no JSON."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return _parsed(text)
+    except _TwoValues as error:
+        raise CommandError(Exit.USAGE, f"{error} in {text}: give each once") from error
     except ValueError:
         return text
+
+
+def _parsed(text: str) -> Any:
+    """JSON as it is meant: NaN and Infinity are none, and no name has two values."""
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_two_values)
+
+
+class _TwoValues(ValueError):
+    """An object of JSON has two values for one name."""
+
+
+def _no_two_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _TwoValues(f"two values for {name!r}")
+        found[name] = value
+    return found
 
 
 def _no_constant(name: str) -> Any:
@@ -74,7 +107,9 @@ def _json_object(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        found = _parsed(text)
+    except _TwoValues as error:
+        raise CommandError(Exit.USAGE, f"--json has {error}: give each argument once") from error
     except ValueError as error:
         raise CommandError(Exit.USAGE, f"--json is not JSON ({error}): write --json '{{\"count\": 3}}'") from error
     if not isinstance(found, dict):
@@ -90,7 +125,7 @@ class _Lines:
     A line is `{"task": "Name", "kwargs": {...}}`, or, where the command names the task, the kwargs alone.
     """
 
-    def __init__(self, lines: Iterable[str], task: str | None) -> None:
+    def __init__(self, lines: Iterable[bytes], task: str | None) -> None:
         self._lines = lines
         self._task = task
         self._numbers = array("Q")  # eight bytes a task: a file of ten millions still fits
@@ -116,9 +151,13 @@ class _Lines:
         """The line of the task with this index among those given."""
         return self._numbers[index]
 
-    def _parse(self, line: str) -> tuple[str, dict[str, Any]]:
+    def _parse(self, line: bytes) -> tuple[str, dict[str, Any]]:
         try:
-            found = json.loads(line, parse_constant=_no_constant)
+            found = _parsed(line.decode())
+        except _TwoValues:
+            raise
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
         except ValueError as error:
             raise ValueError(f"not JSON: {error}") from error
         if self._task is not None and isinstance(found, dict):
@@ -138,13 +177,24 @@ def _submit_file(manager: TaskManager, path: str, task: str | None) -> Exit:
         with tables.progress("Sent", total) as update:
             unsent, result = _send(manager, lines, lambda result: update(result.sent + result.failed, total))
     failures = unsent.failures if unsent is not None else ()
-    failed = [(lines.number_of(failure.index), f"{failure.code}: {failure.reason}") for failure in failures]
-    failed = sorted([*lines.refused, *failed])
-    for number, reason in failed:
+    failed = [*lines.refused]
+    cut_off = []
+    for failure in failures:
+        number = lines.number_of(failure.index)
+        if isinstance(unsent, SubmitInterrupted) and failure.code in _CUT_OFF:
+            cut_off.append(number)
+        else:
+            failed.append((number, f"{failure.code}: {failure.reason}"))
+    for number, reason in sorted(failed):
         print(f"line {number}: {reason}", file=sys.stderr)
+    if cut_off:
+        print(
+            f"interrupted: of the lines {min(cut_off)} to {max(cut_off)}, {len(cut_off):,} were not sent, or perhaps",
+            file=sys.stderr,
+        )
     if lines.stopped:
         print(f"the lines after {lines.last} were not tried", file=sys.stderr)
-    print(f"{result.sent:,} sent, {len(failed):,} not")
+    print(f"{result.sent:,} sent, {len(failed) + len(cut_off):,} not")
     if isinstance(unsent, SubmitInterrupted):
         return Exit.INTERRUPTED
     return Exit.NOT_ALL_SENT if failed else Exit.OK
@@ -159,18 +209,18 @@ def _send(
         return unsent, unsent.result
 
 
-def _opened(path: str) -> contextlib.AbstractContextManager[IO[str]]:
+def _opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
     if path == "-":
-        return contextlib.nullcontext(sys.stdin)
+        return contextlib.nullcontext(sys.stdin.buffer)
     try:
-        return open(path, encoding="utf-8")
+        return open(path, "rb")
     except OSError as error:
         raise CommandError(
             Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file of one task a line"
         ) from error
 
 
-def _count_lines(file: IO[str]) -> int | None:
+def _count_lines(file: IO[bytes]) -> int | None:
     """How many lines there are, where the file can be read twice."""
     if not file.seekable():
         return None
@@ -183,11 +233,19 @@ def _count_lines(file: IO[str]) -> int | None:
 
 _COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
 
+_COUNT_NAMES = ("visible", "in flight", "delayed")
+
 
 def status(arguments: argparse.Namespace) -> Exit:
     """Show how many messages the queue and its dead-letter queue hold."""
     manager = TaskManager(arguments.url)
-    if arguments.watch is None:
+    if arguments.json:
+        with contextlib.suppress(KeyboardInterrupt):
+            tables.show_json(_depths(manager))
+            while arguments.watch is not None:
+                time.sleep(arguments.watch)
+                tables.show_json(_depths(manager))
+    elif arguments.watch is None:
         tables.show(_depths(manager))
     else:
         tables.watch(lambda: _depths(manager), arguments.watch)
@@ -202,7 +260,8 @@ def _depths(manager: TaskManager) -> tables.Table:
         url = dead_letter_url(manager.url, policy["deadLetterTargetArn"])
         rows.append(_depth_row("dead letters", url, TaskManager(url).attributes()))
     dead = rows[1][2] if policy else "0"
-    return tables.Table(("", "queue", "visible", "in flight", "delayed"), rows, ("", "" if dead == "0" else "red"))
+    styles = ("", "" if dead == "0" else "red")
+    return tables.Table(("role", "queue", *_COUNT_NAMES), rows, styles, _COUNT_NAMES)
 
 
 def _depth_row(role: str, url: str, attributes: Mapping[str, Any]) -> list[str]:

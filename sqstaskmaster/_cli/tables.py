@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 # A progress line in a pipe: often enough to see that it goes on, seldom enough for a log.
@@ -18,11 +19,15 @@ _PLAIN_PROGRESS_SECONDS = 5.0
 
 
 class Table(NamedTuple):
-    """Columns by name, rows of text. `styles` gives a row a colour by its number ("" for none)."""
+    """Columns by name, rows of text. `styles` gives a row a colour by its number ("" for none).
+
+    `numbers`: the names of the columns that stand to the right.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     styles: Sequence[str] = ()
+    numbers: Collection[str] = ()
 
 
 def is_rich() -> bool:
@@ -44,7 +49,22 @@ def plain(table: Table) -> str:
     """The table as lines of text, its columns aligned by spaces."""
     rows = [table.columns, *table.rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    sides = [str.rjust if column in table.numbers else str.ljust for column in table.columns]
+    lines = ("  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def show_json(table: Table) -> None:
+    """Print the rows as one line of JSON: a list of objects, whose numbers are numbers."""
+    rows = [
+        {column: _number(cell) if column in table.numbers else cell for column, cell in zip(table.columns, row)}
+        for row in table.rows
+    ]
+    print(json.dumps(rows), flush=True)
+
+
+def _number(cell: str) -> int | None:
+    return int(cell) if cell.isdecimal() else None
 
 
 def watch(ask: Callable[[], Table], every: float) -> None:
@@ -58,7 +78,9 @@ def watch(ask: Callable[[], Table], every: float) -> None:
                     time.sleep(every)
                     live.update(_rich_table(ask()), refresh=True)
         while True:
-            show(ask())
+            table = ask()
+            print(time.strftime("%Y-%m-%d %H:%M:%S"))
+            show(table)
             time.sleep(every)
 
 
@@ -97,7 +119,7 @@ def _rich_table(table: Table) -> Any:
 
     shown = RichTable()
     for column in table.columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", justify="right" if column in table.numbers else "left")
     styles = table.styles or [""] * len(table.rows)
     for row, style in zip(table.rows, styles):
         shown.add_row(*map(escape, row), style=style or None)

@@ -28,7 +28,7 @@ from sqstaskmaster._service.exit_codes import Exit
 from sqstaskmaster._service.supervisor import BUSY, DRAINED, FATAL, FATAL_CODES, IDLE, LOADED, POLLED
 from sqstaskmaster._signals import state
 from sqstaskmaster._signals.bounded import BoundedCall
-from sqstaskmaster.errors import PollRefused, UnsupportedContext
+from sqstaskmaster.errors import ConfigurationError, PollRefused, UnsupportedContext
 
 if TYPE_CHECKING:
     from sqstaskmaster.worker import Worker
@@ -99,6 +99,8 @@ def _broken(module_name: str, error: Exception) -> CommandError:
     """The sentence for a module that cannot be imported, with the line of the user's own that failed."""
     if isinstance(error, UnsupportedContext):
         return CommandError(Exit.MODULE, str(error))
+    if isinstance(error, ConfigurationError):
+        return CommandError(Exit.QUEUE, f"{error} (needed by module {module_name!r})")
     where = _users_line(error)
     said = " ".join(str(error).split()).rstrip(".")
     return CommandError(

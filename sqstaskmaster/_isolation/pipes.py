@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -69,6 +70,13 @@ def close(*descriptors: int) -> None:
 def close_own_ends() -> None:
     """In a process that the worker has forked: close the worker's ends, those of other tasks too."""
     close(*list(_own_ends))
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether there is something to read. Not by select(): that takes no descriptor from 1024 on."""
+    events = select.poll()
+    events.register(descriptor, select.POLLIN)
+    return bool(events.poll(0))
 
 
 def out_of_reach(descriptor: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 
 from sqstaskmaster._isolation import pipes
@@ -33,7 +32,7 @@ class Slot:
     @property
     def alive(self) -> bool:
         """Whether the keeper is there; False after `close`."""
-        return self.descriptor >= 0 and not select.select([self.descriptor], [], [], 0)[0]
+        return self.descriptor >= 0 and not pipes.is_readable(self.descriptor)
 
     def start(self, order: bytes, *, name: str, term_grace: float = 5.0) -> TaskProcess:
         """Have the slot run its function with the order. It starts at once, where the task before is gone.

@@ -142,7 +142,7 @@ class _SlotKeeper:
         return True
 
     def _order_is_untaken(self) -> bool:
-        return bool(select.select([self._from_keeper], [], [], 0)[0])
+        return pipes.is_readable(self._from_keeper.fileno())
 
     def _forget_order(self) -> None:
         _, descriptors, _, _ = socket.recv_fds(self._from_keeper, len(ORDER), _DESCRIPTORS)

@@ -312,7 +312,9 @@ class Sending:
                 return
             try:
                 self._deliver(entries)
-            except Exception as error:
+            except (
+                BaseException
+            ) as error:  # SystemExit of a user's queue too: whoever waits for the entries must be told
                 logger.exception("A sender failed", extra={"action": "sender_failed"})
                 left = [entry for entry in entries if entry in self._flying]
                 self._settle([], [(entry, type(error).__name__, str(error)) for entry in left], [])

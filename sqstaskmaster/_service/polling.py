@@ -32,6 +32,7 @@ class Failing(Generic[Queue]):
         self.failures = 0
         self.last_code = ""
         self.retry_at = -math.inf
+        self.empty = False
 
 
 class Polling(Generic[Queue]):
@@ -47,7 +48,6 @@ class Polling(Generic[Queue]):
         self._states = [Failing(queue) for queue in queues]
         self._wait_time = wait_time if len(queues) == 1 else min(wait_time, _SHARED_WAIT_SECONDS)
         self._place = 0
-        self._empty = 0
 
     @property
     def wait_time(self) -> int:
@@ -57,11 +57,12 @@ class Polling(Generic[Queue]):
     @property
     def all_empty(self) -> bool:
         """Whether the last poll of every queue brought nothing."""
-        return self._empty >= len(self._states)
+        return all(state.empty for state in self._states)
 
     def busy(self) -> None:
         """Something may have come since: the queues are no longer known to be empty."""
-        self._empty = 0
+        for state in self._states:
+            state.empty = False
 
     def next(self, now: float) -> Queue | None:
         """The queue to poll now; None while all of them wait for their next try."""
@@ -84,8 +85,10 @@ class Polling(Generic[Queue]):
             self._log(logging.INFO, text, queue, state.failures, extra={"action": "poll_recovered"})
         state.failures, state.last_code, state.retry_at = 0, "", -math.inf
         if number:
-            self._place = self._empty = 0
+            self._place = 0
+            self.busy()
         else:
+            state.empty = True
             self._pass_over()
 
     def failed(self, queue: Queue, error: Exception, now: float) -> str | None:
@@ -95,16 +98,18 @@ class Polling(Generic[Queue]):
         state.retry_at = now + _BACKOFF(error, state.failures)
         code = code_of(error) or type(error).__name__
         remedy = remedy_for(error)
-        if code != state.last_code:
-            level, advice = (logging.WARNING, "trying again") if remedy is None else (logging.ERROR, remedy)
+        # A single queue that cannot be polled ends the worker, which says why.
+        if code != state.last_code and (remedy is None or len(self._states) > 1):
             facts = {"action": "poll_failed", "code": code}
-            self._log(level, "Polling %s fails: %s: %s", queue, error, advice, extra=facts)
+            if remedy is None:
+                self._log(logging.WARNING, "Polling fails, trying again: %s: %s", queue, error, extra=facts)
+            else:
+                self._log(logging.ERROR, "Polling fails: %s: %s: %s", queue, error, remedy, extra=facts)
         state.last_code = code
         self._pass_over()
         return remedy
 
     def _pass_over(self) -> None:
-        self._empty += 1
         self._place = (self._place + 1) % len(self._states)
 
     def _state_of(self, queue: Queue) -> Failing[Queue]:

@@ -28,18 +28,21 @@ _WORKERS_OWN = frozenset(
 
 _NO_MESSAGE: Any = None
 
+# The manager's; a handler class has a method of its own.
+Notify = Callable[..., Any] | None
+
 
 class Entry(NamedTuple):
-    """One task: `fits(kwargs)` raises TypeError where they do not; `make(message, kwargs)` gives the handler.
+    """One task: `fits(kwargs)` raises TypeError where they do not; `make(message, kwargs, notify)` gives the handler.
 
-    `isolated`: it runs in a process of its own. `quick`: making it runs nothing of the user's. `hard_timeout` is what
-    is known of its limit, in seconds.
+    `slotted`: it can run in a slot: a process of its own, forked. `quick`: making it runs nothing of the user's.
+    `hard_timeout` is what is known of its limit, in seconds.
     """
 
     fits: Callable[[Mapping[str, Any]], object]
-    make: Callable[[Any, Mapping[str, Any]], MessageHandler]
+    make: Callable[[Any, Mapping[str, Any], Notify], MessageHandler]
     expected: str
-    isolated: bool
+    slotted: bool
     quick: bool
     hard_timeout: float
 
@@ -78,14 +81,14 @@ class Registry:
             raise ArgumentsDoNotFit(task, error, entry.expected) from None
         return entry
 
-    def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
+    def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any, notify: Notify = None) -> MessageHandler:
         """The handler that runs this task.
 
         :raises UnknownTask, ArgumentsDoNotFit: where there is none.
         """
         entry = self.entry_for(task, kwargs)
         try:
-            return entry.make(message, kwargs)
+            return entry.make(message, kwargs, notify)
         except Exception as error:
             raise ArgumentsDoNotFit(task, repr(error), entry.expected) from error
 
@@ -100,7 +103,7 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
     if not callable(handler):
         raise TypeError(f"The handler of task {name!r} must be a handler class, not {handler!r}")
     called = getattr(handler, "__name__", repr(handler))
-    isolated = False
+    slotted = False
     if isinstance(handler, type):
         if not issubclass(handler, MessageHandler):
             raise TypeError(
@@ -109,7 +112,7 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
             )
         _check_runs(f"{called}.run of task {name!r}", handler.run)
         if issubclass(handler, ProcessMessageHandler):
-            isolated = True
+            slotted = True
             _check_block_is_ours(name, handler)
     signature = inspect.signature(handler)
     given = _taken(signature, timeouts)
@@ -128,9 +131,9 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
 
     return Entry(
         fits=fits,
-        make=lambda message, kwargs: handler(message, **given, **kwargs),
+        make=lambda message, kwargs, notify: handler(message, **given, **kwargs),
         expected=f"{called}{signature}",
-        isolated=isolated,
+        slotted=slotted,
         quick=False,
         hard_timeout=timeouts["hard_timeout"],
     )
@@ -152,16 +155,19 @@ def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, 
             f"Task {name!r}: {called}{signature} takes {', '.join(unnamed)} by position only, and tasks are called "
             "with keyword arguments"
         )
-    # Made once here, so that what is wrong with the settings is told to whoever wrote them.
-    FunctionHandler(_NO_MESSAGE, function, {}, **settings)
     return Entry(
         fits=lambda kwargs: signature.bind(**kwargs),
-        make=lambda message, kwargs: FunctionHandler(message, function, kwargs, **settings),
+        make=lambda message, kwargs, notify: FunctionHandler(message, function, kwargs, notify=notify, **settings),
         expected=f"{called}{signature}",
-        isolated=True,
+        slotted=settings["start_method"] in (None, "fork"),
         quick=True,
         hard_timeout=settings["hard_timeout"],
     )
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """:raises TypeError, ValueError: for settings of a function's task that are none."""
+    FunctionHandler(_NO_MESSAGE, check_settings, {}, **settings)
 
 
 def _taken(signature: inspect.Signature, timeouts: Mapping[str, Any]) -> dict[str, Any]:

@@ -215,8 +215,11 @@ class Unborrowed:
         return True
 
 
-def require_alarm(who: str) -> None:
-    """Raises UnsupportedContext where an Alarm cannot be borrowed: no SIGALRM, or not the main thread."""
+def require_alarm(who: str, instead: str) -> None:
+    """Raises UnsupportedContext where an Alarm cannot be borrowed: no SIGALRM, or not the main thread.
+
+    :param instead: what can be done where it has to be another thread.
+    """
     if not hasattr(signal, "SIGALRM"):
         raise UnsupportedContext(
             f"{who} needs SIGALRM, which this platform does not have: run the worker on Linux or macOS"
@@ -224,8 +227,7 @@ def require_alarm(who: str) -> None:
     if threading.current_thread() is not threading.main_thread():
         raise UnsupportedContext(
             f"{who} must be entered in the main thread, because Python runs signal handlers only there (this is "
-            f"{threading.current_thread().name!r}): consume in the main thread, or use ProcessMessageHandler, which "
-            "needs no signal in the worker"
+            f"{threading.current_thread().name!r}): {instead}"
         )
 
 

@@ -53,7 +53,10 @@ class Shutdown:
         self._handlers = state.Handlers(self._record, signal.SIGTERM, signal.SIGINT)
 
     def __enter__(self) -> Shutdown:
-        alarm.require_alarm("A worker")
+        alarm.require_alarm(
+            "A worker",
+            "run it there and what else you have in threads, or run it as 'sqstaskmaster worker MODULE:WORKER'",
+        )
         self._alarm.borrow(math.inf)
         try:
             self._handlers.install()

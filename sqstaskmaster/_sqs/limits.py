@@ -44,8 +44,14 @@ def is_sendable(text: str) -> bool:
 
 def message_bytes(request: Mapping[str, Any]) -> int:
     """The bytes of a message as SQS counts them: its body, and the names, types and values of its attributes."""
-    size = len(request["MessageBody"].encode(errors="surrogatepass"))
-    for name, attribute in request.get("MessageAttributes", {}).items():
+    body = len(request["MessageBody"].encode(errors="surrogatepass"))
+    return body + attributes_bytes(request.get("MessageAttributes", {}))
+
+
+def attributes_bytes(attributes: Mapping[str, Any]) -> int:
+    """The bytes of message attributes as SQS counts them: their names, types and values."""
+    size = 0
+    for name, attribute in attributes.items():
         value = attribute.get("StringValue", attribute.get("BinaryValue", b""))
         size += len(name.encode()) + len(attribute["DataType"])
         size += len(value.encode(errors="surrogatepass") if isinstance(value, str) else value)

@@ -1,12 +1,24 @@
-"""What SQS can be asked of a single message: a delay, a message group, a deduplication id."""
+"""What SQS can be asked of a single message: a delay, a message group, a deduplication id, message attributes."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqstaskmaster._sqs.limits import MAX_DELAY_SECONDS, check_identifier, check_whole_seconds
+from sqstaskmaster._sqs.limits import (
+    MAX_DELAY_SECONDS,
+    check_identifier,
+    check_whole_seconds,
+    is_number,
+    is_sendable,
+)
+
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
+_ATTRIBUTE_NAME = re.compile(r"(?=.{1,256}\Z)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_MOST_ATTRIBUTES = 8
+_OURS = ("service_name", "sqstaskmaster")
 
 # A value, or a function of the task and its arguments that gives it.
 Given = Any | Callable[[str, Mapping[str, Any]], Any]
@@ -24,10 +36,45 @@ def _deduplication(value: Any) -> str:
     return check_identifier("message_deduplication_id", value)
 
 
+def _attributes(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, Mapping) or len(value) > _MOST_ATTRIBUTES:
+        shown = f"{len(value)} of them" if isinstance(value, Mapping) else repr(value)
+        raise ValueError(
+            f"message_attributes must be up to {_MOST_ATTRIBUTES} values by name (SQS takes ten, and two are this "
+            f"package's), not {shown:.200}"
+        )
+    return {_attribute_name(name): _attribute(name, given) for name, given in value.items()}
+
+
+def _attribute_name(name: Any) -> str:
+    if not isinstance(name, str) or not _ATTRIBUTE_NAME.fullmatch(name) or name.lower().startswith(("aws.", "amazon.")):
+        raise ValueError(
+            "The name of a message attribute must be 1 to 256 ASCII letters, digits, hyphens, underscores and single "
+            f"periods between them, and not begin with AWS. or Amazon., unlike {name!r:.200}"
+        )
+    if name in _OURS:
+        raise ValueError(f"The message attribute {name!r} is this package's own: give yours another name")
+    return name
+
+
+def _attribute(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and is_sendable(value):
+        return {"DataType": "String", "StringValue": value}
+    if is_number(value):
+        return {"DataType": "Number", "StringValue": str(value)}
+    if isinstance(value, (bytes, bytearray)) and value:
+        return {"DataType": "Binary", "BinaryValue": bytes(value)}
+    raise ValueError(
+        f"The message attribute {name!r} must be text (not empty, no control characters), a finite number, or bytes, "
+        f"not {value!r:.200}"
+    )
+
+
 _CHECKS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "delay_seconds": ("DelaySeconds", _delay),
     "message_group_id": ("MessageGroupId", _group),
     "message_deduplication_id": ("MessageDeduplicationId", _deduplication),
+    "message_attributes": ("MessageAttributes", _attributes),
 }
 
 
@@ -44,6 +91,7 @@ class Options:
     delay_seconds: Given = None
     message_group_id: Given = None
     message_deduplication_id: Given = None
+    message_attributes: Given = None
 
     def check_many(self, fifo: bool) -> None:
         """Raise ValueError where these options cannot be meant for more than one message."""

@@ -103,7 +103,8 @@ class ReportTest(unittest.TestCase):
         report.outcome = "done"
         with self.assertLogs(logger) as logs:
             report.finished()
-            report.finished({"cpu_seconds": 2.0, "peak_memory": 3 * 1024**2, "continuation": 4, "slot": 1})
+            report.more = {"cpu_seconds": 2.0, "peak_memory": 3 * 1024**2, "continuation": 4, "slot": 1}
+            report.finished()
         plain, more = logs.records
         self.assertRegex(plain.getMessage(), r"^Task Train done: message id-\d+, receive \?, queued \? s, ran 0.000 s$")
         self.assertTrue(

@@ -114,6 +114,36 @@ class TestErrors(CommandTestCase):
         self.assertEqual(2, finished.returncode)
         self.assertIn("Traceback", finished.stderr)
 
+    def test_an_endpoint_that_is_none_and_a_missing_region_have_one_code_from_every_command(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        with open(os.path.join(folder.name, "tasks.py"), "w") as module:
+            module.write("from sqstaskmaster import TaskManager, Worker\n")
+            module.write("worker = Worker(TaskManager('http://127.0.0.1/123456789012/tasks'))\n")
+        url = "http://127.0.0.1/123456789012/tasks"
+        for environ, text in (
+            (offline(**ENVIRONMENT, AWS_ENDPOINT_URL_SQS="garbage"), "AWS_ENDPOINT_URL_SQS"),
+            (offline(), "AWS_DEFAULT_REGION"),
+        ):
+            for arguments in (
+                ["status", url],
+                ["submit", url, "Task"],
+                ["purge", url, "--yes"],
+                ["redrive", url],
+                ["doctor", url],
+                ["worker", "tasks:worker", "--log-level", "ERROR"],
+            ):
+                with self.subTest(arguments, text=text):
+                    finished = run(*arguments, environ=environ, cwd=folder.name)
+                    self.assert_refused(finished, 4, text)
+                    self.assertEqual(1, len(finished.stderr.splitlines()), finished.stderr)
+
+    def test_what_sqs_refused_names_the_queue(self):
+        url = self.create_queue() + "-not"
+        finished = run("status", url)
+        self.assert_refused(finished, 4, url)
+        self.assertNotIn(".:", finished.stderr)
+
 
 class TestSubmit(CommandTestCase):
     def bodies(self, url):
@@ -153,6 +183,31 @@ class TestSubmit(CommandTestCase):
                 self.assert_refused(run("submit", url, *arguments), 2, text)
         self.assertEqual((0, 0, 0), self.counts(url))
 
+    def test_arguments_may_have_any_name(self):
+        url = self.create_queue()
+        finished = run("submit", url, "Train", "task=1", "self=2", "url=3", "kwargs=4")
+        self.assertEqual(0, finished.returncode, finished.stderr)
+        self.assertEqual({"task": 1, "self": 2, "url": 3, "kwargs": 4}, self.bodies(url)[0]["kwargs"])
+
+    def test_two_values_for_one_name_are_refused(self):
+        url = self.create_queue()
+        for arguments in (
+            ["x=1", "x=2"],
+            ["--json", '{"x": 1}', "x=2"],
+            ["--json", '{"x": 1, "x": 2}'],
+            ['y={"x": 1, "x": 2}'],
+        ):
+            with self.subTest(arguments):
+                self.assert_refused(run("submit", url, "Train", *arguments), 2, "wo values for 'x'")
+        self.assertEqual((0, 0, 0), self.counts(url))
+
+    def test_a_fifo_queue_names_the_options_that_it_needs(self):
+        url = self.create_queue(FifoQueue="true")
+        self.assert_refused(run("submit", url, "Train"), 2, "--group", "--deduplication-id")
+        refused = run("submit", url, "Train", "--group", "a")
+        if refused.returncode:
+            self.assert_refused(refused, 4, "--deduplication-id")
+
 
 class TestSubmitFile(CommandTestCase):
     def file(self, *lines):
@@ -188,6 +243,21 @@ class TestSubmitFile(CommandTestCase):
         url = self.create_queue()
         finished = run("submit", url, "Train", "--file", "-", stdin=None, input='{"x": 1}\n{"x": 2}\n')
         self.assertEqual((0, "2 sent, 0 not\n"), (finished.returncode, finished.stdout), finished.stderr)
+
+    def test_a_line_that_is_no_utf8_is_named_by_its_number_from_a_file_and_from_standard_input(self):
+        lines = b'{"x": 1}\n{"x": "\xff"}\n{"x": 1, "x": 2}\n{"x": 3}\n'
+        path = self.file()
+        with open(path, "wb") as file:
+            file.write(lines)
+        for source in (path, "-"):
+            with self.subTest(source), open(path, "rb") as file:
+                url = self.create_queue()
+                finished = run("submit", url, "Train", "--file", source, stdin=file)
+                self.assertEqual((7, "2 sent, 2 not\n"), (finished.returncode, finished.stdout), finished.stderr)
+                first, second = finished.stderr.splitlines()
+                self.assertRegex(first, "^line 2: not UTF-8")
+                self.assertEqual("line 3: two values for 'x'", second)
+                self.assertEqual([("Train", 1), ("Train", 3)], self.sent(url))
 
     def test_every_line_that_failed_is_named_by_its_number_and_the_others_are_sent(self):
         url = self.create_queue()
@@ -237,10 +307,22 @@ class TestStatus(CommandTestCase):
         self.assertEqual(["queue", url.rpartition("/")[2], "2", "1", "1"], queue.split())
         self.assertEqual(["dead", "letters", self.dead_letters.rpartition("/")[2], "1", "0", "0"], dead_letters.split())
 
+    def test_status_and_doctor_have_json_for_programs(self):
+        url = self.create_queue()
+        self.sqs.send_message(QueueUrl=url, MessageBody="{}")
+        shown = run("status", url, "--json")
+        counts = {"visible": 1, "in flight": 0, "delayed": 0}
+        self.assertEqual([{"role": "queue", "queue": url.rpartition("/")[2], **counts}], json.loads(shown.stdout))
+        found = run("doctor", url, "--json")
+        self.assertEqual(8, found.returncode, found.stderr)
+        levels = {finding["check"]: finding["level"] for finding in json.loads(found.stdout)}
+        self.assertEqual("warning", levels["redrive policy"])
+
     def test_watch_shows_the_counts_again_until_ctrl_c(self):
         url = self.create_queue()
         watching = Command(self, "status", url, "--watch", "0.1", cwd=None)
         watching.wait_for(" 0  ")
+        self.assertRegex(watching.lines()[0], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$")
         self.sqs.send_message(QueueUrl=url, MessageBody="{}")
         watching.wait_for(" 1  ")
         self.assertEqual(0, watching.stop(signal.SIGINT))

@@ -430,7 +430,7 @@ class TestErrors(WorkerTestCase):
 
     def test_a_queue_that_is_not_there(self):
         self.url += "-not"
-        self.assert_refused("tasks:worker", 4, "The queue cannot be polled", "check the queue's URL")
+        self.assert_refused("tasks:worker", 4, f"The queue {self.url} cannot be polled", "check the queue's URL")
 
     def test_no_credentials(self):
         environ = offline(

@@ -1,4 +1,5 @@
 import unittest
+from unittest import mock
 
 from sqstaskmaster._cli import doctor
 from sqstaskmaster._cli.doctor import Facts, Level, WorkerTimes, examine, worst
@@ -25,8 +26,12 @@ def healthy(worker=None, **attributes):
         },
         denied={"GetQueueAttributes": None, "ReceiveMessage": None},
         dead_letters={"MessageRetentionPeriod": "1209600", "ApproximateNumberOfMessages": "0"},
-        worker=worker or WorkerTimes(URL, sqs_timeout=30, hard_timeout=14400),
+        worker=worker or times(),
     )
+
+
+def times(url=URL, sqs_timeout=30, alarm_timeout=10, shutdown_grace=20, **hard_timeouts):
+    return WorkerTimes(url, sqs_timeout, alarm_timeout, shutdown_grace, hard_timeouts or {"Train": 14400})
 
 
 class TestExamine(unittest.TestCase):
@@ -54,7 +59,7 @@ class TestExamine(unittest.TestCase):
         self.assert_finding(facts, "endpoint", Level.ERROR, "http://127.0.0.1:5000")
 
     def test_a_url_of_another_server_asked_at_aws_is_an_error(self):
-        facts = healthy(WorkerTimes("http://127.0.0.1:5000/1/tasks", 30, 14400))
+        facts = healthy(times("http://127.0.0.1:5000/1/tasks"))
         facts.url, facts.url_region = "http://127.0.0.1:5000/1/tasks", None
         self.assert_finding(facts, "endpoint", Level.ERROR, "127.0.0.1")
 
@@ -81,7 +86,7 @@ class TestExamine(unittest.TestCase):
 
     def test_a_max_receive_count_that_is_not_sane_is_a_warning(self):
         self.assert_finding(healthy(RedrivePolicy=POLICY % 1), "redrive policy", Level.WARNING, "after 1 receive")
-        many = healthy(WorkerTimes(URL, 30, 60), RedrivePolicy=POLICY % 1000)
+        many = healthy(times(Train=60), RedrivePolicy=POLICY % 1000)
         self.assert_finding(many, "redrive policy", Level.WARNING, "after 1000 receives")
 
     def test_dead_letters_are_a_warning(self):
@@ -105,6 +110,27 @@ class TestExamine(unittest.TestCase):
     def test_a_retention_shorter_than_all_receives_is_a_warning(self):
         self.assert_finding(healthy(MessageRetentionPeriod="20000"), "retention", Level.WARNING, "5 receives")
 
+    def test_the_retention_is_held_against_the_task_that_may_run_longest(self):
+        facts = healthy(times(Short=60, Long=43200), MessageRetentionPeriod="18000")
+        self.assert_finding(facts, "retention", Level.ERROR, "task 'Long' may run 43200 s")
+
+    def test_a_retention_of_minutes_is_a_warning_without_a_worker_too(self):
+        facts = healthy(MessageRetentionPeriod="600")
+        facts.worker = None
+        self.assert_finding(facts, "retention", Level.WARNING, "600 s")
+
+    def test_a_grace_longer_than_a_containers_stop_is_a_warning(self):
+        self.assert_finding(healthy(times(shutdown_grace=60)), "shutdown", Level.WARNING, "killed after 30 s")
+        findings = examine(healthy(times(shutdown_grace=600)))
+        self.assertIn("120 s at most", next(f.remedy for f in findings if f.name == "shutdown"))
+
+    def test_a_visibility_timeout_that_one_slow_request_would_lose_is_a_warning(self):
+        self.assert_finding(healthy(times(sqs_timeout=15)), "visibility", Level.WARNING, "one slow request")
+
+    def test_a_worker_without_tasks_is_an_error(self):
+        worker = times()._replace(hard_timeouts={})
+        self.assert_finding(healthy(worker), "worker's tasks", Level.ERROR, "it has none")
+
     def test_a_delay_of_the_whole_queue_is_a_warning(self):
         self.assert_finding(healthy(DelaySeconds="60"), "delay", Level.WARNING, "60 s")
 
@@ -115,13 +141,13 @@ class TestExamine(unittest.TestCase):
         self.assert_finding(healthy(KmsMasterKeyId="alias/tasks"), "encryption", Level.OK, "kms:Decrypt")
 
     def test_a_worker_that_claims_for_long_is_a_warning(self):
-        self.assert_finding(healthy(WorkerTimes(URL, 7200, 14400)), "visibility", Level.WARNING, "7200 s")
+        self.assert_finding(healthy(times(sqs_timeout=7200)), "visibility", Level.WARNING, "7200 s")
 
     def test_a_queue_whose_own_visibility_is_long_is_a_warning(self):
         self.assert_finding(healthy(VisibilityTimeout="43200"), "visibility", Level.WARNING, "43200 s")
 
     def test_a_worker_of_another_queue_is_an_error(self):
-        other = WorkerTimes(URL + "-other", 30, 14400)
+        other = times(URL + "-other")
         self.assert_finding(healthy(other), "worker's queue", Level.ERROR, "tasks-other")
 
     def test_without_a_worker_nothing_is_said_of_its_timeouts(self):
@@ -129,6 +155,31 @@ class TestExamine(unittest.TestCase):
         facts.worker = None
         names = {finding.name for finding in examine(facts)}
         self.assertEqual(set(), names & {"visibility", "worker's queue"})
+
+
+class TestGather(unittest.TestCase):
+    def asked(self, endpoint):
+        """What a client that does not look at parameters is asked for."""
+        client = mock.Mock()
+        client.meta.endpoint_url, client.meta.region_name = endpoint, "eu-west-1"
+        client.get_queue_attributes.return_value = {"Attributes": {}}
+        facts = doctor.gather(URL, client, str)
+        return client, facts
+
+    def test_a_server_that_is_not_aws_is_never_asked_for_a_message(self):
+        for endpoint in ("http://127.0.0.1:4566", "http://localhost:4566", "https://amazonaws.com.example.org"):
+            with self.subTest(endpoint):
+                client, facts = self.asked(endpoint)
+                client.receive_message.assert_not_called()
+                said = [finding for finding in examine(facts) if finding.name == "ReceiveMessage"]
+                self.assertEqual(1, len(said))
+                self.assertIn("not tried", said[0].text)
+
+    def test_aws_is_asked_for_no_messages_at_all_which_it_refuses(self):
+        for host in ("sqs.eu-west-1.amazonaws.com", "sqs.cn-north-1.amazonaws.com.cn"):
+            with self.subTest(host):
+                client, _ = self.asked(f"https://{host}")
+                self.assertEqual(0, client.receive_message.call_args.kwargs["MaxNumberOfMessages"])
 
 
 class TestDeadLetterUrl(unittest.TestCase):

@@ -1,20 +1,23 @@
 import io
 import json
 import logging
+import sys
 import tempfile
+import time
 import unittest
 from unittest import mock
 
+from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
 from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.stderr import Stderr
 
 
 class TestFormatters(unittest.TestCase):
-    def format(self, formatter, *arguments, **options):
+    def format(self, formatter, *arguments, logger="some.logger", **options):
         stream = io.StringIO()
         handler = logging.StreamHandler(stream)
         handler.setFormatter(formatter)
-        logger = logging.Logger("some.logger")
+        logger = logging.Logger(logger)
         logger.addHandler(handler)
         logger.error(*arguments, **options)
         return stream.getvalue()
@@ -58,7 +61,101 @@ class TestFormatters(unittest.TestCase):
 
     def test_a_plain_line_says_when_how_bad_who_and_what(self):
         line = self.format(logs.PlainFormatter(), "Task %s", "Train")
-        self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR \d+ Task Train\n$")
+        self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR \d+ some\.logger: Task Train\n$")
+
+    def test_a_line_end_of_a_message_begins_no_line_of_the_log(self):
+        forged = "Train\n2026-01-31 12:00:00,123 INFO 1 sqstaskmaster: forged \x1b[2J"
+        ours = self.format(logs.PlainFormatter(), "Task %s", forged, logger="sqstaskmaster.worker")
+        self.assertEqual(1, ours.count("\n"))
+        self.assertIn("Train\\n2026", ours)
+        theirs = self.format(logs.PlainFormatter(), "Task %s", forged)
+        self.assertIn("Train\n    2026", theirs)
+        for line in (ours, theirs):
+            self.assertNotIn("\x1b", line)
+            self.assertIn("\\x1b[2J", line)
+
+    def test_a_line_end_in_the_text_of_an_exception_begins_no_line_of_the_log(self):
+        try:
+            raise ValueError("no\n2026-01-31 forged")
+        except ValueError:
+            lines = self.format(logs.PlainFormatter(), "failed", exc_info=True).splitlines()
+        self.assertEqual(["    "] * len(lines[1:]), [line[:4] for line in lines[1:]])
+
+    def test_a_message_is_shown_by_its_id_and_not_by_its_receipt_handle(self):
+        message = mock.Mock(message_id="abc", receipt_handle="secret")
+        message.__str__ = lambda _: "sqs.Message(receipt_handle='secret')"
+        self.assertIn("given back: message abc\n", self.format(logs.PlainFormatter(), "given back: %s", message))
+        found = json.loads(self.format(logs.JsonFormatter(), "refused: %s", message))
+        self.assertEqual(("refused: message abc", "abc"), (found["message"], found["message_id"]))
+
+    def test_arguments_may_be_a_mapping(self):
+        self.assertIn("Task Train", self.format(logs.PlainFormatter(), "Task %(task)s", {"task": "Train"}))
+
+
+class TestFailures(unittest.TestCase):
+    """The lines of tasks that failed, as the command line writes them."""
+
+    def setUp(self):
+        self.records = []
+        handler = logging.Handler()
+        handler.emit = self.records.append
+        logger = logging.getLogger("sqstaskmaster")
+        for name, value in (("handlers", [handler]), ("propagate", False)):
+            self.addCleanup(setattr, logger, name, getattr(logger, name))
+            setattr(logger, name, value)
+        self.addCleanup(logger.setLevel, logger.level)
+        logger.setLevel("INFO")
+
+    def run_task(self, handler, **timeouts):
+        LocalQueue.local_queues.pop("failures", None)
+        manager = TaskManager("failures", queue_constructor=LocalQueue)
+        manager.submit("Train")
+        Worker(manager, {"Train": handler}, wait_time=0, **timeouts).run(burst=True)
+        [record] = [record for record in self.records if record.levelno >= logging.ERROR]
+        return logs.PlainFormatter().format(record), json.loads(logs.JsonFormatter().format(record))
+
+    def assert_users_own(self, text):
+        self.assertIn("test_logs.py", text)
+        self.assertNotIn(logs._OURS, text)
+
+    def test_a_failure_is_a_sentence_with_its_facts_and_the_users_own_traceback(self):
+        for base in (MessageHandler, ProcessMessageHandler):
+            with self.subTest(base.__name__):
+                self.records.clear()
+                plain, found = self.run_task(type("Train", (base,), {"run": raise_value_error}))
+                self.assertRegex(
+                    plain, r"Task \S*Train failed: ValueError: no such model; message local-\d+ \(receive 1\)"
+                )
+                self.assertIn("comes back", plain)
+                self.assert_users_own(plain)
+                self.assertEqual(1, found["exception"].count("ValueError: no such model"), found["exception"])
+                self.assertEqual(("failed", 1), (found["outcome"], found["receive_count"]))
+
+    def test_a_timeout_names_the_task_and_the_limit_and_shows_where_it_was(self):
+        for base in (MessageHandler, ProcessMessageHandler):
+            with self.subTest(base.__name__):
+                self.records.clear()
+                handler = type("Train", (base,), {"run": never_end})
+                plain, _ = self.run_task(handler, hard_timeout=0.3)
+                self.assertRegex(
+                    plain, r"Task \S*Train timed out: stopped at its limit, after 0\.[3-9] s; message local-"
+                )
+                self.assertIn("in never_end", plain)
+                self.assert_users_own(plain)
+
+    def test_a_task_that_exits_is_one_sentence_and_no_frames_of_ours(self):
+        plain, _ = self.run_task(type("Train", (ProcessMessageHandler,), {"run": lambda self: sys.exit(3)}))
+        self.assertIn("exited with code 3", plain)
+        self.assertNotIn("Traceback", plain)
+
+
+def raise_value_error(handler):
+    raise ValueError("no such model")
+
+
+def never_end(handler):
+    while True:
+        time.sleep(0.01)
 
 
 class TestConfigure(unittest.TestCase):

@@ -11,6 +11,16 @@ class TestPlain(unittest.TestCase):
         table = Table(("name", "count"), [["a", "1"], ["longer", "200"]])
         self.assertEqual("name    count\na       1\nlonger  200", plain(table))
 
+    def test_numbers_stand_to_the_right(self):
+        table = Table(("name", "count"), [["a", "1"], ["longer", "2000000"]], numbers=("count",))
+        self.assertEqual("name      count\na             1\nlonger  2000000", plain(table))
+
+    def test_as_json_it_is_one_line_whose_numbers_are_numbers(self):
+        table = Table(("name", "count"), [["a\n", "1"], ["2", "?"]], numbers=("count",))
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            tables.show_json(table)
+        self.assertEqual('[{"name": "a\\n", "count": 1}, {"name": "2", "count": null}]\n', output.getvalue())
+
     def test_a_table_without_rows_is_its_header(self):
         self.assertEqual("name  count", plain(Table(("name", "count"), [])))
 

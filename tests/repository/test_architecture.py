@@ -24,7 +24,7 @@ NAMED_BY = {
         ("os.kill", "signal.pidfd_send_signal", "subprocess"),
         {"_isolation", "_service.supervisor", "_cli.worker_process", "_cli.demo.screen"},
     ),
-    # The command line reads it; the keeper of a slot sets it for the slot's tasks.
+    # A slot's tasks have an environment of their own.
     **dict.fromkeys(("os.environ", "os.getenv", "os.putenv"), {"_cli", "_isolation.slot_keeper"}),
     **dict.fromkeys(("logging.basicConfig", "logging.config", ".addHandler", ".setLevel"), {"_cli"}),
 }

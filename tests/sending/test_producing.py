@@ -15,7 +15,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from sqstaskmaster._sending import sending
-from sqstaskmaster.errors import SubmitInterrupted, TasksNotSent
+from sqstaskmaster.errors import MessageTooLarge, SubmitInterrupted, TasksNotSent
 from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.task_manager import TaskManager
 from tests.support import ServerTestCase, endpoint, wait_until
@@ -26,6 +26,78 @@ MIB = 1024 * 1024
 
 def numbered(count, start=0):
     return [("T", {"n": number}) for number in range(start, start + count)]
+
+
+class MessageAttributesTest(unittest.TestCase):
+    def setUp(self):
+        LocalQueue.local_queues.pop("attributes", None)
+        self.manager = TaskManager("attributes", queue_constructor=LocalQueue, sender_name="me")
+
+    def received(self):
+        return next(self.manager.task_generator(wait_time=0, message_attribute_names=["All"]))[2].message_attributes
+
+    def test_they_travel_beside_the_senders_name_as_text_number_or_bytes(self):
+        given = {"trace-id": "abc", "n": 3, "x.y": 0.5, "raw": b"\x00\xff"}
+        self.manager.options(message_attributes=given).submit("T", a=1)
+        self.assertEqual(
+            {
+                "service_name": {"StringValue": "me", "DataType": "String"},
+                "trace-id": {"StringValue": "abc", "DataType": "String"},
+                "n": {"StringValue": "3", "DataType": "Number"},
+                "x.y": {"StringValue": "0.5", "DataType": "Number"},
+                "raw": {"BinaryValue": b"\x00\xff", "DataType": "Binary"},
+            },
+            self.received(),
+        )
+
+    def test_a_function_gives_each_task_its_own(self):
+        view = self.manager.options(message_attributes=lambda task, kwargs: {"n": kwargs["n"]})
+        view.submit_many([("T", {"n": n}) for n in range(2)])
+        self.assertEqual(["0", "1"], sorted(self.received()["n"]["StringValue"] for _ in range(2)))
+
+    def test_what_sqs_would_refuse_is_refused_where_it_is_given(self):
+        for bad, text in (
+            ({"aws.trace": "x"}, "AWS."),
+            ({"a..b": "x"}, "a..b"),
+            ({"": "x"}, "1 to 256"),
+            ({"service_name": "x"}, "this package's own"),
+            ({"sqstaskmaster": "x"}, "this package's own"),
+            ({"a": ""}, "'a' must be text"),
+            ({"a": True}, "'a' must be text"),
+            ({"a": float("nan")}, "finite"),
+            ({"a": None}, "'a' must be"),
+            ({str(n): "x" for n in range(9)}, "up to 8"),
+            ("abc", "by name"),
+        ):
+            with self.subTest(bad), self.assertRaisesRegex(ValueError, text):
+                self.manager.options(message_attributes=bad)
+
+    def test_they_count_towards_the_size_of_the_message(self):
+        attributes = {f"a{n}": "x" * 200_000 for n in range(6)}
+        with self.assertRaises(MessageTooLarge):
+            self.manager.options(message_attributes=attributes).submit("T")
+        self.assertEqual(0, LocalQueue("attributes").attributes["ApproximateNumberOfMessages"])
+
+
+class SystemExitTest(unittest.TestCase):
+    def test_a_queue_that_raises_system_exit_in_a_sender_is_a_failure_and_hangs_nobody(self):
+        class Queue(LocalQueue):
+            def send_messages(self, **_):
+                raise SystemExit(3)
+
+        manager = TaskManager("exits", queue_constructor=Queue)
+        with self.assertLogs("sqstaskmaster", "ERROR"), self.assertRaises(TasksNotSent) as caught:
+            manager.submit_many([("T", {"n": n}) for n in range(3)])
+        self.assertEqual(["SystemExit"] * 3, [failure.code for failure in caught.exception.failures])
+
+
+class TaskArgumentTest(unittest.TestCase):
+    def test_an_argument_named_task_is_refused_with_the_way_to_send_it(self):
+        manager = TaskManager("named", queue_constructor=LocalQueue)
+        with self.assertRaisesRegex(TypeError, r"submit_many\(\[\(task, kwargs\)\]\)"):
+            manager.submit("T", task=1)
+        manager.submit(task="T", x=1)
+        self.assertEqual(("T", {"x": 1}), next(manager.task_generator(wait_time=0))[:2])
 
 
 class ProducingLaws:

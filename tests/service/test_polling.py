@@ -69,10 +69,13 @@ class PollingTest(unittest.TestCase):
         self.assertIn("after 3 failures", self.logged[1][1])
 
     def test_what_cannot_succeed_names_its_remedy(self):
-        polling = self.polling("a")
+        polling = self.polling("a", "b")
         gone = ClientError({"Error": {"Code": "AWS.SimpleQueueService.NonExistentQueue", "Message": "no"}}, "R")
         self.assertIn("check the queue's URL", polling.failed("a", gone, now=0))
         self.assertEqual(logging.ERROR, self.logged[0][0])
+        alone = self.polling("a")
+        self.assertIn("check the queue's URL", alone.failed("a", gone, now=0))
+        self.assertEqual([], self.logged, "a single one ends the worker, which says it")
 
 
 if __name__ == "__main__":

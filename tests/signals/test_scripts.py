@@ -1,6 +1,7 @@
 """Producers and workers as a user would write them, as processes of their own, on a real SQS server over HTTP."""
 
 import signal
+import time
 import unittest
 
 from tests.support import Script, ServerTestCase, wait_until
@@ -42,7 +43,25 @@ class Fail(Handler):
         raise RuntimeError("the task failed")
 
 
-tasks = {"Crunch": Crunch, "Fail": Fail}
+class Stopped(Handler):
+    # Runs until its claim is lost, and fails then; it would have its message back at once.
+
+    def run(self):
+        self.lost = None
+        print("running")
+        while self.lost is None:
+            time.sleep(0.01)
+        raise RuntimeError(self.lost)
+
+    def claim_lost(self, exception):
+        self.lost = exception
+        print("lost", type(exception).__name__)
+
+    def retry_delay(self, exception, receive_count):
+        return 0
+
+
+tasks = {"Crunch": Crunch, "Fail": Fail, "Stopped": Stopped}
 print("ready")
 for task, kwargs, message in TaskManager(sys.argv[1]).task_generator(wait_time=1, sqs_timeout=3):
     print("start", task, message.attributes["ApproximateReceiveCount"])
@@ -77,6 +96,21 @@ class ScriptsTest(ServerTestCase):
         # Both go on, and the queue holds nothing that could start again.
         self.assertEqual((0, 0, 0), self.counts(url))
         self.assertEqual([None, None], [worker.process.poll() for worker in workers])
+
+    def test_a_worker_that_was_stopped_for_longer_than_its_claim_leaves_the_message_to_who_has_it_now(self):
+        url = self.create_queue(visibility=3)
+        worker = self.worker(url)
+        self.submit(url, "Stopped")
+        worker.wait_for("running")
+        worker.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: self.receive(url, wait=1, visibility=60), "another has the message")
+        received = time.monotonic()
+        # What the claim may have lasted longer by the worker's reckoning, since it counts from the answer.
+        wait_until(lambda: time.monotonic() > received + 1, "a second has passed")
+        worker.process.send_signal(signal.SIGCONT)
+        self.assertEqual("lost ClaimLapsed", worker.wait_for("lost"))
+        self.assertEqual("end Stopped failed", worker.wait_for("end Stopped"))
+        self.assertEqual((0, 1, 0), self.counts(url))
 
     def test_a_task_that_fails_comes_back_with_its_receive_count_raised_and_ends_with_the_dead_letters(self):
         url = self.create_queue(visibility=3, max_receive_count=2)

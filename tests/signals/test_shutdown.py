@@ -12,10 +12,10 @@ import unittest
 from unittest import mock
 
 from sqstaskmaster import LocalMessage, LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+from sqstaskmaster._service.single import _is_outside_heartbeat
 from sqstaskmaster._signals.alarm import Alarm
 from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster.errors import ShutdownRequested
-from sqstaskmaster.worker import _is_outside_heartbeat
 from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, wait_until
 from tests.support.commands import alive
 
@@ -136,7 +136,7 @@ class PhasesTest(unittest.TestCase):
             raise swallowed[-1]
 
         self.in_run = run
-        with mock.patch("sqstaskmaster.worker._STOP_AGAIN_SECONDS", 0.05):
+        with mock.patch("sqstaskmaster._service.single._STOP_AGAIN_SECONDS", 0.05):
             self.assertEqual({"interrupted": 1}, self.run_worker(grace=0.1))
 
     def test_finished_work_is_deleted_whatever_comes_in_the_delete(self):

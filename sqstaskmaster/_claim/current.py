@@ -1,0 +1,110 @@
+"""The task that runs in this process, for whoever asks from inside it: the task's own code, filters of its log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sqstaskmaster._claim import forwarding
+
+
+class CurrentTask:
+    """The task that is running, as `current_task()` gives it to the task itself.
+
+    `name`: the task's name. `message_id`: SQS's id of its message, None where it has none. `receive_count`: how often
+    the message has been received, this time included, None where it does not say. `attributes`,
+    `message_attributes`: what SQS and the sender said of the message. `continuation`: how often the task has continued
+    (see Continue), 0 for the message that was submitted. `first_message_id`: the id of that one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        message: Any,
+        ends_at: float,
+        report: Callable[[dict[str, Any]], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        chain = forwarding.chain_of(message)
+        attributes = getattr(message, "attributes", None)
+        message_attributes = getattr(message, "message_attributes", None)
+        self.name = name
+        self.message_id: str | None = getattr(message, "message_id", None)
+        self.attributes: Mapping[str, Any] = attributes if isinstance(attributes, Mapping) else {}
+        self.message_attributes: Mapping[str, Any] = (
+            message_attributes if isinstance(message_attributes, Mapping) else {}
+        )
+        received = self.attributes.get("ApproximateReceiveCount")
+        self.receive_count = int(received) if isinstance(received, str) and received.isdecimal() else None
+        self.continuation = chain.number
+        self.first_message_id = chain.first_id or self.message_id
+        self._ends_at = ends_at
+        self._report = report
+        self._stopping = stopping
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the hard timeout, or until the claim's 12 hours are over; 0 or more."""
+        return max(0.0, self._ends_at - time.monotonic())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker has been told to stop: the task gets its `shutdown_grace` from then on."""
+        return self._stopping()
+
+    def report(self, **progress: Any) -> None:
+        """Tell how far the task is: `handler.progress` in the worker, and what `sqstaskmaster ps` shows.
+
+        Replaces what was reported before. Meant for some reports a second; what is no plain data arrives as its `repr`.
+        """
+        self._report(progress)
+
+    def __repr__(self) -> str:
+        return f"CurrentTask(name={self.name!r}, message_id={self.message_id!r})"
+
+
+# One inside the other where a task handles a message itself. Not a context variable: the task's threads ask too.
+_running: list[CurrentTask] = []
+
+
+def current_task() -> CurrentTask | None:
+    """The task that runs in this process, None outside a task. In any of its threads."""
+    return _running[-1] if _running else None
+
+
+@contextlib.contextmanager
+def running(task: CurrentTask) -> Iterator[CurrentTask]:
+    """In the block this is the task that runs."""
+    begin(task)
+    try:
+        yield task
+    finally:
+        end(task)
+
+
+def begin(task: CurrentTask) -> None:
+    _running.append(task)
+
+
+def end(task: CurrentTask) -> None:
+    """Ending one that is not running, as in a forked process, is nothing."""
+    with contextlib.suppress(ValueError):
+        _running.remove(task)
+
+
+class TaskFilter(logging.Filter):
+    """Puts `task` and `message_id` on the records that are made while a task runs in this process.
+
+    For the handlers of a program that configures its own logging: `handler.addFilter(TaskFilter())`.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        task = current_task()
+        if task is not None:
+            for name, value in (("task", task.name), ("message_id", task.message_id)):
+                if not hasattr(record, name):
+                    setattr(record, name, value)
+        return True
