@@ -21,14 +21,14 @@ from sqstaskmaster._claim import current, forwarding, owner
 from sqstaskmaster._claim.current import CurrentTask
 from sqstaskmaster._claim.destinations import send_successor
 from sqstaskmaster._isolation import child as isolation
-from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._isolation import plain, process_tree
 from sqstaskmaster._isolation.channel import Channel
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.endings import Continue
-from sqstaskmaster.errors import MemoryLimitExceeded, NothingHasRun, UnsupportedContext
+from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, NothingHasRun, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ Self = TypeVar("Self", bound="ProcessMessageHandler")
 _MEMORY_LOOK_SECONDS = 0.1
 
 _MOST_CONTINUATIONS = 1_000_000
+
+# What a Continue takes on its way to the worker, beside its kwargs.
+_ROOM_BYTES = 1000
 
 # The longest that one answer of `running()` is waited for: it is asked beside the heartbeat, not before it.
 _RUNNING_SECONDS = 0.25
@@ -373,8 +376,24 @@ def run_task(
         try:
             with contextlib.nullcontext() if around is None else around(task_now):
                 return check_has_run(handler.run())
+        except Continue as ending:
+            raise _checked(ending, task)
         except handler.dead_letter as error:
             raise forwarding.without_retry(error, handler.dead_letter) or error
+
+
+def _checked(ending: Continue, task: str) -> BaseException:
+    """The Continue itself, where it will arrive in the worker whole."""
+    try:
+        if len(plain.dump(ending.kwargs)) <= plain.MAX_BYTES - _ROOM_BYTES:
+            return ending
+        problem = "this is more"
+    except plain.NotPlain as error:
+        problem = str(error)
+    return CannotContinue(
+        f"Task {task!r} cannot continue: {problem}: plain data of at most 1 MiB goes on, so store the rest elsewhere, in "
+        "S3 for example, and continue with its address"
+    )
 
 
 def check_has_run(value: Any) -> Any:

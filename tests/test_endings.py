@@ -1,0 +1,28 @@
+"""How a task may end, in blocks and in a worker without slots: continued, dead-lettered, its claim lost."""
+
+from tests.support.endings import (
+    ContinueLaws,
+    DeadLetterLaws,
+    DeadLetterServerLaws,
+    InBlock,
+    InWorker,
+    OnLocalQueue,
+    OnServer,
+    WorkerDeadLetterLaws,
+)
+
+
+class BlockOnLocalQueueTest(InBlock, ContinueLaws, DeadLetterLaws, OnLocalQueue):
+    pass
+
+
+class BlockOnServerTest(InBlock, ContinueLaws, DeadLetterLaws, DeadLetterServerLaws, OnServer):
+    pass
+
+
+class WorkerOnLocalQueueTest(InWorker, ContinueLaws, DeadLetterLaws, OnLocalQueue):
+    pass
+
+
+class WorkerOnServerTest(InWorker, ContinueLaws, DeadLetterLaws, WorkerDeadLetterLaws, DeadLetterServerLaws, OnServer):
+    pass
