@@ -391,8 +391,8 @@ def _checked(ending: Continue, task: str) -> BaseException:
     except plain.NotPlain as error:
         problem = str(error)
     return CannotContinue(
-        f"Task {task!r} cannot continue: {problem}: plain data of at most 1 MiB goes on, so store the rest elsewhere, in "
-        "S3 for example, and continue with its address"
+        f"Task {task!r} cannot continue: {problem}: plain data of at most 1 MiB goes on, so store the rest elsewhere, "
+        "in S3 for example, and continue with its address"
     )
 
 

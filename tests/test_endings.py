@@ -9,6 +9,8 @@ from tests.support.endings import (
     OnLocalQueue,
     OnServer,
     WorkerDeadLetterLaws,
+    WorkerServerLaws,
+    WorkerStopLaws,
 )
 
 
@@ -20,9 +22,18 @@ class BlockOnServerTest(InBlock, ContinueLaws, DeadLetterLaws, DeadLetterServerL
     pass
 
 
-class WorkerOnLocalQueueTest(InWorker, ContinueLaws, DeadLetterLaws, OnLocalQueue):
+class WorkerOnLocalQueueTest(InWorker, ContinueLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue):
     pass
 
 
-class WorkerOnServerTest(InWorker, ContinueLaws, DeadLetterLaws, WorkerDeadLetterLaws, DeadLetterServerLaws, OnServer):
+class WorkerOnServerTest(
+    InWorker,
+    ContinueLaws,
+    DeadLetterLaws,
+    WorkerStopLaws,
+    WorkerDeadLetterLaws,
+    WorkerServerLaws,
+    DeadLetterServerLaws,
+    OnServer,
+):
     pass

@@ -11,14 +11,25 @@ from tests.support.endings import (
     OnLocalQueue,
     OnServer,
     WorkerDeadLetterLaws,
+    WorkerServerLaws,
+    WorkerStopLaws,
 )
 
 
 @unittest.skipUnless(sys.platform == "linux", "slots need Linux")
-class SlotsOnLocalQueueTest(InSlots, ContinueLaws, DeadLetterLaws, OnLocalQueue):
+class SlotsOnLocalQueueTest(InSlots, ContinueLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue):
     pass
 
 
 @unittest.skipUnless(sys.platform == "linux", "slots need Linux")
-class SlotsOnServerTest(InSlots, ContinueLaws, DeadLetterLaws, WorkerDeadLetterLaws, DeadLetterServerLaws, OnServer):
+class SlotsOnServerTest(
+    InSlots,
+    ContinueLaws,
+    DeadLetterLaws,
+    WorkerStopLaws,
+    WorkerDeadLetterLaws,
+    WorkerServerLaws,
+    DeadLetterServerLaws,
+    OnServer,
+):
     pass

@@ -3,7 +3,9 @@
 import collections
 import json
 import os
+import signal
 import tempfile
+import threading
 import time
 import unittest
 from unittest import mock
@@ -23,7 +25,7 @@ from sqstaskmaster import (
     current_task,
 )
 from sqstaskmaster._claim import forwarding
-from tests.support import ServerTestCase
+from tests.support import ServerTestCase, wait_until
 
 REFUSED = ClientError({"Error": {"Code": "AccessDenied", "Message": "not allowed"}}, "SendMessage")
 
@@ -82,9 +84,6 @@ class Task(ProcessMessageHandler):
 
     def goes_on_with_too_much(self):
         raise Continue(do="x" * (1 << 20))
-
-    def goes_on_with_a_little_too_much(self):
-        raise Continue(do="x" * ((1 << 20) - 1100))
 
     def goes_on_with_an_open_file(self):
         with open(self.path) as file:
@@ -154,7 +153,8 @@ class InWorker:
         return dict(self.worker(**settings).run(burst=True))
 
     def worker(self, **settings):
-        return Worker(self.manager, self.handlers, wait_time=0, sqs_timeout=30, alarm_timeout=10, **settings)
+        settings = {"wait_time": 0, "sqs_timeout": 30, "alarm_timeout": 10, **settings}
+        return Worker(self.manager, self.handlers, **settings)
 
 
 class InSlots(InWorker):
@@ -287,7 +287,6 @@ class ContinueLaws:
         for do, why in (
             ("goes_on_as_another", "no_such_argument"),
             ("goes_on_with_too_much", "cannot continue: .* store the rest elsewhere"),
-            ("goes_on_with_a_little_too_much", "SQS takes at most 1,048,576"),
             ("goes_on_with_an_open_file", "cannot continue: .*TextIOWrapper.* plain data"),
         ):
             with self.subTest(do):
@@ -430,3 +429,104 @@ class WorkerDeadLetterLaws:
             claimed.extend(message["ReceiptHandle"] for message in parsed.get("Messages", ()))
 
         self.manager.queue.meta.client.meta.events.register("after-call.sqs.ReceiveMessage", keep)
+
+
+class Stopping(threading.Thread):
+    """Sends SIGTERM to this process when the condition holds."""
+
+    def __init__(self, test, condition, what, act=lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        super().__init__(daemon=True)
+        self.condition, self.what, self.act, self.error = condition, what, act, None
+        test.addCleanup(self.end)
+        self.start()
+
+    def run(self):
+        try:
+            wait_until(self.condition, self.what)
+        except AssertionError as error:
+            self.error = error
+        self.act()
+
+    def end(self):
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+
+class WorkerStopLaws:
+    def test_a_task_that_is_stopped_with_the_worker_may_go_on_and_no_receive_is_counted(self):
+        self.submit("goes_on_when_stopped")
+        Stopping(self, self.seen, "the task runs")
+        with self.assertLogs("sqstaskmaster", "INFO"):
+            counts = self.worker(shutdown_grace=0).run()
+        self.assertEqual({"continued": 1}, dict(counts))
+        self.assertEqual((1, 0), self.left())
+        self.assertEqual({"done": 1}, self.consume())
+        self.assertEqual([(0, 1), (7, 1)], [(each["step"], each["receives"]) for each in self.seen()])
+        self.assertEqual([], Task.notified)
+
+
+class WorkerServerLaws:
+    def test_a_deploy_that_gives_back_a_task_on_its_last_receive_warns_of_it(self):
+        for max_receive_count, warned in ((1, True), (2, False)):
+            with self.subTest(max_receive_count):
+                self.use_dead_letters(max_receive_count=max_receive_count)
+                before = len(self.seen())
+                self.submit("hangs")
+                Stopping(self, lambda: len(self.seen()) > before, "the task runs")
+                with self.assertLogs("sqstaskmaster", "WARNING") as logs:
+                    self.assertEqual({"interrupted": 1}, dict(self.worker(shutdown_grace=0).run()))
+                told = [record for record in logs.records if getattr(record, "action", "") == "last_receive"]
+                self.assertEqual(warned, bool(told))
+                if warned:
+                    self.assertRegex(
+                        told[0].getMessage(), "receive 1, the last .* Raise maxReceiveCount, or .* Continue"
+                    )
+                self.assertEqual((1, 0), self.left())
+
+    def test_deleting_the_message_of_a_running_task_stops_it_within_an_alarm_timeout(self):
+        self.stops_a_running_task(lambda: self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=self.claimed[-1]))
+
+    def test_purging_the_queue_stops_its_running_tasks(self):
+        self.stops_a_running_task(lambda: self.sqs.purge_queue(QueueUrl=self.url))
+
+    def stops_a_running_task(self, act):
+        self.submit("hangs")
+        asked = []
+        for operation in ("ChangeMessageVisibility", "DeleteMessage", "SendMessage"):
+            asked.append(self.record(operation))
+        sent = len(asked[2])
+        Stopping(self, self.seen, "the task runs", act)
+        began = time.monotonic()
+        with self.assertLogs("sqstaskmaster", "INFO") as logs:
+            counts = self.worker(alarm_timeout=1, sqs_timeout=30).run(burst=True)
+        self.assertEqual({"claim lost": 1}, dict(counts))
+        self.assertLess(time.monotonic() - began, 30)
+        self.assertEqual([], asked[1])
+        self.assertEqual(sent, len(asked[2]))
+        self.assertNotIn(0, [each["VisibilityTimeout"] for each in asked[0]])
+        self.assertEqual((0, 0), self.left())
+        self.assertIn(" claim lost: message", "\n".join(logs.output))
+        self.assertEqual(1, len(Task.notified))  # of the lost claim, once
+        self.assertFalse(os.path.exists(f"/proc/{self.seen()[0]['pid']}"))
+
+    def test_a_task_goes_on_without_its_claim_where_the_worker_is_told_so(self):
+        self.submit("is_done_soon")
+        released = os.path.join(os.path.dirname(self.path), "released")
+
+        def soon(task):
+            wait_until(lambda: os.path.exists(released), "the claim is lost")
+
+        def release():
+            wait_until(lambda: Task.notified, "the claim is lost")
+            open(released, "w").close()
+
+        Stopping(
+            self,
+            self.seen,
+            "the task runs",
+            lambda: (self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=self.claimed[-1]), release()),
+        )
+        with self.assertLogs("sqstaskmaster"), mock.patch.object(Task, "is_done_soon", soon, create=True):
+            counts = self.worker(alarm_timeout=1, sqs_timeout=30, on_claim_lost="continue").run(burst=True)
+        self.assertEqual({"done": 1}, dict(counts))
