@@ -16,6 +16,7 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError, NoRegionError
 
+from sqstaskmaster._sqs.regions import region_of
 from sqstaskmaster.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Provisioner:
     :raises KeyError: for a rule that lacks a key.
     :raises ValueError: for a rule whose value is none, or (ConfigurationError) where no region is configured.
 
+    Queue and service are asked for in the region that the queue's URL names, whatever region is configured.
+
     Permissions: `sqs:GetQueueAttributes` on the queues, `ecs:UpdateService` (and `ecs:DescribeServices`,
     `ecs:ListTagsForResource` where `get_description` and `get_tags` are used) on the services.
     """
@@ -72,23 +75,32 @@ class Provisioner:
             raise TypeError(f"notify must be callable as notify(exception, context=...), not {notify!r}")
         self.rules = _checked(rules)
         self._notify = notify
+        self._clients: dict[str, Any] = {}
+        named = next(filter(None, (region_of(rule[self.QUEUE_NAME]) for rule in self.rules)), None)
         try:
-            self.sqs = boto3.resource("sqs")
-            self.ecs = boto3.client("ecs")
+            self.sqs, self.ecs = boto3.resource("sqs"), boto3.client("ecs")
         except NoRegionError as error:
-            raise ConfigurationError(
-                "No AWS region is configured: set AWS_DEFAULT_REGION, or a region in the profile you use, to the one "
-                "where the services and their queues are"
-            ) from error
+            if named is None:
+                raise ConfigurationError(
+                    "No AWS region is configured: set AWS_DEFAULT_REGION, or a region in the profile you use, to the "
+                    "one where the services and their queues are"
+                ) from error
+            self.sqs, self.ecs = boto3.resource("sqs", region_name=named), boto3.client("ecs", region_name=named)
 
-    def run(self) -> None:
-        """Apply every rule once. An error of AWS (ClientError) is notified and logged, and the next rule goes on."""
+    def run(self) -> list[Rule]:
+        """Apply every rule once, and return those that failed: `sys.exit(1 if provisioner.run() else 0)`.
+
+        An error of AWS (ClientError) is notified and logged, and the next rule goes on.
+        """
+        failed = []
         for rule in self.rules:
             try:
                 self._apply(rule)
             except ClientError as error:
                 logger.exception("Could not apply rule: %s", rule, extra={"action": "rule_failed"})
                 self.notify(error, context=rule)
+                failed.append(rule)
+        return failed
 
     def _apply(self, rule: Rule) -> None:
         depth = self.log_queue_depth(rule)
@@ -97,7 +109,9 @@ class Provisioner:
             logger.info("Service %s is %s, left as it is", rule[self.SERVICE_NAME], state.value)
             return
         size = (rule[self.ACTIVE_SIZE] or 0) if depth else 0
-        self.ecs.update_service(cluster=rule[self.CLUSTER_NAME], service=rule[self.SERVICE_NAME], desiredCount=size)
+        self._ecs_in(region_of(rule[self.QUEUE_NAME])).update_service(
+            cluster=rule[self.CLUSTER_NAME], service=rule[self.SERVICE_NAME], desiredCount=size
+        )
         logger.info("Service %s set to %d for %d messages", rule[self.SERVICE_NAME], size, depth)
 
     def log_queue_depth(self, rule: Rule) -> int:
@@ -105,7 +119,8 @@ class Provisioner:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
         """
-        attributes = self.sqs.Queue(rule[self.QUEUE_NAME]).attributes
+        url = rule[self.QUEUE_NAME]
+        attributes = self._sqs_in(region_of(url)).Queue(url).attributes
         depths = {name: int(attributes[key]) for name, key in self.QUEUE_DEPTH_ATTRIBUTES.items()}
         logger.info("Queue %s: %s", rule[self.QUEUE_NAME], depths, extra={"action": "queue_depth", **depths})
         return sum(depths.values())
@@ -119,7 +134,7 @@ class Provisioner:
 
         https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DescribeServices.html
         """
-        answer = self.ecs.describe_services(
+        answer = self._ecs_in(region_of(rule[self.QUEUE_NAME])).describe_services(
             cluster=rule[self.CLUSTER_NAME], services=[rule[self.SERVICE_NAME]], include=["TAGS"]
         )
         failures, services = answer.get("failures"), answer.get("services")
@@ -134,8 +149,25 @@ class Provisioner:
 
         https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_ListTagsForResource.html
         """
-        tags: list[dict[str, str]] = self.ecs.list_tags_for_resource(resourceArn=arn).get("tags", [])
+        region = (str(arn).split(":") + [""] * 4)[3]  # arn:aws:ecs:eu-west-1:...
+        tags: list[dict[str, str]] = self._ecs_in(region).list_tags_for_resource(resourceArn=arn).get("tags", [])
         return tags
+
+    def _sqs_in(self, region: str | None) -> Any:
+        """`sqs`, or one like it in a queue's region: SQS refuses requests that are signed for another."""
+        if not _differs(region, lambda: self.sqs.meta.client.meta.region_name):
+            return self.sqs
+        if f"sqs {region}" not in self._clients:
+            self._clients[f"sqs {region}"] = boto3.resource("sqs", region_name=region)
+        return self._clients[f"sqs {region}"]
+
+    def _ecs_in(self, region: str | None) -> Any:
+        """`ecs`, or one like it in that region: a queue's service is where the queue is."""
+        if not _differs(region, lambda: self.ecs.meta.region_name):
+            return self.ecs
+        if f"ecs {region}" not in self._clients:
+            self._clients[f"ecs {region}"] = boto3.client("ecs", region_name=region)
+        return self._clients[f"ecs {region}"]
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
         """Call the `notify` given to the constructor, if any. What it raises is logged and goes no further."""
@@ -145,6 +177,17 @@ class Provisioner:
             self._notify(exception, context=context)
         except Exception:
             logger.exception("notify failed for rule: %s", context, extra={"action": "notify_failed"})
+
+
+def _differs(region: str | None, own: Callable[[], Any]) -> bool:
+    """Whether a client is to be made for that region; one that was put in place of ours, and tells none, is used."""
+    if not region:
+        return False
+    try:
+        found = own()
+    except AttributeError:
+        return False
+    return isinstance(found, str) and found != region
 
 
 def _checked(rules: Any) -> list[Rule]:

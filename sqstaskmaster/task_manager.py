@@ -12,7 +12,6 @@ import copy
 import functools
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,6 +32,7 @@ from sqstaskmaster._sqs.limits import (
 )
 from sqstaskmaster._sqs.options import NO_OPTIONS, Given
 from sqstaskmaster._sqs.protocols import Queue
+from sqstaskmaster._sqs.regions import region_of
 from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
 from sqstaskmaster.results import SubmitResult
@@ -51,15 +51,6 @@ _MAX_THREADS = 64
 
 # What each message has as its attribute service_name, the sender's name aside.
 _ATTRIBUTE_BYTES = len("service_name") + len("String")
-
-# sqs.eu-west-1.amazonaws.com, sqs.cn-north-1.amazonaws.com.cn, sqs-fips.us-east-1.amazonaws.com,
-# vpce-0123-abcd.sqs.us-east-1.vpce.amazonaws.com, and the legacy eu-west-1.queue.amazonaws.com.
-_REGION_IN_HOST = re.compile(
-    r"(?:^|\.)(?:sqs(?:-fips)?\.(?P<region>[a-z0-9-]+)(?:\.vpce)?|(?P<legacy>[a-z0-9-]+)\.queue)"
-    r"\.amazonaws\.com(?:\.cn)?$"
-)
-# The oldest form of all names no region and means one.
-_REGION_OF_HOST = {"queue.amazonaws.com": "us-east-1", "sqs.amazonaws.com": "us-east-1"}
 
 
 def _with_words_for_two_tasks(submit: Callable[..., Any]) -> Callable[..., Any]:
@@ -382,16 +373,6 @@ class TaskManager:
 
     def __repr__(self) -> str:
         return f"TaskManager({self.url!r})"
-
-
-def region_of(url: str) -> str | None:
-    """The AWS region in a queue URL of amazonaws.com, None for any other URL.
-
-    Requests are signed for a region, and SQS refuses those signed for another than the queue's.
-    """
-    host = urlsplit(url).hostname or ""
-    found = _REGION_IN_HOST.search(host)
-    return (found["region"] or found["legacy"]) if found else _REGION_OF_HOST.get(host)
 
 
 def _boto3_queue(url: str) -> Queue:

@@ -62,6 +62,55 @@ class EcsTestCase(ServerTestCase):
         self.sqs.send_message(QueueUrl=rule["queue_name"], MessageBody="{}", **options)
 
 
+class RegionTest(unittest.TestCase):
+    RULE = {**RULE, "queue_name": "https://sqs.eu-west-1.amazonaws.com/1/q"}
+
+    def setUp(self):
+        super().setUp()
+        environ = mock.patch.dict(os.environ, {**environment(), "AWS_DEFAULT_REGION": "us-east-1"}, clear=True)
+        environ.start()
+        self.addCleanup(environ.stop)
+        boto3.DEFAULT_SESSION = None
+        self.addCleanup(setattr, boto3, "DEFAULT_SESSION", None)
+
+    def test_the_region_is_the_queue_urls_whatever_is_configured(self):
+        provisioner = Provisioner([self.RULE, RULE])
+        regions = [provisioner._sqs_in("eu-west-1").meta.client, provisioner._ecs_in("eu-west-1")]
+        self.assertEqual(["eu-west-1"] * 2, [client.meta.region_name for client in regions])
+        self.assertIs(provisioner.sqs, provisioner._sqs_in("us-east-1"))
+        self.assertIs(provisioner.ecs, provisioner._ecs_in(None))
+        self.assertIs(provisioner._ecs_in("eu-west-1"), provisioner._ecs_in("eu-west-1"))
+
+    def test_a_rule_is_looked_at_and_applied_in_its_queues_region(self):
+        provisioner = Provisioner([self.RULE])
+        sqs, ecs = mock.Mock(), mock.Mock()
+        sqs.Queue.return_value.attributes = dict.fromkeys(Provisioner.QUEUE_DEPTH_ATTRIBUTES.values(), "1")
+        provisioner._clients = {"sqs eu-west-1": sqs, "ecs eu-west-1": ecs}
+        self.assertEqual([], provisioner.run())
+        ecs.update_service.assert_called_once_with(cluster="c", service="s", desiredCount=2)
+
+    def test_without_a_configured_region_the_queue_urls_is_enough(self):
+        del os.environ["AWS_DEFAULT_REGION"]
+        self.assertEqual("eu-west-1", Provisioner([self.RULE]).ecs.meta.region_name)
+
+    def test_clients_that_a_test_put_in_place_are_used(self):
+        provisioner = Provisioner([self.RULE])
+        provisioner.sqs, provisioner.ecs = mock.Mock(), mock.Mock()
+        attributes = dict.fromkeys(Provisioner.QUEUE_DEPTH_ATTRIBUTES.values(), "0")
+        provisioner.sqs.Queue.return_value.attributes = attributes
+        provisioner.run()
+        provisioner.ecs.update_service.assert_called_once_with(cluster="c", service="s", desiredCount=0)
+
+
+class ResultTest(EcsTestCase):
+    def test_run_gives_the_rules_that_failed(self):
+        good, bad = self.rule(), self.rule()
+        bad["service_name"] = "no-such-service"
+        with self.assertLogs("sqstaskmaster.queue_scale", "ERROR"):
+            self.assertEqual([bad], Provisioner([good, bad, good]).run())
+        self.assertEqual([], Provisioner([good]).run())
+
+
 class ScaleTest(EcsTestCase):
     def test_a_service_goes_up_while_its_queue_has_work_and_to_zero_when_it_has_none(self):
         rule = self.rule(size=3)
@@ -234,7 +283,7 @@ class RulesTest(unittest.TestCase):
         nothing = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
         with mock.patch.dict(os.environ, nothing, clear=True), mock.patch.object(boto3, "DEFAULT_SESSION", None):
             with self.assertRaisesRegex(ConfigurationError, "^No AWS region is configured: set AWS_DEFAULT_REGION"):
-                Provisioner([RULE])
+                Provisioner([{**RULE, "queue_name": "http://127.0.0.1:5000/1/q"}])
 
 
 class DescriptionTest(unittest.TestCase):

@@ -12,7 +12,8 @@ from sqstaskmaster._claim import clock, note
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MessageTooLarge, SQSTaskMasterError
 from sqstaskmaster.local import LocalMessage, LocalQueue
-from sqstaskmaster.task_manager import TaskManager, region_of
+from sqstaskmaster._sqs.regions import region_of
+from sqstaskmaster.task_manager import TaskManager
 from tests.support import DEADLINE_SECONDS, ServerTestCase
 
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/name"

@@ -338,7 +338,7 @@ def times_of(worker: Worker) -> WorkerTimes:
 
 def gather(url: str, client: Any, explain: Callable[[BaseException], str]) -> Facts:
     """Ask SQS for everything `examine` looks at. `explain` makes the sentence of an error."""
-    from sqstaskmaster.task_manager import region_of
+    from sqstaskmaster._sqs.regions import region_of
 
     facts = Facts(url=url, url_region=region_of(url), region=client.meta.region_name, endpoint=client.meta.endpoint_url)
     facts.configured_region, facts.credentials = _configuration()

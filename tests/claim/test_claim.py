@@ -3,7 +3,7 @@
 import math
 import unittest
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sqstaskmaster._claim.claim import Answer, Claim, Request
@@ -261,9 +261,13 @@ steps = st.tuples(
 )
 
 
+NOW = (0.0, 0.0, "granted", 0.0)
+
+
 class WalkTest(unittest.TestCase):
     @settings(deadline=None, max_examples=300)
     @given(st.integers(3, 60), st.floats(0.05, 0.9), seconds, seconds, st.lists(steps, max_size=40), st.booleans())
+    @example(52, 0.5, 0.0, 0.0, [NOW, NOW, NOW, (0.0, 11.0, "granted", 0.0), (0.0, 0.0, "no answer", 0.0), NOW], True)
     def test_whatever_the_answers_and_delays_the_claim_is_believed_held_only_where_it_is(
         self, sqs_timeout, fraction, ask_delay, answer_delay, walk, near_the_end
     ):
@@ -289,7 +293,9 @@ class WalkTest(unittest.TestCase):
                 self.assertTrue(world.had_lapsed or not world.all_heard(), "lost only where it was")
                 continue
             if claim.lost is None and not world.had_lapsed:
-                self.assertLessEqual(claim.earliest_end, world.end + 1e-6)
+                # Cut to whole seconds, a request of which no answer has come may have shortened it by less than one.
+                cut = 1.0 if near_the_end and not world.all_heard() else 0.0
+                self.assertLessEqual(claim.earliest_end, world.end + cut + 1e-6)
                 if world.all_heard():
                     self.assertLessEqual(world.end, claim.latest_end + 1e-6)
             world.begin(there, back, how)
