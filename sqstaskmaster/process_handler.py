@@ -189,7 +189,7 @@ class ProcessMessageHandler(MessageHandler):
         except BaseException as error:
             self._stop(child)
             self._report.stack = child.stack
-            _show(error, child.stack)
+            show_stack(error, child.stack)
             raise
         finally:
             self._child = None
@@ -378,6 +378,7 @@ class _Stack(Exception):
         return f"the task was here:\n{self.args[0]}"
 
 
-def _show(error: BaseException, stack: str) -> None:
+def show_stack(error: BaseException, stack: str) -> None:
+    """Show where the task was as the cause of the exception that tells why it was stopped."""
     if stack and error.__cause__ is None:
         error.__cause__ = _Stack(stack)

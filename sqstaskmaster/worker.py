@@ -183,6 +183,7 @@ class Worker:
         self,
         burst: bool = False,
         *,
+        slots: int | Literal["auto"] | None = None,
         on_event: Callable[[str], Any] | None = None,
         ecs_agent_uri: str | None = None,
         ecs_metadata_uri: str | None = None,
@@ -193,6 +194,7 @@ class Worker:
         Returns how many messages ended how: the values of `Outcome`, `given back` (received while stopping) and
         `refused` (unknown task, kwargs that do not fit).
 
+        :param slots: in place of the worker's own, as the command line's `--slots`.
         :param on_event: called with "polled" after each poll that SQS answered (and now and then while no slot is
             free), with "busy" when a task starts where none ran, and with "idle" when none runs any more. Meant for
             health checks: it must be quick. What it raises is logged.
@@ -210,7 +212,7 @@ class Worker:
                 'This worker has no tasks, and would refuse every message: Worker(manager, {"Name": Handler}), or '
                 '@worker.task("Name")'
             )
-        environments = _environments(self.slots, ecs_metadata_uri)
+        environments = _environments(self.slots if slots is None else _checked_slots(slots), ecs_metadata_uri)
         self._check_slots(environments)
         settings = Settings(
             registry=self._registry,

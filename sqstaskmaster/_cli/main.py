@@ -70,7 +70,13 @@ def _worker(arguments: argparse.Namespace) -> Exit:
         on_ecs = "ECS_AGENT_URI" in os.environ
         lock = stack.enter_context(tempfile.TemporaryFile()).fileno() if on_ecs else None
         options = Options(
-            arguments.worker, arguments.burst, arguments.log_level, arguments.log_json, arguments.debug, lock
+            arguments.worker,
+            arguments.burst,
+            arguments.log_level,
+            arguments.log_json,
+            arguments.debug,
+            lock,
+            arguments.slots,
         )
         return Supervisor(
             options.command(),
@@ -127,7 +133,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_epilog(
             "sqstaskmaster demo",
-            "sqstaskmaster worker tasks:worker --processes 4",
+            "sqstaskmaster worker tasks:worker --slots 4",
             f"sqstaskmaster submit {_URL} Train model=large epochs=3",
             f"sqstaskmaster status {_URL} --watch",
             f"sqstaskmaster doctor {_URL} --worker tasks:worker",
@@ -172,9 +178,9 @@ def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "worker",
         _worker,
-        "run tasks until stopped, in N processes of one task each",
+        "run tasks until stopped, as many at once as there are slots",
         "sqstaskmaster worker tasks:worker",
-        "sqstaskmaster worker tasks:worker --processes 4 --log-json --alive-file /tmp/alive",
+        "sqstaskmaster worker tasks:worker --slots 4 --log-json --alive-file /tmp/alive",
         "sqstaskmaster worker tasks:worker --burst",
         more="SIGTERM or Ctrl-C: no more tasks are taken, running ones get the worker's shutdown_grace, then their "
         "messages are given back. A second one means now. A process that dies is restarted, with backoff.",
@@ -182,7 +188,20 @@ def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "worker", type=_module_and_name, metavar="MODULE:WORKER", help="the Worker, importable from here: tasks:worker"
     )
-    command.add_argument("--processes", type=_count, default=1, metavar="N", help="how many processes (default: 1)")
+    command.add_argument(
+        "--slots",
+        type=_slots,
+        metavar="N|auto",
+        help="how many tasks at once, each in a process of its own; auto: the processors this container may use "
+        "(default: the worker's own slots)",
+    )
+    command.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="how many whole interpreters, each with its own imports and its own poll (default: 1)",
+    )
     command.add_argument("--burst", action="store_true", help="end when the queue is empty")
     command.add_argument(
         "--log-level", choices=LEVELS, default="INFO", type=str.upper, help="the least that is logged (default: INFO)"
@@ -332,6 +351,10 @@ def _number_in(text: str, make: Callable[[str], Any], least: float, most: float,
 
 def _count(text: str) -> Any:
     return _number_in(text, int, 1, 1000, "number of processes")
+
+
+def _slots(text: str) -> Any:
+    return text if text == "auto" else _number_in(text, int, 1, 1000, "number of slots, and not 'auto',")
 
 
 def _rate(text: str) -> Any:

@@ -58,14 +58,10 @@ class Channel:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker was told to stop, or has told the task to. Takes a microsecond; stays true."""
+        """Whether the worker was told to stop, or stops the task. Takes a microsecond, and stays true."""
         if not self._stopping:
             self._stopping = any(event & select.POLLIN for _, event in self._notice.poll(0))
         return self._stopping
-
-    def stop(self) -> None:
-        """From now on `stopping` is true."""
-        self._stopping = True
 
     def report(self, progress: dict[str, Any]) -> None:
         """Becomes `progress` at the worker. What in it is no plain data arrives as its repr.

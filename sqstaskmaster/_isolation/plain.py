@@ -17,6 +17,7 @@ import decimal
 import fractions
 import json
 import pathlib
+import reprlib
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -69,9 +70,13 @@ def load(content: bytes) -> Any:
 
 
 def text_of(value: Any, limit: int = MAX_TEXT) -> str:
-    """The repr, cut; words where there is none."""
+    """The repr, cut; of collections only the beginning, since one can hold itself many times over."""
+    short = reprlib.Repr()
+    short.maxlevel = 4
+    short.maxdict = short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = short.maxdeque = 20
+    short.maxarray = short.maxlong = short.maxstring = short.maxother = limit
     try:
-        return cut(repr(value), limit)
+        return cut(short.repr(value), limit)
     except Exception as error:
         return f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
 

@@ -276,6 +276,16 @@ def memory(pids: Iterable[int], enough: int) -> int:
     return resident if resident <= enough else sum(_proportional(pid) for pid in known)
 
 
+def cpu_seconds_below(keeper: int) -> float:
+    """CPU seconds of the processes below a keeper, and of those that they have reaped. Linux only; else 0."""
+    ticks = 0
+    for pid in descendants(keeper):
+        with contextlib.suppress(OSError, IndexError):  # it has ended
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                ticks += sum(map(int, stat.read().rpartition(b")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def own_memory(keeper: int, inherited: int) -> int:
     """Bytes that the processes below a keeper hold beyond what they were forked with. Linux only.
 

@@ -159,7 +159,9 @@ class TaskProcess:
 
     @property
     def usage(self) -> Usage:
-        """CPU seconds and peak memory: known once the task is gone."""
+        """CPU seconds and peak memory; while it runs, as of now and as of the last sample."""
+        if not self.gone:
+            return Usage(process_tree.cpu_seconds_below(self._keeper), self._meter.peak)
         return self._meter.usage(self._news.cpu_seconds, self._news.resident_peak, self._inbox.inherited)
 
     def memory(self, enough: int) -> int:

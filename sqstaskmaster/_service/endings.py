@@ -24,6 +24,7 @@ from sqstaskmaster._sqs.answers import code_of
 from sqstaskmaster.endings import Continue, DeadLetter
 from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested
 from sqstaskmaster.message_handler import Outcome, retry_delay_of
+from sqstaskmaster.process_handler import show_stack
 from sqstaskmaster.results import Finished
 
 # The longest that sending a message on is waited for; the claim is kept meanwhile.
@@ -82,6 +83,7 @@ class Endings:
         elif isinstance(error, Continue):
             self._continue(job, error)
         elif reason is not None and (error is not None or not isinstance(reason, ShutdownRequested)):
+            show_stack(reason, job.process.stack if job.process is not None else "")
             self._failed(job, reason, job.stopped_as)
         elif error is not None:
             self._failed(job, error, None)

@@ -75,8 +75,8 @@ _MEMORY_LOOK_SECONDS = 0.1
 # is busy: short tasks then share a request.
 _LINGER_SECONDS = 0.025
 
-# After the second signal, or when all tasks are over, requests and reports get so long.
-_LAST_SECONDS = 10.0
+# After the second signal, and when all tasks are over, requests and reports get so long.
+_LAST_SECONDS = 5.0
 
 # While no slot is free there are no polls that would tell that the loop turns.
 _ALIVE_SECONDS = 5.0
@@ -214,11 +214,15 @@ class SlotsRun:
     def _is_over(self) -> bool:
         if self._end_at <= time.monotonic():
             return True
-        if self._jobs or self._endings.unfinished:
+        if self._jobs or self._polls and self._stop_signals < 2:
             return False
-        if self._stop_signals or self._refused is not None:
-            return not self._polls or self._stop_signals > 1
-        return self._burst and self._polling.all_empty and not self._polls
+        if not (self._stop_signals or self._refused or self._burst and self._polling.all_empty):
+            return False
+        if self._endings.unfinished:
+            # Only the user's code is left: an error service that hangs gets so long.
+            self._end_at = min(self._end_at, time.monotonic() + _LAST_SECONDS)
+            return False
+        return True
 
     def _watch(self, descriptor: int, reader: Callable[[], None]) -> None:
         self._readers[descriptor] = reader

@@ -46,18 +46,26 @@ class PlainTest(unittest.TestCase):
         )
 
     def test_what_is_not_plain_is_refused_or_said_in_words(self):
-        for value, words in ((Colour.RED, "<Colour.RED: 1>"), (Rude(), "<Rude, whose repr raised RuntimeError>")):
+        for value, words in ((Colour.RED, "<Colour.RED: 1>"), (10**5000, "<int, whose repr raised ValueError>")):
             with self.subTest(words):
                 with self.assertRaises(plain.NotPlain):
                     plain.dump({"a": value})
                 self.assertEqual({"a": words}, plain.load(plain.spoken({"a": value})))
+
+    def test_a_repr_that_fails_is_told_of(self):
+        with self.assertRaises(plain.NotPlain):
+            plain.dump(Rude())
+        self.assertRegex(plain.load(plain.spoken(Rude())), "<Rude instance at 0x")
 
     def test_what_is_too_much_is_said_in_words_as_a_whole(self):
         deep, wide = [], []
         for _ in range(100_000):
             deep = [deep]
         wide += [wide, wide]
-        for value in ("x" * 2_000_000, ["x"] * 1_000_000, b"x" * 1_000_000, "Ж" * 600_000, deep, wide):
+        shared = []
+        for _ in range(60):
+            shared = [shared, shared]  # 2 ** 60 lists, for whoever counts them
+        for value in ("x" * 2_000_000, ["x"] * 1_000_000, b"x" * 1_000_000, "Ж" * 600_000, deep, wide, shared):
             with self.assertRaises(plain.NotPlain):
                 plain.dump(value)
             read = plain.load(plain.spoken(value))

@@ -27,7 +27,7 @@ from tests.support import DEADLINE_SECONDS, Script, wait_until
 def descriptors_of(pid):
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # that of the listing itself
             found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 
@@ -243,6 +243,22 @@ class OrderTest(Case):
             with self.subTest(environment), self.assertRaisesRegex(TypeError, "environment"):
                 self.template.open_slot(environment)
 
+    def test_a_worker_may_have_thousands_of_descriptors_open(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+        many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1500)]
+        try:
+            template = Template(perform)
+            template.start()
+            self.addCleanup(template.close)
+            slot = self.open_slot(template)
+            self.assertGreater(slot.descriptor, 1024)
+            self.assertEqual(b"x", self.finish(slot, "echo x").result())
+        finally:
+            for descriptor in many:
+                os.close(descriptor)
+
     def test_an_exception_arrives_and_a_stop_is_told_and_raised(self):
         slot = self.open_slot()
         with self.assertRaisesRegex(HardTimeout, "of its own"):
@@ -379,6 +395,8 @@ class KilledTest(Case):
         stop(spare)
         running = self.start(slot, "tells")
         self.attend_until(running, lambda: running.pid == spare)
+        lifeline = os.dup(running._ends.lifeline)  # so that its end does not do what the order has to
+        self.addCleanup(os.close, lifeline)
         running.kill()
         self.end(running)
         with self.assertRaises(TaskKilled):
@@ -448,29 +466,46 @@ class KilledTest(Case):
 
     def test_a_worker_that_is_killed_takes_template_keepers_tasks_and_daemons_along(self):
         script = Script(self, KILLED_WORKER)
-        pids = [int(pid) for pid in script.wait_for("pids").split()[1:]]
+        holder, *pids = [int(pid) for pid in script.wait_for("pids").split()[1:]]
+        self.addCleanup(process_tree.kill, holder, signal.SIGKILL)
         self.assertEqual(7, len(pids))
         self.assertTrue(all(alive(pid) for pid in pids))
         script.end()
         wait_until(lambda: not any(alive(pid) for pid in pids), "all of them are gone", SOON_SECONDS)
 
 
+# Imports nothing of the tests, whose guard would end what it leaves behind.
 KILLED_WORKER = """
-import os, time
+import os, select, signal, time
+from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.template import Template
-from tests.isolation import test_slot as t
 
 def perform(order, channel):
-    channel.report({"task": os.getpid(), "daemon": t.daemonise()})
-    t.signal.pause()
+    inlet, outlet = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(outlet, b"%d" % os.getpid())
+            signal.pause()
+        os._exit(0)
+    channel.report({"task": os.getpid(), "daemon": int(os.read(inlet, 20))})
+    signal.pause()
 
 template = Template(perform)
 template.start()
-case = t.Case()
 busy, idle = template.open_slot({}), template.open_slot({})
 running = busy.start(b"x", name="T")
-case.attend_until(running, lambda: running.progress)
-pids = [template.pid, busy.keeper, idle.keeper, case.spare_of(idle), *running.progress.values(), os.getpid()]
+while not running.progress:
+    running.read(select.select(running.descriptors(), [], [])[0][0])
+while not process_tree.descendants(idle.keeper):
+    time.sleep(0.01)
+holder = os.fork()  # has inherited the worker's end of each socket and pipe, which therefore do not end with it
+if holder == 0:
+    os.setsid()
+    time.sleep(600)
+    os._exit(0)
+spare, = process_tree.descendants(idle.keeper)
+pids = [holder, template.pid, busy.keeper, idle.keeper, spare, *running.progress.values(), os.getpid()]
 print("pids", *pids, flush=True)
 time.sleep(3600)
 """

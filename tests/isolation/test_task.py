@@ -28,7 +28,7 @@ def alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -196,6 +196,26 @@ class KeeperTest(Case):
         self.assertTrue(child.wait(SOON_SECONDS))
         self.assertFalse(alive(child.pid))
 
+    def test_a_task_whose_keeper_never_gets_to_act_is_killed_past_it(self):
+        def run(channel):
+            os.kill(os.getppid(), signal.SIGSTOP)
+            channel.report({"stopped": "the keeper"})
+            while True:
+                signal.pause()
+
+        child = self.start(run, term_grace=0.01)
+        self.attend_until(child, lambda: child.progress)
+        wake = process_tree.wake
+
+        def wake_in_vain(keeper, pidfd):
+            # As if the task had stopped the keeper again, each time, for as long as it lives.
+            return True if alive(child.pid) else wake(keeper, pidfd)
+
+        with mock.patch.object(process_tree, "wake", wake_in_vain):
+            child.stop()
+            self.assertTrue(child.wait(SOON_SECONDS))
+        self.assertFalse(alive(child.pid))
+
     def test_a_daemon_ends_though_the_task_killed_the_keeper(self):
         def run(channel):
             channel.report({"daemon": daemonise()})
@@ -353,6 +373,23 @@ class UsageTest(Case):
             select.select([], [], [], 0.2)
 
         self.assertGreaterEqual(self.finish(run).usage.cpu_seconds, 0.29)
+
+    def test_what_a_running_task_uses_is_known_as_of_now(self):
+        def run(channel):
+            held = bytearray(os.urandom(MIB)) * 50
+            pid = os.fork()
+            if pid == 0:
+                while True:
+                    pass
+            channel._notice.poll()
+            os.kill(pid, signal.SIGKILL)
+            return len(held)
+
+        child = self.start(run)
+        self.attend_until(child, lambda: child.usage.cpu_seconds > 0.1 and child.usage.peak_memory > 45 * MIB)
+        child.task.tell_stopping()
+        self.assertTrue(child.wait(SOON_SECONDS))
+        self.assertGreater(child.usage.cpu_seconds, 0.1)
 
     def test_a_task_that_was_killed_has_used_what_it_used(self):
         def run(channel):
