@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import sys
 import time
 from array import array
@@ -171,6 +172,8 @@ class _Lines:
 
 
 def _submit_file(manager: TaskManager, path: str, task: str | None) -> Exit:
+    # What its log would say, the summary does.
+    logging.getLogger("sqstaskmaster._sending").addHandler(logging.NullHandler())
     with _opened(path) as file:
         lines = _Lines(file, task)
         total = _count_lines(file)

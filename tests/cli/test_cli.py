@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -258,6 +259,24 @@ class TestSubmitFile(CommandTestCase):
                 self.assertRegex(first, "^line 2: not UTF-8")
                 self.assertEqual("line 3: two values for 'x'", second)
                 self.assertEqual([("Train", 1), ("Train", 3)], self.sent(url))
+
+    def test_ctrl_c_is_one_summary_and_where_it_stopped(self):
+        silent = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(silent.close)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        path = self.file("no JSON", *('{"x": 1}' for _ in range(10_000)))
+        sending = Command(
+            self, "submit", f"{endpoint}/1/tasks", "Train", "--file", path, cwd=None, AWS_ENDPOINT_URL=endpoint
+        )
+        connection, _ = silent.accept()  # a request is under way, and is never answered
+        self.addCleanup(connection.close)
+        self.assertEqual(130, sending.stop(signal.SIGINT), sending.lines())
+        said = [line for line in sending.lines() if not line.startswith("Sent:")]
+        self.assertEqual(4, len(said), said)
+        self.assertRegex(said[0], "^line 1: not JSON")
+        self.assertRegex(said[1], r"^interrupted: of the lines 2 to \d+, \d+ were not sent, or perhaps$")
+        self.assertRegex(said[2], r"^the lines after \d+ were not tried$")
+        self.assertRegex(said[3], r"^0 sent, \d+ not$")
 
     def test_every_line_that_failed_is_named_by_its_number_and_the_others_are_sent(self):
         url = self.create_queue()

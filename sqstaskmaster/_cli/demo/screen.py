@@ -61,9 +61,10 @@ class Terminal:
             # What has scrolled off the screen cannot be drawn over.
             lines = lines[: size.lines - 1]
         back = f"\x1b[{self._drawn}F" if self._drawn else ""
-        # A terminal that was resized has broken the lines anew.
+        # A terminal that was resized has broken the lines anew. What is left below is cleared last: clearing from the
+        # first line on makes some terminals keep what was there as scrolled off.
         clear = "\x1b[J" if finished or size != self._size else ""
-        self._stream.write(back + clear + "".join(f"{text}\x1b[K\n" for text in lines))
+        self._stream.write(back + "".join(f"{text}\x1b[K\n" for text in lines) + clear)
         self._stream.flush()
         self._drawn, self._size = len(lines), size
 
