@@ -30,6 +30,7 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # A frame of this package in a traceback, or in a stack of faulthandler, with its lines of source.
 _OUR_FRAME = re.compile(rf'^  File "{re.escape(_OURS)}[^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE)
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
+_FRAME = '\n  File "'
 _HEADER = "Traceback (most recent call last):\n"
 
 
@@ -48,7 +49,7 @@ class Formatter(logging.Formatter):
         self._comes_back = comes_back
 
     def words(self, record: logging.LogRecord) -> str:
-        if getattr(record, "action", None) == "failed" and record.exc_info and hasattr(record, "comes_back_in"):
+        if _is_failure(record) and record.exc_info:
             return _failure(record, record.exc_info[1], self._comes_back)
         if not record.args or isinstance(record.args, Mapping):
             return record.getMessage()
@@ -95,10 +96,17 @@ class PlainFormatter(Formatter):
         words = self.words(record)
         if record.name.partition(".")[0] == "sqstaskmaster":
             words = words.replace("\n", "\\n")
-        lines = [words, *filter(None, (self.traceback(record), record.stack_info))]
+        traceback = self.traceback(record)
+        if _is_failure(record) and _FRAME not in traceback:
+            traceback = ""  # the sentence says it all
+        lines = [words, *filter(None, (traceback, record.stack_info))]
         text = "\n    ".join(line for block in lines for line in block.rstrip().split("\n"))
         head = f"{self.formatTime(record)} {record.levelname} {record.process} {record.name}"
         return f"{head}: {_CONTROL.sub(lambda found: repr(found[0])[1:-1], text)}"
+
+
+def _is_failure(record: logging.LogRecord) -> bool:
+    return getattr(record, "action", None) == "failed" and hasattr(record, "comes_back_in")
 
 
 def _failure(record: Any, exception: BaseException | None, comes_back: bool) -> str:
@@ -128,7 +136,7 @@ def _cut(text: str) -> str:
     kept: list[str] = []
     for part in f"{text}\n".split(_CAUSE):
         part = _OUR_FRAME.sub("", part)
-        if '\n  File "' not in part:
+        if _FRAME not in part:
             part = part.replace(_HEADER, "")
             if kept and kept[-1].rstrip().endswith(part.strip()):
                 continue  # an exception of a task's process, raised again here
