@@ -12,18 +12,24 @@ from sqstaskmaster.version import __version__
 
 if TYPE_CHECKING:
     from sqstaskmaster.backoff import ExponentialBackoff
+    from sqstaskmaster._claim.current import CurrentTask, TaskFilter, current_task
+    from sqstaskmaster.endings import Continue, DeadLetter
     from sqstaskmaster.errors import Failure, SubmitInterrupted, TasksNotSent
     from sqstaskmaster.local import LocalMessage, LocalQueue
     from sqstaskmaster.message_handler import MessageHandler, Outcome
     from sqstaskmaster.process_handler import ProcessMessageHandler
     from sqstaskmaster.queue_scale import Provisioner, ServiceState
-    from sqstaskmaster.results import SubmitResult
+    from sqstaskmaster.results import Finished, SubmitResult
     from sqstaskmaster.task_manager import TaskManager
     from sqstaskmaster.worker import Worker
 
 __all__ = [
+    "Continue",
+    "CurrentTask",
+    "DeadLetter",
     "ExponentialBackoff",
     "Failure",
+    "Finished",
     "LocalMessage",
     "LocalQueue",
     "MessageHandler",
@@ -33,15 +39,21 @@ __all__ = [
     "ServiceState",
     "SubmitInterrupted",
     "SubmitResult",
+    "TaskFilter",
     "TaskManager",
     "Worker",
     "TasksNotSent",
     "__version__",
+    "current_task",
 ]
 
 _HOME = {
+    "Continue": "endings",
+    "CurrentTask": "_claim.current",
+    "DeadLetter": "endings",
     "ExponentialBackoff": "backoff",
     "Failure": "errors",
+    "Finished": "results",
     "LocalMessage": "local",
     "LocalQueue": "local",
     "MessageHandler": "message_handler",
@@ -51,9 +63,11 @@ _HOME = {
     "ServiceState": "queue_scale",
     "SubmitInterrupted": "errors",
     "SubmitResult": "results",
+    "TaskFilter": "_claim.current",
     "TaskManager": "task_manager",
     "Worker": "worker",
     "TasksNotSent": "errors",
+    "current_task": "_claim.current",
 }
 
 

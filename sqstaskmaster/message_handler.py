@@ -24,9 +24,10 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from sqstaskmaster._claim import note, owner
+from sqstaskmaster._claim import current, note, owner
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._claim.clock import now as claim_clock
+from sqstaskmaster._claim.current import CurrentTask
 from sqstaskmaster._claim.report import FactsFilter, Report
 from sqstaskmaster._claim.requests import Extensions, change_visibility, delete
 from sqstaskmaster._signals import alarm
@@ -129,6 +130,9 @@ class MessageHandler(abc.ABC):
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
         self.outcome: Outcome | None = None
+        self.progress: dict[str, Any] = {}
+        self._current: CurrentTask | None = None
+        self._is_stopping: Callable[[], bool] = _never  # a Worker puts its own answer here
         self._message = message
         self._clock = clock or _monotonic
         self._claim_clock = clock or claim_clock
@@ -188,6 +192,9 @@ class MessageHandler(abc.ABC):
         first = 0.0 if self._stop_at_first_alarm else self._seconds_to_next_alarm()
         self._alarm = alarm.Alarm(self._handle_alarm)
         self._alarm.borrow(first)
+        ends_at = time.monotonic() + self._seconds_to_limit()
+        self._current = CurrentTask(self._report.task, self._message, ends_at, self._progressed, self._is_stopping)
+        current.begin(self._current)
         return self
 
     def __exit__(
@@ -202,6 +209,9 @@ class MessageHandler(abc.ABC):
             owner.leave_if_forked(self._owner, exception)
         undisturbed = self._alarm.give_back()
         self._alarm = alarm.Unborrowed()
+        if self._current is not None:
+            current.end(self._current)
+            self._current = None
         if not undisturbed:
             self._report.log(
                 logging.WARNING,
@@ -211,6 +221,9 @@ class MessageHandler(abc.ABC):
                 self._message,
             )
         return self._conclude(exception)
+
+    def _progressed(self, progress: dict[str, Any]) -> None:
+        self.progress = progress
 
     def _prepare(self, receipt: note.Receipt | None) -> None:
         """Set all that one block changes, as it is before the first request."""
@@ -448,6 +461,10 @@ def retry_delay_of(handler: MessageHandler, exception: BaseException, report: Re
         report.trouble(text, error, "retry_delay_failed")
         return None
     return None if delay is None else math.ceil(delay)
+
+
+def _never() -> bool:
+    return False
 
 
 def _monotonic() -> float:

@@ -120,7 +120,6 @@ class ProcessMessageHandler(MessageHandler):
         self.term_grace = term_grace
         self.start_method = start_method
         self.max_memory = max_memory
-        self.progress: dict[str, Any] = {}
         self._end_margin += term_grace
         self._child: isolation.Child | None = None  # the one that is being attended to
         self._children: list[isolation.Child] = []

@@ -8,6 +8,7 @@ Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loo
 from __future__ import annotations
 
 import collections
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -251,6 +252,18 @@ class Worker:
         :raises UnknownTask, ArgumentsDoNotFit: where there is none.
         """
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
+
+    def _alone(self, manager: TaskManager) -> Worker:
+        """The same tasks and limits for that queue, one at a time, stopped at once: to run one task by hand.
+
+        The hooks of the worker's own process are not called: they are for what runs in production.
+        """
+        alone = copy.copy(self)
+        alone.managers, alone.manager = [manager], manager
+        alone.slots = self.slots[:1] if isinstance(self.slots, list) else 1
+        alone.shutdown_grace = alone.wait_time = 0
+        alone._on_start = alone._on_finish = None
+        return alone
 
     @property
     def hard_timeouts(self) -> dict[str, float]:

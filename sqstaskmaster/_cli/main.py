@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser(argv)
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "submit":
+    if arguments.command in ("submit", "run"):
         # argparse ends a list of words at the first option; `Train --json {} epochs=3` goes on after it.
         arguments.words += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
@@ -116,6 +116,12 @@ def _operation(name: str) -> Callable[[argparse.Namespace], Exit]:
     return run
 
 
+def _run(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.run import run
+
+    return run(arguments)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster._cli import demo
 
@@ -159,6 +165,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         return command
 
     _add_worker(add)
+    _add_run(add)
     _add_submit(add)
     _add_status(add)
     _add_redrive(add)
@@ -185,9 +192,7 @@ def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
         more="SIGTERM or Ctrl-C: no more tasks are taken, running ones get the worker's shutdown_grace, then their "
         "messages are given back. A second one means now. A process that dies is restarted, with backoff.",
     )
-    command.add_argument(
-        "worker", type=_module_and_name, metavar="MODULE:WORKER", help="the Worker, importable from here: tasks:worker"
-    )
+    _add_worker_name(command)
     command.add_argument(
         "--slots",
         type=_slots,
@@ -203,16 +208,36 @@ def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="how many whole interpreters, each with its own imports and its own poll (default: 1)",
     )
     command.add_argument("--burst", action="store_true", help="end when the queue is empty")
-    command.add_argument(
-        "--log-level", choices=LEVELS, default="INFO", type=str.upper, help="the least that is logged (default: INFO)"
-    )
-    command.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+    _add_log(command)
     command.add_argument(
         "--alive-file",
         type=Path,
         metavar="PATH",
         help="touched once a second while every process has polled within 90 s or runs a task; for health checks",
     )
+
+
+def _add_run(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "run",
+        _run,
+        "run one task here and now, without a queue",
+        "sqstaskmaster run tasks:worker Train model=large epochs=3",
+        'sqstaskmaster run tasks:worker Train --json \'{"model": "large"}\'',
+        "sqstaskmaster run tasks:worker --body message.json",
+        more="Isolation, limits and memory are the worker's, and so is what is said at the end; where it hung or "
+        "crashed is shown. Continuations are run too. Exits with 0 only where the task is done.",
+    )
+    _add_worker_name(command)
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="TASK key=value",
+        help="the task's name and its arguments; a value is JSON where it parses, else a string",
+    )
+    command.add_argument("--json", metavar="OBJECT", help="arguments as one JSON object")
+    command.add_argument("--body", metavar="FILE", help="a message's body, or what dead --json printed; - is stdin")
+    _add_log(command)
 
 
 def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -299,6 +324,19 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_url(command)
     command.add_argument("--worker", type=_module_and_name, metavar="MODULE:WORKER", help="also check its timeouts")
     _add_json(command)
+
+
+def _add_worker_name(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "worker", type=_module_and_name, metavar="MODULE:WORKER", help="the Worker, importable from here: tasks:worker"
+    )
+
+
+def _add_log(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--log-level", choices=LEVELS, default="INFO", type=str.upper, help="the least that is logged (default: INFO)"
+    )
+    command.add_argument("--log-json", action="store_true", help="log one JSON object a line")
 
 
 def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:

@@ -40,11 +40,7 @@ def submit(arguments: argparse.Namespace) -> Exit:
         return _submit_file(_manager(arguments), arguments.file, task)
     if task is None:
         raise CommandError(Exit.USAGE, "Nothing to submit: give a TASK name, or --file TASKS.jsonl")
-    kwargs = _json_object(arguments.json)
-    for name, value in map(_pair, pairs):
-        if name in kwargs:
-            raise CommandError(Exit.USAGE, f"Two values for {name!r}: give each argument once")
-        kwargs[name] = value
+    kwargs = kwargs_of(pairs, arguments.json)
     response = _manager(arguments)._submit(task, kwargs)  # `submit` takes no argument named task or self
     print(response.get("MessageId", "sent"))
     return Exit.OK
@@ -63,6 +59,19 @@ def _manager(arguments: argparse.Namespace) -> TaskManager:
         message_group_id=arguments.group,
         message_deduplication_id=arguments.deduplication_id,
     )
+
+
+def kwargs_of(pairs: Iterable[str], json_text: str | None) -> dict[str, Any]:
+    """A task's arguments, from `key=value` and `--json`.
+
+    :raises CommandError: where they are none.
+    """
+    kwargs = _json_object(json_text)
+    for name, value in map(_pair, pairs):
+        if name in kwargs:
+            raise CommandError(Exit.USAGE, f"Two values for {name!r}: give each argument once")
+        kwargs[name] = value
+    return kwargs
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -174,7 +183,7 @@ class _Lines:
 def _submit_file(manager: TaskManager, path: str, task: str | None) -> Exit:
     # What its log would say, the summary does.
     logging.getLogger("sqstaskmaster._sending").addHandler(logging.NullHandler())
-    with _opened(path) as file:
+    with opened(path) as file:
         lines = _Lines(file, task)
         total = _count_lines(file)
         with tables.progress("Sent", total) as update:
@@ -212,14 +221,18 @@ def _send(
         return unsent, unsent.result
 
 
-def _opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """A file to be read; - is standard input.
+
+    :raises CommandError: where it cannot be.
+    """
     if path == "-":
         return contextlib.nullcontext(sys.stdin.buffer)
     try:
         return open(path, "rb")
     except OSError as error:
         raise CommandError(
-            Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file of one task a line"
+            Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file that is there, or - for standard input"
         ) from error
 
 

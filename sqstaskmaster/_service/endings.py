@@ -22,7 +22,7 @@ from sqstaskmaster._service.threads import Threads
 from sqstaskmaster._service.verdicts import Verdicts
 from sqstaskmaster._sqs.answers import code_of
 from sqstaskmaster.endings import Continue, DeadLetter
-from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested
+from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested, TaskDied
 from sqstaskmaster.message_handler import Outcome, retry_delay_of
 from sqstaskmaster.process_handler import show_stack
 from sqstaskmaster.results import Finished
@@ -86,6 +86,8 @@ class Endings:
             show_stack(reason, job.process.stack if job.process is not None else "")
             self._failed(job, reason, job.stopped_as)
         elif error is not None:
+            if isinstance(error, TaskDied):
+                show_stack(error, error.stack)  # nobody stopped it: where it crashed
             self._failed(job, error, None)
         else:
             self._done(job, Outcome.DONE, others)
@@ -227,6 +229,7 @@ class Endings:
 
         def sent(was_due: bool | None, problem: BaseException | None) -> None:
             if was_due:
+                job.set_outcome(Outcome.DEAD_LETTERED)
                 self._user.call(lambda: job.report.failed(error), lambda *_: self._done(job, Outcome.DEAD_LETTERED))
                 return
             if problem is not None:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop
 from tests.support.commands import Command, command, offline, online, read, run
 
-COMMANDS = ("worker", "submit", "status", "redrive", "purge", "doctor", "demo")
+COMMANDS = ("worker", "run", "submit", "status", "redrive", "purge", "doctor", "demo")
 
 
 class CommandTestCase(ServerTestCase):
