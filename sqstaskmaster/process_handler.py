@@ -182,7 +182,7 @@ class ProcessMessageHandler(MessageHandler):
             self._set_next_alarm()
             while not child.wait(self._seconds_to_attend()):
                 self.progress = child.progress
-                self._attend_to(child)
+                self._extend_or_stop_child(child)
             self.progress = child.progress
             return child.result()
         except BaseException as error:
@@ -193,7 +193,7 @@ class ProcessMessageHandler(MessageHandler):
         finally:
             self._child = None
 
-    def _attend_to(self, child: isolation.Child) -> None:
+    def _extend_or_stop_child(self, child: isolation.Child) -> None:
         """What is due now. Raises what the task is to be stopped for."""
         if self.max_memory is not None:
             size = child.memory(self.max_memory)

@@ -280,7 +280,7 @@ class Endings:
         self._log(job.report.finished)
         on_finish = self._settings.on_finish
         if on_finish is not None:
-            self._user.call(lambda: _told(on_finish, finished, job), _tell_defect)
+            self._user.call(lambda: _call_on_finish(on_finish, finished, job), _tell_defect)
         self._over(job, finished.outcome)
 
 
@@ -302,7 +302,7 @@ def _report_and_ask(job: Job, error: BaseException) -> int | None:
     return delay
 
 
-def _told(on_finish: Callable[[Finished], Any], finished: Finished, job: Job) -> None:
+def _call_on_finish(on_finish: Callable[[Finished], Any], finished: Finished, job: Job) -> None:
     try:
         on_finish(finished)
     except Exception as error:

@@ -185,20 +185,20 @@ class Show:
     def __init__(self, worker: subprocess.Popen[bytes], display: Terminal | Pipe) -> None:
         self.events: list[Event] = []
         self._display = display
-        self._told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._began: float | None = None
         threading.Thread(target=self._read, args=(worker.stdout,), name="reader", daemon=True).start()
 
     def _read(self, lines: IO[bytes]) -> None:
         for text in lines:
-            self._told.put(Event.from_line(text))
-        self._told.put(None)
+            self._events.put(Event.from_line(text))
+        self._events.put(None)
 
     def follow(self, until: float) -> None:
         """Show until the worker has ended, or until that time: a frame every so often, and at each event."""
         while time.monotonic() < until:
             try:
-                event = self._told.get(timeout=_FRAME_SECONDS)
+                event = self._events.get(timeout=_FRAME_SECONDS)
             except queue.Empty:
                 pass
             else:
