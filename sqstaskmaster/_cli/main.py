@@ -122,6 +122,12 @@ def _run(arguments: argparse.Namespace) -> Exit:
     return run(arguments)
 
 
+def _dead(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.dead import dead
+
+    return dead(arguments)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster._cli import demo
 
@@ -168,6 +174,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_run(add)
     _add_submit(add)
     _add_status(add)
+    _add_dead(add)
     _add_redrive(add)
     _add_purge(add)
     _add_doctor(add)
@@ -293,11 +300,42 @@ def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
         "move the messages of a dead-letter queue back",
         f"sqstaskmaster redrive {_URL}-dead",
         f"sqstaskmaster redrive {_URL}-dead --to {_URL} --rate 10",
-        more="SQS itself moves them; Ctrl-C stops it.",
+        f"sqstaskmaster redrive {_URL}-dead --task Train --limit 5",
+        more="SQS itself moves them; Ctrl-C stops it. With --task, --id or --limit this command does: it sends each, "
+        "then deletes it, and those that it has looked at in vain count one receive more.",
     )
     _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
-    command.add_argument("--to", metavar="URL", help="the queue they go to (default: each to the one it came from)")
+    command.add_argument(
+        "--to", metavar="URL", help="the queue they go to (default: the one whose dead-letter queue it is)"
+    )
     command.add_argument("--rate", type=_rate, metavar="N", help="at most so many messages a second: 1 to 500")
+    _add_filter(command)
+    command.add_argument("--limit", type=_messages, metavar="N", help="at most so many messages")
+
+
+def _add_dead(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "dead",
+        _dead,
+        "show what is in a dead-letter queue, and why",
+        f"sqstaskmaster dead {_URL}-dead",
+        f"sqstaskmaster dead {_URL}-dead --task Train --json",
+        f"sqstaskmaster dead {_URL}-dead --id ID --json | sqstaskmaster run tasks:worker --body -",
+        more="Each message is received, and given back at once: SQS counts that as one receive more. A queue that "
+        "has a redrive policy itself is therefore refused. The reason is known where a worker gave it "
+        "(DeadLetter, or Worker(dead_letter_reasons=True)); age is since then, or since it was sent.",
+    )
+    _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
+    _add_filter(command)
+    command.add_argument(
+        "--limit", type=_messages, default=1000, metavar="N", help="at most so many messages (default: 1000)"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object a message and line, with its whole body")
+
+
+def _add_filter(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--task", metavar="NAME", help="only those of this task")
+    command.add_argument("--id", action="append", metavar="ID", help="only this message; may be given again")
 
 
 def _add_purge(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -397,6 +435,10 @@ def _slots(text: str) -> Any:
 
 def _rate(text: str) -> Any:
     return _number_in(text, int, 1, 500, "number of messages a second")
+
+
+def _messages(text: str) -> Any:
+    return _number_in(text, int, 1, 10_000_000, "number of messages")
 
 
 def _seconds(text: str) -> Any:
