@@ -18,8 +18,19 @@ HUNG_SECONDS = 40
 LONG_SECONDS = 9
 
 
+# Healthy tasks that run in the other slots beside the one that is watched, longer than that one is late at most.
+NEIGHBOURS = 7
+NEIGHBOUR_SECONDS = 8
+
+
 def nothing():
     pass
+
+
+def neighbour():
+    until = time.monotonic() + NEIGHBOUR_SECONDS
+    while time.monotonic() < until:
+        time.sleep(0.05)
 
 
 # -- hung --------------------------------------------------------------------------------------------------------------
@@ -223,6 +234,16 @@ WORKER_KILLED = {
     "worker killed, task in C": c_with_gil,
     "worker killed, task has a daemon": daemon,
 }
+
+
+def names():
+    """Of every task that a worker may be sent."""
+    listed = [nothing, neighbour]
+    for group in (HUNG, CRASHES, LONG, WORKER_KILLED):
+        for functions in group.values():
+            listed += functions if isinstance(functions, tuple) else [functions]
+    return sorted({function.__name__ for function in listed if function is not None})
+
 
 #: Those that keep a processor busy: not too many of them side by side.
 HEAVY = {busy, c_with_gil, c_without_gil, regular_expression, blas, long_busy}

@@ -1,6 +1,6 @@
 """A worker like anybody's, which also writes down what happens: started by torture.py, one for each row of the table.
 
-python -m benchmarks.torture_worker {plain|process} QUEUE_URL [OPTIONS]
+python -m benchmarks.torture_worker {plain|process|slots} QUEUE_URL [OPTIONS]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from multiprocessing import forkserver, resource_tracker
 
 from benchmarks import torture_kinds
-from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager
+from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager, Worker
 
 VISIBILITY_SECONDS = 4
 HEARTBEAT_SECONDS = 1
@@ -81,8 +81,85 @@ def start_helpers(start_method):
     return own
 
 
+class Slotted(Process):
+    """In a slot: constructed in the worker, and again in the task's process."""
+
+    def __init__(self, message, task, limit, **options):
+        super().__init__(message, task, limit, **options)
+        if os.getpid() == WORKER:
+            record("entered", task=task)
+
+
+WORKER = os.getpid()
+
+
+def below(pid):
+    """The children of a process."""
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children") as children:
+            found += map(int, children.read().split())
+    return found
+
+
+def slot_processes():
+    """The worker's own processes: itself, the template, its keepers, and one process each, spare or task."""
+    found = [WORKER]
+    for template in below(WORKER):
+        found.append(template)
+        for keeper in below(template):
+            found += [keeper, *below(keeper)[:1]]
+    return found
+
+
+def all_below(pid):
+    found = below(pid)
+    for each in found:
+        found += below(each)
+    return found
+
+
+def with_slots(url, options):
+    """A worker with a slot for each neighbour and one for the kind."""
+
+    def finished(facts):
+        record("left", task=facts.task)
+        others = []
+        try:
+            own = slot_processes()
+            # What another worker's tasks start is not this one's.
+            others = [pid for pid in all_below(WORKER) if pid not in own]
+        except OSError:
+            pass  # a keeper ended meanwhile
+        record("ended", task=facts.task, outcome=facts.outcome, others=others)
+
+    handlers = {
+        name: type(name, (Slotted,), {"__init__": _constructor(name, options)}) for name in torture_kinds.names()
+    }
+    worker = Worker(
+        TaskManager(url),
+        handlers,
+        slots=1 + torture_kinds.NEIGHBOURS,
+        sqs_timeout=VISIBILITY_SECONDS,
+        alarm_timeout=HEARTBEAT_SECONDS,
+        wait_time=1,
+        on_finish=finished,
+    )
+    worker.run()
+
+
+def _constructor(name, options):
+    def construct(self, message, limit):
+        Slotted.__init__(self, message, name, limit, **options)
+
+    return construct
+
+
 def main(handler_name, url, options="{}"):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if handler_name == "slots":
+        with_slots(url, {"term_grace": json.loads(options)["term_grace"]})
+        return
     handler_class = {"plain": Plain, "process": Process}[handler_name]
     options = json.loads(options)
     own = start_helpers(options.get("start_method"))

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from sqstaskmaster.message_handler import MessageHandler, Outcome
     from sqstaskmaster.process_handler import ProcessMessageHandler
     from sqstaskmaster.queue_scale import Provisioner, ServiceState
-    from sqstaskmaster.results import SubmitResult
+    from sqstaskmaster.results import Finished, SubmitResult
     from sqstaskmaster.task_manager import TaskManager
     from sqstaskmaster.worker import Worker
 
@@ -61,6 +61,7 @@ __all__ = [
     "DeadLetter",
     "ExponentialBackoff",
     "Failure",
+    "Finished",
     "HandlerStuck",
     "HardTimeout",
     "InvalidTask",
@@ -108,6 +109,7 @@ _HOME = {
     "DeadLetter": "endings",
     "ExponentialBackoff": "backoff",
     "Failure": "errors",
+    "Finished": "results",
     "HandlerStuck": "errors",
     "HardTimeout": "errors",
     "InvalidTask": "errors",

@@ -25,9 +25,10 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from sqstaskmaster._claim import forwarding, note, owner
+from sqstaskmaster._claim import current, forwarding, note, owner
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._claim.clock import now as claim_clock
+from sqstaskmaster._claim.current import CurrentTask
 from sqstaskmaster._claim.deletion import LONGEST_WAIT_SECONDS
 from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED
 from sqstaskmaster._claim.report import FactsFilter, Report
@@ -139,6 +140,9 @@ class MessageHandler(abc.ABC):
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
         self.outcome: Outcome | None = None
+        self.progress: dict[str, Any] = {}
+        self._current: CurrentTask | None = None
+        self._is_stopping: Callable[[], bool] = _never  # a Worker puts its own answer here
         self._message = message
         self._clock = clock or _monotonic
         self._claim_clock = clock or claim_clock
@@ -198,6 +202,9 @@ class MessageHandler(abc.ABC):
         first = 0.0 if self._stop_at_first_alarm else self._seconds_to_next_alarm()
         self._alarm = alarm.Alarm(self._handle_alarm)
         self._alarm.borrow(first)
+        ends_at = time.monotonic() + self._seconds_to_limit()
+        self._current = CurrentTask(self._report.task, self._message, ends_at, self._progressed, self._is_stopping)
+        current.begin(self._current)
         return self
 
     def __exit__(
@@ -212,6 +219,9 @@ class MessageHandler(abc.ABC):
             owner.leave_if_forked(self._owner, exception)
         undisturbed = self._alarm.give_back()
         self._alarm = alarm.Unborrowed()
+        if self._current is not None:
+            current.end(self._current)
+            self._current = None
         if not undisturbed:
             self._report.log(
                 logging.WARNING,
@@ -221,6 +231,9 @@ class MessageHandler(abc.ABC):
                 self._message,
             )
         return self._conclude(exception)
+
+    def _progressed(self, progress: dict[str, Any]) -> None:
+        self.progress = progress
 
     def _prepare(self, receipt: note.Receipt | None) -> None:
         """Set all that one block changes, as it is before the first request."""
@@ -244,7 +257,7 @@ class MessageHandler(abc.ABC):
         )
         self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
         if receipt is not None and receipt.seconds is not None:
-            if now <= receipt.answered_at + receipt.seconds:
+            if now <= receipt.answered_at + receipt.seconds or receipt.terms.stops_on_lost_claim:
                 self._claim.received(receipt.answered_at, receipt.seconds)
             else:
                 self._report.log(
@@ -560,6 +573,10 @@ def _checked_types(given: Any) -> tuple[type[BaseException], ...]:
         if not isinstance(each, type) or not issubclass(each, BaseException):
             raise ValueError(f"dead_letter must be types of exceptions, like (KeyError, ValueError), not {given!r}")
     return types
+
+
+def _never() -> bool:
+    return False
 
 
 def _monotonic() -> float:

@@ -124,7 +124,6 @@ class ProcessMessageHandler(MessageHandler):
         self.term_grace = term_grace
         self.start_method = start_method
         self.max_memory = max_memory
-        self.progress: dict[str, Any] = {}
         self._end_margin += term_grace
         self._child: isolation.Child | None = None  # the one that is being attended to
         self._children: list[isolation.Child] = []
@@ -188,7 +187,7 @@ class ProcessMessageHandler(MessageHandler):
             self._set_next_alarm()
             while not child.wait(self._seconds_to_attend()):
                 self.progress = child.progress
-                self._attend_to(child)
+                self._extend_or_stop_child(child)
             self.progress = child.progress
             return child.result()
         except BaseException as error:
@@ -196,12 +195,12 @@ class ProcessMessageHandler(MessageHandler):
             if self._claim.lost is None:
                 self._continue = _continuation_of(child)
             self._report.stack = child.stack
-            _show(error, child.stack)
+            show_stack(error, child.stack)
             raise
         finally:
             self._child = None
 
-    def _attend_to(self, child: isolation.Child) -> None:
+    def _extend_or_stop_child(self, child: isolation.Child) -> None:
         """What is due now. Raises what the task is to be stopped for."""
         if self.max_memory is not None:
             size = child.memory(self.max_memory)
@@ -429,6 +428,7 @@ class _Stack(Exception):
         return f"the task was here:\n{self.args[0]}"
 
 
-def _show(error: BaseException, stack: str) -> None:
+def show_stack(error: BaseException, stack: str) -> None:
+    """Show where the task was as the cause of the exception that tells why it was stopped."""
     if stack and error.__cause__ is None:
         error.__cause__ = _Stack(stack)

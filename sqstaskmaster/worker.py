@@ -8,6 +8,7 @@ Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loo
 from __future__ import annotations
 
 import collections
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -183,6 +184,7 @@ class Worker:
         self,
         burst: bool = False,
         *,
+        slots: int | Literal["auto"] | None = None,
         on_event: Callable[[str], Any] | None = None,
         ecs_agent_uri: str | None = None,
         ecs_metadata_uri: str | None = None,
@@ -193,9 +195,10 @@ class Worker:
         Returns how many messages ended how: the values of `Outcome`, `given back` (received while stopping) and
         `refused` (unknown task, kwargs that do not fit).
 
-        :param on_event: called with "polled" after each poll that SQS answered (and now and then while no slot is
-            free), with "busy" when a task starts where none ran, and with "idle" when none runs any more. Meant for
-            health checks: it must be quick. What it raises is logged.
+        :param slots: in place of the worker's own, as the command line's `--slots`.
+        :param on_event: called with "polled" after each poll that SQS answered, and every few seconds while no slot is
+            free, as long as the worker's loop turns. Without slots "busy" and "idle" come round each task instead.
+            Meant for health checks: it must be quick. What it raises is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
         :param ecs_metadata_uri: ECS_CONTAINER_METADATA_URI_V4 on Amazon ECS: `slots="auto"` asks it for the CPU limit.
         :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
@@ -210,7 +213,7 @@ class Worker:
                 'This worker has no tasks, and would refuse every message: Worker(manager, {"Name": Handler}), or '
                 '@worker.task("Name")'
             )
-        environments = _environments(self.slots, ecs_metadata_uri)
+        environments = _environments(self.slots if slots is None else _checked_slots(slots), ecs_metadata_uri)
         self._check_slots(environments)
         settings = Settings(
             registry=self._registry,
@@ -249,6 +252,18 @@ class Worker:
         :raises UnknownTask, ArgumentsDoNotFit: where there is none.
         """
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
+
+    def _alone(self, manager: TaskManager) -> Worker:
+        """The same tasks and limits for that queue, one at a time, stopped at once: to run one task by hand.
+
+        The hooks of the worker's own process are not called: they are for what runs in production.
+        """
+        alone = copy.copy(self)
+        alone.managers, alone.manager = [manager], manager
+        alone.slots = self.slots[:1] if isinstance(self.slots, list) else 1
+        alone.shutdown_grace = alone.wait_time = 0
+        alone._on_start = alone._on_finish = None
+        return alone
 
     @property
     def hard_timeouts(self) -> dict[str, float]:

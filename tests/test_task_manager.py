@@ -10,9 +10,9 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from sqstaskmaster._claim import clock, note
 from sqstaskmaster._isolation import child as isolation
+from sqstaskmaster._sqs.regions import region_of
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MessageTooLarge, SQSTaskMasterError
 from sqstaskmaster.local import LocalMessage, LocalQueue
-from sqstaskmaster._sqs.regions import region_of
 from sqstaskmaster.task_manager import TaskManager
 from tests.support import DEADLINE_SECONDS, ServerTestCase
 

@@ -12,7 +12,15 @@ from unittest import mock
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
-from sqstaskmaster import ExponentialBackoff, LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+from sqstaskmaster import (
+    ExponentialBackoff,
+    LocalQueue,
+    MessageHandler,
+    ProcessMessageHandler,
+    TaskManager,
+    Worker,
+    current_task,
+)
 from sqstaskmaster.errors import ArgumentsDoNotFit, PollRefused, TaskQuit, UnknownTask, UnsupportedContext
 from tests.support import DEADLINE_SECONDS, ServerTestCase
 
@@ -112,6 +120,68 @@ class ForkTest(LoopTestCase):
 
     def test_what_it_exits_with_is_its_exit_code(self):
         self.assertEqual(5, self.run_forking("run", lambda: sys.exit(5)))
+
+
+class CurrentTaskTest(LoopTestCase):
+    """current_task() in plain handlers, whose tasks run in the worker's own process."""
+
+    def test_a_plain_handlers_task_knows_itself_and_only_while_it_runs(self):
+        seen = []
+
+        class Handler(Recording):
+            def run(self):
+                task = current_task()
+                seen.append((task.name, task.message_id, task.receive_count, task.stopping))
+                seen.append(self.hard_timeout - 10 < task.seconds_left <= self.hard_timeout)
+                task.report(done=1)
+                seen.append(self.progress)
+
+        self.run_tasks({}, worker=self.worker({"T": Handler}))
+        self.assertEqual([("T", self.messages[0].message_id, 1, False), True, {"done": 1}], seen)
+        self.assertIsNone(current_task())
+
+    def test_a_task_that_fails_is_over_too(self):
+        class Handler(Recording):
+            def run(self):
+                raise ValueError(current_task().name)
+
+            def notify(self, exception, context=None):
+                told.append((str(exception), current_task()))
+
+        told = []
+        self.run_tasks({}, worker=self.worker({"T": Handler}))
+        self.assertEqual([("T", None)], told)
+
+    def test_it_says_that_the_worker_is_stopping_from_the_first_signal_on(self):
+        seen = []
+
+        class Handler(Recording):
+            def run(self):
+                seen.append(current_task().stopping)
+                os.kill(os.getpid(), signal.SIGTERM)
+                deadline = time.monotonic() + DEADLINE_SECONDS
+                while not current_task().stopping and time.monotonic() < deadline:
+                    pass
+                seen.append(current_task().stopping)
+
+        self.run_tasks({}, worker=self.worker({"T": Handler}, shutdown_grace=DEADLINE_SECONDS * 2))
+        self.assertEqual([False, True], seen)
+
+    def test_a_handler_in_the_block_of_another_hides_it_only_meanwhile(self):
+        seen = []
+
+        class Inner(MessageHandler):
+            def run(self):
+                seen.append(current_task().name)
+
+        class Handler(Recording):
+            def run(self):
+                with Inner(mock.Mock(), 30, 10, 60) as inner:
+                    inner.run()
+                seen.append(current_task().name)
+
+        self.run_tasks({}, worker=self.worker({"T": Handler}))
+        self.assertEqual(["Inner", "T"], seen)
 
 
 class TasksTest(LoopTestCase):

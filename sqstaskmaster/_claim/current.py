@@ -32,13 +32,15 @@ class CurrentTask:
         attributes = getattr(message, "attributes", None)
         message_attributes = getattr(message, "message_attributes", None)
         self.name = name
-        self.message_id: str | None = getattr(message, "message_id", None)
+        message_id = getattr(message, "message_id", None)
+        self.message_id = message_id if isinstance(message_id, str) else None
         self.attributes: Mapping[str, Any] = attributes if isinstance(attributes, Mapping) else {}
         self.message_attributes: Mapping[str, Any] = (
             message_attributes if isinstance(message_attributes, Mapping) else {}
         )
         received = self.attributes.get("ApproximateReceiveCount")
-        self.receive_count = int(received) if isinstance(received, str) and received.isdecimal() else None
+        plausible = isinstance(received, str) and received.isdecimal() and len(received) < 20
+        self.receive_count = int(str(received)) if plausible else None
         self.continuation = chain.number
         self.first_message_id = chain.first_id or self.message_id
         self._ends_at = ends_at

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -154,6 +155,25 @@ def dead_letter(message: Any, task: str, error: BaseException, by: str, now: flo
             )
         # A character takes up to six bytes as JSON: never cut more than is needed.
         content["reason"] = content["reason"][: -max(1, over // 6)]
+
+
+def redriven(message: Any, fifo: bool) -> dict[str, Any]:
+    """The parameters of SendMessage for a dead message that is to be tried again: itself, without the reason.
+
+    :param fifo: whether it goes to a FIFO queue. It gets a deduplication id that was never used: by its own it would be
+        dropped, and then deleted, where it died within five minutes.
+    """
+    system, ours = _mapping(message.attributes), _ours(message)
+    kept = ("continuation", "first_id", "first_sent")
+    content: dict[str, Any] = {name: ours[name] for name in kept if name in ours}
+    request: dict[str, Any] = {"MessageBody": message.body, "MessageAttributes": _with(message, "", content)}
+    if not content:
+        del request["MessageAttributes"][ATTRIBUTE]
+    if "MessageGroupId" in system:
+        request["MessageGroupId"] = str(system["MessageGroupId"])
+    if fifo:
+        request["MessageDeduplicationId"] = str(uuid.uuid4())
+    return request
 
 
 def reason_of(message: Any) -> dict[str, Any]:

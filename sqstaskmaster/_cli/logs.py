@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from sqstaskmaster._claim.current import TaskFilter
 from sqstaskmaster._cli.stderr import STDERR
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -29,6 +30,7 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # A frame of this package in a traceback, or in a stack of faulthandler, with its lines of source.
 _OUR_FRAME = re.compile(rf'^  File "{re.escape(_OURS)}[^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE)
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
+_FRAME = '\n  File "'
 _HEADER = "Traceback (most recent call last):\n"
 
 
@@ -38,11 +40,17 @@ class Formatter(logging.Formatter):
     A failure is logged as tests of the classic library want it, with the message alone; its facts are fields of the
     record, and are put into words here. A message is shown by its id: its receipt handle is nobody's business. Of
     tracebacks the frames of this package are cut: the user's are what helps.
+
+    :param comes_back: whether a failed task's message comes back: not where there is no queue.
     """
 
+    def __init__(self, comes_back: bool = True) -> None:
+        super().__init__()
+        self._comes_back = comes_back
+
     def words(self, record: logging.LogRecord) -> str:
-        if getattr(record, "action", None) == "failed" and record.exc_info and hasattr(record, "comes_back_in"):
-            return _failure(record, record.exc_info[1])
+        if _is_failure(record) and record.exc_info:
+            return _failure(record, record.exc_info[1], self._comes_back)
         if not record.args or isinstance(record.args, Mapping):
             return record.getMessage()
         return str(record.msg) % tuple(map(_shown, record.args))
@@ -88,18 +96,27 @@ class PlainFormatter(Formatter):
         words = self.words(record)
         if record.name.partition(".")[0] == "sqstaskmaster":
             words = words.replace("\n", "\\n")
-        lines = [words, *filter(None, (self.traceback(record), record.stack_info))]
+        traceback = self.traceback(record)
+        if _is_failure(record) and _FRAME not in traceback:
+            traceback = ""  # the sentence says it all
+        lines = [words, *filter(None, (traceback, record.stack_info))]
         text = "\n    ".join(line for block in lines for line in block.rstrip().split("\n"))
         head = f"{self.formatTime(record)} {record.levelname} {record.process} {record.name}"
         return f"{head}: {_CONTROL.sub(lambda found: repr(found[0])[1:-1], text)}"
 
 
-def _failure(record: Any, exception: BaseException | None) -> str:
+def _is_failure(record: logging.LogRecord) -> bool:
+    return getattr(record, "action", None) == "failed" and hasattr(record, "comes_back_in")
+
+
+def _failure(record: Any, exception: BaseException | None, comes_back: bool) -> str:
     """One sentence of a failed task, made of the fields of its record."""
     if record.outcome == "timed out":
         why = f"stopped at its limit, after {record.elapsed:.1f} s"
     else:
         why = " ".join(f"{type(exception).__name__}: {exception}".split())
+    if not comes_back or record.outcome == "dead-lettered":
+        return f"Task {record.task} {record.outcome}: {why}"
     back = "when its claim ends" if record.comes_back_in is None else f"in {record.comes_back_in:.0f} s"
     message = "its message" if record.message_id is None else f"message {record.message_id}"
     received = "" if record.receive_count is None else f" (receive {record.receive_count})"
@@ -119,7 +136,7 @@ def _cut(text: str) -> str:
     kept: list[str] = []
     for part in f"{text}\n".split(_CAUSE):
         part = _OUR_FRAME.sub("", part)
-        if '\n  File "' not in part:
+        if _FRAME not in part:
             part = part.replace(_HEADER, "")
             if kept and kept[-1].rstrip().endswith(part.strip()):
                 continue  # an exception of a task's process, raised again here
@@ -143,10 +160,11 @@ class StderrHandler(logging.Handler):
             STDERR.write(traceback.format_exc().rstrip())
 
 
-def configure(level: str, as_json: bool) -> None:
-    """Send the records of every logger, from `level` up, to standard error."""
+def configure(level: str, as_json: bool, comes_back: bool = True) -> None:
+    """Send the records of every logger, from `level` up, to standard error. `comes_back`: see Formatter."""
     handler = StderrHandler()
-    handler.setFormatter(JsonFormatter() if as_json else PlainFormatter())
+    handler.setFormatter((JsonFormatter if as_json else PlainFormatter)(comes_back))
+    handler.addFilter(TaskFilter())
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level)

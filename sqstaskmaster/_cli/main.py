@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser(argv)
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "submit":
+    if arguments.command in ("submit", "run"):
         # argparse ends a list of words at the first option; `Train --json {} epochs=3` goes on after it.
         arguments.words += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
@@ -70,7 +70,13 @@ def _worker(arguments: argparse.Namespace) -> Exit:
         on_ecs = "ECS_AGENT_URI" in os.environ
         lock = stack.enter_context(tempfile.TemporaryFile()).fileno() if on_ecs else None
         options = Options(
-            arguments.worker, arguments.burst, arguments.log_level, arguments.log_json, arguments.debug, lock
+            arguments.worker,
+            arguments.burst,
+            arguments.log_level,
+            arguments.log_json,
+            arguments.debug,
+            lock,
+            arguments.slots,
         )
         return Supervisor(
             options.command(),
@@ -110,6 +116,18 @@ def _operation(name: str) -> Callable[[argparse.Namespace], Exit]:
     return run
 
 
+def _run(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.run import run
+
+    return run(arguments)
+
+
+def _dead(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.dead import dead
+
+    return dead(arguments)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster._cli import demo
 
@@ -127,7 +145,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_epilog(
             "sqstaskmaster demo",
-            "sqstaskmaster worker tasks:worker --processes 4",
+            "sqstaskmaster worker tasks:worker --slots 4",
             f"sqstaskmaster submit {_URL} Train model=large epochs=3",
             f"sqstaskmaster status {_URL} --watch",
             f"sqstaskmaster doctor {_URL} --worker tasks:worker",
@@ -153,8 +171,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         return command
 
     _add_worker(add)
+    _add_run(add)
     _add_submit(add)
     _add_status(add)
+    _add_dead(add)
     _add_redrive(add)
     _add_purge(add)
     _add_doctor(add)
@@ -172,28 +192,59 @@ def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "worker",
         _worker,
-        "run tasks until stopped, in N processes of one task each",
+        "run tasks until stopped, as many at once as there are slots",
         "sqstaskmaster worker tasks:worker",
-        "sqstaskmaster worker tasks:worker --processes 4 --log-json --alive-file /tmp/alive",
+        "sqstaskmaster worker tasks:worker --slots 4 --log-json --alive-file /tmp/alive",
         "sqstaskmaster worker tasks:worker --burst",
         more="SIGTERM or Ctrl-C: no more tasks are taken, running ones get the worker's shutdown_grace, then their "
         "messages are given back. A second one means now. A process that dies is restarted, with backoff.",
     )
+    _add_worker_name(command)
     command.add_argument(
-        "worker", type=_module_and_name, metavar="MODULE:WORKER", help="the Worker, importable from here: tasks:worker"
+        "--slots",
+        type=_slots,
+        metavar="N|auto",
+        help="how many tasks at once, each in a process of its own; auto: the processors this container may use "
+        "(default: the worker's own slots)",
     )
-    command.add_argument("--processes", type=_count, default=1, metavar="N", help="how many processes (default: 1)")
+    command.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="how many whole interpreters, each with its own imports and its own poll (default: 1)",
+    )
     command.add_argument("--burst", action="store_true", help="end when the queue is empty")
-    command.add_argument(
-        "--log-level", choices=LEVELS, default="INFO", type=str.upper, help="the least that is logged (default: INFO)"
-    )
-    command.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+    _add_log(command)
     command.add_argument(
         "--alive-file",
         type=Path,
         metavar="PATH",
         help="touched once a second while every process has polled within 90 s or runs a task; for health checks",
     )
+
+
+def _add_run(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "run",
+        _run,
+        "run one task here and now, without a queue",
+        "sqstaskmaster run tasks:worker Train model=large epochs=3",
+        'sqstaskmaster run tasks:worker Train --json \'{"model": "large"}\'',
+        "sqstaskmaster run tasks:worker --body message.json",
+        more="Isolation, limits and memory are the worker's, and so is what is said at the end; where it hung or "
+        "crashed is shown. Continuations are run too. Exits with 0 only where the task is done.",
+    )
+    _add_worker_name(command)
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="TASK key=value",
+        help="the task's name and its arguments; a value is JSON where it parses, else a string",
+    )
+    command.add_argument("--json", metavar="OBJECT", help="arguments as one JSON object")
+    command.add_argument("--body", metavar="FILE", help="a message's body, or what dead --json printed; - is stdin")
+    _add_log(command)
 
 
 def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -249,11 +300,42 @@ def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
         "move the messages of a dead-letter queue back",
         f"sqstaskmaster redrive {_URL}-dead",
         f"sqstaskmaster redrive {_URL}-dead --to {_URL} --rate 10",
-        more="SQS itself moves them; Ctrl-C stops it.",
+        f"sqstaskmaster redrive {_URL}-dead --task Train --limit 5",
+        more="SQS itself moves them; Ctrl-C stops it. With --task, --id or --limit this command does: it sends each, "
+        "then deletes it, and those that it has looked at in vain count one receive more.",
     )
     _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
-    command.add_argument("--to", metavar="URL", help="the queue they go to (default: each to the one it came from)")
+    command.add_argument(
+        "--to", metavar="URL", help="the queue they go to (default: the one whose dead-letter queue it is)"
+    )
     command.add_argument("--rate", type=_rate, metavar="N", help="at most so many messages a second: 1 to 500")
+    _add_filter(command)
+    command.add_argument("--limit", type=_messages, metavar="N", help="at most so many messages")
+
+
+def _add_dead(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "dead",
+        _dead,
+        "show what is in a dead-letter queue, and why",
+        f"sqstaskmaster dead {_URL}-dead",
+        f"sqstaskmaster dead {_URL}-dead --task Train --json",
+        f"sqstaskmaster dead {_URL}-dead --id ID --json | sqstaskmaster run tasks:worker --body -",
+        more="Each message is received, and given back at once: SQS counts that as one receive more. A queue that "
+        "has a redrive policy itself is therefore refused. The reason is known where a worker gave it "
+        "(DeadLetter, or Worker(dead_letter_reasons=True)); age is since then, or since it was sent.",
+    )
+    _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
+    _add_filter(command)
+    command.add_argument(
+        "--limit", type=_messages, default=1000, metavar="N", help="at most so many messages (default: 1000)"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object a message and line, with its whole body")
+
+
+def _add_filter(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--task", metavar="NAME", help="only those of this task")
+    command.add_argument("--id", action="append", metavar="ID", help="only this message; may be given again")
 
 
 def _add_purge(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -280,6 +362,19 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_url(command)
     command.add_argument("--worker", type=_module_and_name, metavar="MODULE:WORKER", help="also check its timeouts")
     _add_json(command)
+
+
+def _add_worker_name(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "worker", type=_module_and_name, metavar="MODULE:WORKER", help="the Worker, importable from here: tasks:worker"
+    )
+
+
+def _add_log(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--log-level", choices=LEVELS, default="INFO", type=str.upper, help="the least that is logged (default: INFO)"
+    )
+    command.add_argument("--log-json", action="store_true", help="log one JSON object a line")
 
 
 def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:
@@ -334,8 +429,16 @@ def _count(text: str) -> Any:
     return _number_in(text, int, 1, 1000, "number of processes")
 
 
+def _slots(text: str) -> Any:
+    return text if text == "auto" else _number_in(text, int, 1, 1000, "number of slots, and not 'auto',")
+
+
 def _rate(text: str) -> Any:
     return _number_in(text, int, 1, 500, "number of messages a second")
+
+
+def _messages(text: str) -> Any:
+    return _number_in(text, int, 1, 10_000_000, "number of messages")
 
 
 def _seconds(text: str) -> Any:

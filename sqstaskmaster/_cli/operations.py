@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import sys
 import time
 from array import array
@@ -39,11 +40,7 @@ def submit(arguments: argparse.Namespace) -> Exit:
         return _submit_file(_manager(arguments), arguments.file, task)
     if task is None:
         raise CommandError(Exit.USAGE, "Nothing to submit: give a TASK name, or --file TASKS.jsonl")
-    kwargs = _json_object(arguments.json)
-    for name, value in map(_pair, pairs):
-        if name in kwargs:
-            raise CommandError(Exit.USAGE, f"Two values for {name!r}: give each argument once")
-        kwargs[name] = value
+    kwargs = kwargs_of(pairs, arguments.json)
     response = _manager(arguments)._submit(task, kwargs)  # `submit` takes no argument named task or self
     print(response.get("MessageId", "sent"))
     return Exit.OK
@@ -62,6 +59,19 @@ def _manager(arguments: argparse.Namespace) -> TaskManager:
         message_group_id=arguments.group,
         message_deduplication_id=arguments.deduplication_id,
     )
+
+
+def kwargs_of(pairs: Iterable[str], json_text: str | None) -> dict[str, Any]:
+    """A task's arguments, from `key=value` and `--json`.
+
+    :raises CommandError: where they are none.
+    """
+    kwargs = _json_object(json_text)
+    for name, value in map(_pair, pairs):
+        if name in kwargs:
+            raise CommandError(Exit.USAGE, f"Two values for {name!r}: give each argument once")
+        kwargs[name] = value
+    return kwargs
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -171,7 +181,9 @@ class _Lines:
 
 
 def _submit_file(manager: TaskManager, path: str, task: str | None) -> Exit:
-    with _opened(path) as file:
+    # What its log would say, the summary does.
+    logging.getLogger("sqstaskmaster._sending").addHandler(logging.NullHandler())
+    with opened(path) as file:
         lines = _Lines(file, task)
         total = _count_lines(file)
         with tables.progress("Sent", total) as update:
@@ -209,14 +221,18 @@ def _send(
         return unsent, unsent.result
 
 
-def _opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """A file to be read; - is standard input.
+
+    :raises CommandError: where it cannot be.
+    """
     if path == "-":
         return contextlib.nullcontext(sys.stdin.buffer)
     try:
         return open(path, "rb")
     except OSError as error:
         raise CommandError(
-            Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file of one task a line"
+            Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file that is there, or - for standard input"
         ) from error
 
 
@@ -292,14 +308,22 @@ def purge(arguments: argparse.Namespace) -> Exit:
 def redrive(arguments: argparse.Namespace) -> Exit:
     """Move the messages of a dead-letter queue back to their source, or to another queue, and show how far it is.
 
+    The destination is always named: a message that was sent there directly has no source that SQS knows of.
+
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_StartMessageMoveTask.html
     """
     dead_letters = TaskManager(arguments.url)
     client = dead_letters.queue.meta.client
     source = str(dead_letters.attributes()["QueueArn"])
-    request: dict[str, Any] = {"SourceArn": source}
-    if arguments.to is not None:
-        request["DestinationArn"] = str(TaskManager(arguments.to).attributes()["QueueArn"])
+    destination = arguments.to or _only_source(client, arguments.url)
+    if arguments.task is not None or arguments.id is not None or arguments.limit is not None:
+        from sqstaskmaster._cli.dead import move_some
+
+        return move_some(arguments, destination)
+    request: dict[str, Any] = {
+        "SourceArn": source,
+        "DestinationArn": str(TaskManager(destination).attributes()["QueueArn"]),
+    }
     if arguments.rate is not None:
         request["MaxNumberOfMessagesPerSecond"] = arguments.rate
     handle = client.start_message_move_task(**request)["TaskHandle"]
@@ -321,6 +345,22 @@ def redrive(arguments: argparse.Namespace) -> Exit:
         )
     print(f"About {moved:,} messages moved")
     return Exit.OK
+
+
+def _only_source(client: Any, url: str) -> str:
+    """The queue that has this one as its dead-letter queue.
+
+    :raises CommandError: where that is not exactly one.
+    """
+    pages = client.get_paginator("list_dead_letter_source_queues").paginate(QueueUrl=url)
+    sources: list[str] = [source for page in pages for source in page.get("queueUrls", ())]
+    if len(sources) == 1:
+        return sources[0]
+    found = f"{len(sources)} queues have" if sources else "No queue has"
+    named = f" ({', '.join(sources[:5])})" if sources else ""
+    raise CommandError(
+        Exit.QUEUE, f"{found} {url} as dead-letter queue{named}: say where the messages go, with --to URL"
+    )
 
 
 def _follow(client: Any, source: str) -> Mapping[str, Any]:

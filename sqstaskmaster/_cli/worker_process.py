@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.exits import CommandError, explain
@@ -55,6 +55,7 @@ class Options(NamedTuple):
     log_json: bool
     debug: bool
     ecs_lock: int | None = None
+    slots: int | Literal["auto"] | None = None
 
     def command(self) -> list[str]:
         """The arguments of the Python interpreter that runs such a process."""
@@ -137,8 +138,10 @@ def main(arguments: Sequence[str]) -> int:
         events.send(LOADED)
         worker.run(
             burst=options.burst,
+            slots=options.slots,
             on_event=events.on_event,
             ecs_agent_uri=os.environ.get("ECS_AGENT_URI"),
+            ecs_metadata_uri=os.environ.get("ECS_CONTAINER_METADATA_URI_V4"),
             ecs_lock=options.ecs_lock,
         )
         events.send(DRAINED)

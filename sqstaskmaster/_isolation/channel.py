@@ -82,7 +82,7 @@ class Channel:
 current: Channel | None = None
 
 
-class Inbox:
+class MessageReader:
     """The worker's side: messages out of the bytes that have come. Bytes that make no sense end it.
 
     They come from a task that writes to a descriptor that is not its own. They are read on, lest it wait, and lost.

@@ -106,7 +106,7 @@ class Child:
             if left <= 0 and now >= until:
                 return False
             # Rounded up: a little late is on time, a little early is a turn for nothing.
-            self._attend(task, math.ceil(max(0.0, left) * 1000))
+            self._read_events(task, math.ceil(max(0.0, left) * 1000))
         return True
 
     def stop(self) -> None:
@@ -203,7 +203,7 @@ class Child:
 
     # -- attending -----------------------------------------------------------------------------------------------
 
-    def _attend(self, task: TaskProcess, milliseconds: int) -> None:
+    def _read_events(self, task: TaskProcess, milliseconds: int) -> None:
         events = select.poll()
         for descriptor in task.descriptors():
             events.register(descriptor, select.POLLIN)

@@ -12,18 +12,18 @@ import os
 
 
 def say_started(news: int, task: int) -> None:
-    _say(news, f"started {task}")
+    _write(news, f"started {task}")
 
 
 def say_ended(news: int, status: int, seconds: float, peak: int) -> None:
-    _say(news, f"ended {status} {seconds:.6f} {peak}")
+    _write(news, f"ended {status} {seconds:.6f} {peak}")
 
 
 def say_failed(news: int, error: BaseException) -> None:
-    _say(news, f"failed {type(error).__name__}: {error}")
+    _write(news, f"failed {type(error).__name__}: {error}")
 
 
-def _say(news: int, line: str) -> None:
+def _write(news: int, line: str) -> None:
     with contextlib.suppress(OSError):  # nobody listens any more
         os.write(news, f"{line}\n".encode(errors="replace"))
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqstaskmaster._isolation import pipes, process_tree, task_side, verdict
-from sqstaskmaster._isolation.channel import Inbox
+from sqstaskmaster._isolation.channel import MessageReader
 from sqstaskmaster._isolation.news import News
 from sqstaskmaster._isolation.stacks import Dump
 from sqstaskmaster._isolation.usage import Meter, Usage
@@ -83,11 +83,11 @@ class TaskProcess:
         self._keeper = keeper
         self._pidfd = pidfd
         self._open = pipes.Open(ends if pidfd is None else (*ends, pidfd))
-        self._inbox = Inbox(name)
+        self._messages = MessageReader(name)
         self._dump = Dump()
         self._news = News()
         self._readers: dict[int, Callable[[bytes], None]] = {
-            ends.results: self._inbox.feed,
+            ends.results: self._messages.feed,
             ends.stack: self._dump.feed,
             ends.news: self._news.feed,
         }
@@ -123,7 +123,7 @@ class TaskProcess:
         now = time.monotonic() if now is None else now
         self._plan.take(now)
         if now >= self._meter.next_look_at and not self.gone:
-            self._meter.look(now, self._keeper, self._inbox.inherited)
+            self._meter.look(now, self._keeper, self._messages.inherited)
 
     # -- what is known of it -------------------------------------------------------------------------------------
 
@@ -135,17 +135,17 @@ class TaskProcess:
     @property
     def ready(self) -> bool:
         """Whether the task's own function has been called."""
-        return self._inbox.started
+        return self._messages.started
 
     @property
     def told(self) -> bool:
         """Whether the task has told how it ended; its process may be there for a moment yet."""
-        return self._inbox.verdict is not None
+        return self._messages.verdict is not None
 
     @property
     def progress(self) -> dict[str, Any]:
         """What the task reported last."""
-        return self._inbox.progress
+        return self._messages.progress
 
     @property
     def stack(self) -> str:
@@ -162,7 +162,7 @@ class TaskProcess:
         """CPU seconds and peak memory; while it runs, as of now and as of the last sample."""
         if not self.gone:
             return Usage(process_tree.cpu_seconds_below(self._keeper), self._meter.peak)
-        return self._meter.usage(self._news.cpu_seconds, self._news.resident_peak, self._inbox.inherited)
+        return self._meter.usage(self._news.cpu_seconds, self._news.resident_peak, self._messages.inherited)
 
     def memory(self, enough: int) -> int:
         """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
@@ -178,7 +178,7 @@ class TaskProcess:
         """
         news = self._news
         death = verdict.Death(self.name, news.pid, self.seconds, self.stack, news.status, news.failure)
-        return verdict.value_of(self._inbox.verdict, death)
+        return verdict.value_of(self._messages.verdict, death)
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class TaskProcess:
         self._readers[descriptor](content)
         if descriptor == self._ends.stack and self._plan.step == self._terminate:
             self._plan.step_in(_STACK_PAUSE_SECONDS, self._terminate)
-        if self._inbox.verdict is not None and self._plan.step is None:
+        if self._messages.verdict is not None and self._plan.step is None:
             self._plan.step_in(_LAST_SECONDS, self.kill)
         return True
 

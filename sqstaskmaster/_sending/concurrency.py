@@ -17,7 +17,7 @@ _BUSY = 0.8
 _REQUESTS_PER_LOOK = 2
 
 
-class Pace:
+class Concurrency:
     """Add up what requests took, and say how many threads that is worth, up to `most`. Times in seconds."""
 
     def __init__(self, most: int) -> None:

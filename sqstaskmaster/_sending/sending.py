@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqstaskmaster._sending.batches import Entry, GroupedLine, Line
-from sqstaskmaster._sending.concurrency import Pace
+from sqstaskmaster._sending.concurrency import Concurrency
 from sqstaskmaster._signals import state
 from sqstaskmaster._sqs.answers import code_of, is_about_queue, is_busy, is_transient
 from sqstaskmaster._sqs.limits import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES
@@ -101,8 +101,8 @@ class Sending:
         self._most_entries = _AHEAD * threads * MAX_BATCH_ENTRIES
         self._most_bytes = _AHEAD * threads * MAX_BATCH_BYTES
         self._on_progress = on_progress
-        self._told = (0, 0)
-        self._told_at = 0.0
+        self._progress_counts = (0, 0)
+        self._progress_at = 0.0
 
         # One lock for all that follows. A bare one: the `with` of a Condition can be interrupted half-way in.
         self._lock = threading.Lock()
@@ -111,13 +111,13 @@ class Sending:
         self._failures: list[Failure] = []
         self._flying: set[Entry] = set()
         self._held: dict[str, int] = {}  # message groups that are held back, and the index of the task to blame
-        self._pace = Pace(threads)
+        self._concurrency = Concurrency(threads)
         self._senders = 0
-        self._crew: list[threading.Thread] = []
+        self._started: list[threading.Thread] = []
         self._idle = 0
         self._streak = 0
         self._down: str | None = None
-        self._pressed = False  # the caller waits for room, or has no more: requests leave though they are not full
+        self._is_hurried = False  # the caller waits for room, or has no more: requests leave though they are not full
         self._closed = False  # no more tasks come
         self._settled = False  # answers that come now come too late
         self._stopping = threading.Event()
@@ -125,7 +125,7 @@ class Sending:
     def run(self) -> SubmitResult:
         ended = None
         try:
-            self._hire(1)
+            self._start_threads(1)
             try:
                 self._feed()
             except Exception as error:
@@ -138,7 +138,7 @@ class Sending:
             raise interrupt from told
         finally:
             self._end()
-        for thread in self._crew:
+        for thread in self._started:
             thread.join()
         self._tell(now=True)
         logger.info("Submitted: %s", self.result, extra={"action": "submit_many", "sent": self.result.sent})
@@ -174,7 +174,7 @@ class Sending:
         entry = Entry(index, task, kwargs, request, size)
         line = self._line
         with self._lock:
-            blame = self._blame(entry) if self._held or self._down is not None else None
+            blame = self._reason_not_sent(entry) if self._held or self._down is not None else None
             if blame is None:
                 line.add(entry)
             else:
@@ -194,7 +194,7 @@ class Sending:
             self.result.failed += 1
             self.result.taken = index + 1
 
-    def _blame(self, entry: Entry) -> tuple[str, str] | None:
+    def _reason_not_sent(self, entry: Entry) -> tuple[str, str] | None:
         """Why the entry is not even tried, if so."""
         if self._down is not None:
             return "NotTried", self._down
@@ -215,16 +215,16 @@ class Sending:
         while True:
             with self._lock:
                 if not waiting() or time.monotonic() > deadline:
-                    self._pressed = False
+                    self._is_hurried = False
                     return
-                if pressed and not self._pressed:
-                    self._pressed = True
+                if pressed and not self._is_hurried:
+                    self._is_hurried = True
                     self._work.notify_all()
                 answered = self.result.sent + self.result.failed
                 in_time = self._room.wait(_TICK_SECONDS)
                 hangs = not in_time and answered == self.result.sent + self.result.failed
                 missing = 1 if hangs and len(self._line) else 0
-            self._hire(missing)
+            self._start_threads(missing)
             self._tell()
 
     def _finish(self) -> None:
@@ -272,9 +272,9 @@ class Sending:
         if self._on_progress is None:
             return
         counts = (self.result.sent, self.result.failed)
-        if (counts == self._told or time.monotonic() < self._told_at + _TICK_SECONDS) and not now:
+        if (counts == self._progress_counts or time.monotonic() < self._progress_at + _TICK_SECONDS) and not now:
             return
-        self._told, self._told_at = counts, time.monotonic()
+        self._progress_counts, self._progress_at = counts, time.monotonic()
         try:
             self._on_progress(self.result)
         except Exception:
@@ -282,7 +282,7 @@ class Sending:
 
     # The sender threads.
 
-    def _hire(self, number: int) -> None:
+    def _start_threads(self, number: int) -> None:
         """Start so many more sender threads, as far as allowed.
 
         In the caller's context (a thread copies the one it is started in): a trace that is open there goes on here.
@@ -297,11 +297,11 @@ class Sending:
             try:
                 thread.start()
             except RuntimeError:
-                if not self._crew:
+                if not self._started:
                     raise
                 logger.warning("No further thread can be started", extra={"action": "no_thread"})
                 return
-            self._crew.append(thread)
+            self._started.append(thread)
 
     def _serve(self) -> None:
         # Signals are the main thread's, and one that lands here would not wake it.
@@ -317,7 +317,7 @@ class Sending:
             ) as error:  # SystemExit of a user's queue too: whoever waits for the entries must be told
                 logger.exception("A sender failed", extra={"action": "sender_failed"})
                 left = [entry for entry in entries if entry in self._flying]
-                self._settle([], [(entry, type(error).__name__, str(error)) for entry in left], [])
+                self._record_answer([], [(entry, type(error).__name__, str(error)) for entry in left], [])
 
     def _next(self) -> list[Entry]:
         """The entries of the next request, when there is one; none when there will be no more."""
@@ -325,12 +325,12 @@ class Sending:
             lingered = False
             while not self._stopping.is_set():
                 # Until the caller has been woken up, there is more to come than it shows.
-                pressed = self._pressed and self._is_half_full()
+                pressed = self._is_hurried and self._is_half_full()
                 if pressed or self._closed or lingered or self._line.has_whole():
                     entries = self._line.take()
                     if entries:
                         self._flying.update(entries)
-                        if self._pressed and not self._is_half_full():
+                        if self._is_hurried and not self._is_half_full():
                             self._room.notify()
                         return entries
                 if self._closed and not len(self._line):
@@ -355,7 +355,7 @@ class Sending:
             if last:
                 tried = f" (given up after {tries} tries in {seconds:.1f} s)"
                 failed += [(entry, code, reason + tried) for entry, code, reason in answer.again]
-            self._settle(answer.sent, failed, hold=answer.again if last else [])
+            self._record_answer(answer.sent, failed, hold=answer.again if last else [])
             if answer.sent or not answer.blocked or last or not answer.again:
                 self._judge(answer)
             if last or not answer.again:
@@ -401,11 +401,11 @@ class Sending:
     def _watch(self, wall: float, computing: float) -> None:
         """Add threads where the processor waits for the network."""
         with self._lock:
-            wanted = self._pace.wanted(self._senders, wall, computing)
+            wanted = self._concurrency.wanted(self._senders, wall, computing)
             missing = wanted - self._senders if len(self._line) else 0
-        self._hire(missing)
+        self._start_threads(missing)
 
-    def _settle(self, sent: Sequence[tuple[Entry, str | None]], failed: _Refused, hold: _Refused) -> None:
+    def _record_answer(self, sent: Sequence[tuple[Entry, str | None]], failed: _Refused, hold: _Refused) -> None:
         with self._lock:
             if self._settled:
                 return
@@ -435,7 +435,7 @@ class Sending:
         if isinstance(self._line, GroupedLine):
             self._held[entry.group] = entry.index
             later = self._line.drop(entry.group)
-            self._fail([(each, *(self._blame(each) or ("HeldBack", ""))) for each in later])
+            self._fail([(each, *(self._reason_not_sent(each) or ("HeldBack", ""))) for each in later])
 
     def _judge(self, answer: _Answer) -> None:
         """Count the requests that came to nothing, and give up when there are too many of them in a row."""

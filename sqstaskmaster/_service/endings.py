@@ -20,8 +20,9 @@ from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._service.threads import Threads
 from sqstaskmaster._service.verdicts import Verdicts
 from sqstaskmaster.endings import Continue
-from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested
+from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested, TaskDied
 from sqstaskmaster.message_handler import SEND_SECONDS, Outcome, retry_delay_of
+from sqstaskmaster.process_handler import show_stack
 from sqstaskmaster.results import Finished
 
 
@@ -76,8 +77,11 @@ class Endings:
         elif isinstance(error, Continue):
             self._continue(job, error)
         elif reason is not None and (error is not None or not isinstance(reason, ShutdownRequested)):
+            show_stack(reason, job.process.stack if job.process is not None else "")
             self._failed(job, reason, job.stopped_as)
         elif error is not None:
+            if isinstance(error, TaskDied):
+                show_stack(error, error.stack)  # nobody stopped it: where it crashed
             self._failed(job, error, None)
         else:
             self._done(job, Outcome.DONE, others)
@@ -218,6 +222,7 @@ class Endings:
 
         def sent(was_due: bool | None, problem: BaseException | None) -> None:
             if was_due:
+                job.set_outcome(Outcome.DEAD_LETTERED)
                 self._user.call(lambda: job.report.failed(error), lambda *_: self._done(job, Outcome.DEAD_LETTERED))
                 return
             if problem is not None and self._dead_letters.is_news(job.source.manager.url, problem):
@@ -258,7 +263,7 @@ class Endings:
         self._log(job.report.finished)
         on_finish = self._settings.on_finish
         if on_finish is not None:
-            self._user.call(lambda: _told(on_finish, finished, job), _tell_defect)
+            self._user.call(lambda: _call_on_finish(on_finish, finished, job), _tell_defect)
         self._over(job, finished.outcome)
 
 
@@ -276,7 +281,7 @@ def _report_and_ask(job: Job, error: BaseException) -> int | None:
     return delay
 
 
-def _told(on_finish: Callable[[Finished], Any], finished: Finished, job: Job) -> None:
+def _call_on_finish(on_finish: Callable[[Finished], Any], finished: Finished, job: Job) -> None:
     try:
         on_finish(finished)
     except Exception as error:

@@ -33,15 +33,15 @@ class FunctionHandler(ProcessMessageHandler):
         super().__init__(message, **settings)
         self._function = function
         self._kwargs = kwargs
-        self._tell_notify = notify
+        self._notify_with = notify
         self._retry_policy = retry_delay
 
     def run(self) -> Any:
         return self._function(**self._kwargs)
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
-        if self._tell_notify is not None:
-            self._tell_notify(exception, context=context)
+        if self._notify_with is not None:
+            self._notify_with(exception, context=context)
 
     def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
         return None if self._retry_policy is None else self._retry_policy(exception, receive_count)
@@ -49,5 +49,5 @@ class FunctionHandler(ProcessMessageHandler):
     def _task_side(self: Self) -> Self:
         task_side = super()._task_side()
         # The worker's, and not picklable: the manager behind `notify` holds a boto3 client.
-        task_side._tell_notify = task_side._retry_policy = None
+        task_side._notify_with = task_side._retry_policy = None
         return task_side

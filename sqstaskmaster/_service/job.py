@@ -72,6 +72,8 @@ class Job:
 
     def due(self) -> float:
         """When something has to be done about the task, by `time.monotonic`."""
+        if self.stage is Stage.ENDING:
+            return math.inf
         if self.process is None:
             return self.limit_at
         due = min(self.process.next_step_at, self.memory_at)

@@ -130,6 +130,8 @@ class SingleRun:
         return str(handler.outcome or Outcome.FAILED)
 
     def _run(self, manager: TaskManager, handler: MessageHandler, message: Any) -> None:
+        if not isinstance(handler, ProcessMessageHandler):  # whose task is told by its signal
+            handler._is_stopping = lambda: self._stop.requested
         try:
             with handler:
                 try:

@@ -20,7 +20,6 @@ import collections
 import functools
 import logging
 import math
-import select
 import signal
 import threading
 import time
@@ -30,7 +29,6 @@ from typing import Any
 
 from sqstaskmaster._claim import clock, note
 from sqstaskmaster._claim.claim import Claim
-from sqstaskmaster._isolation.slot import Slot, SlotLost
 from sqstaskmaster._isolation.template import Template
 from sqstaskmaster._service import order
 from sqstaskmaster._service.ecs import ScaleInProtection
@@ -39,22 +37,22 @@ from sqstaskmaster._service.heartbeat import Heartbeat
 from sqstaskmaster._service.job import Job, Stage
 from sqstaskmaster._service.polling import Polling
 from sqstaskmaster._service.queue_calls import QueueCalls
+from sqstaskmaster._service.readers import Readers
 from sqstaskmaster._service.settings import Settings
+from sqstaskmaster._service.slot_pool import SlotPool
 from sqstaskmaster._service.threads import Mailbox, Threads
+from sqstaskmaster._service.watching import Watching
 from sqstaskmaster._signals import state
 from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of
 from sqstaskmaster._sqs.limits import MAX_BATCH_ENTRIES
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
     HandlerStuck,
-    HardTimeout,
-    MemoryLimitExceeded,
     PollRefused,
     ShutdownRequested,
     UnknownTask,
     UnsupportedContext,
 )
-from sqstaskmaster.message_handler import Outcome
 from sqstaskmaster.process_handler import ProcessMessageHandler
 from sqstaskmaster.task_manager import Task, TaskManager
 
@@ -65,24 +63,15 @@ _USER_THREADS = 64
 # A constructor that takes longer is given up: its message is left, its slot goes on.
 _PREPARE_SECONDS = 30.0
 
-# How far before the end of a claim's 12 hours a task is stopped, so that it is gone when the message comes back.
-_END_MARGIN_SECONDS = 2.0
-
-# How often the memory of a task with max_memory is looked at: a process fills about a gigabyte in this time.
-_MEMORY_LOOK_SECONDS = 0.1
-
 # After a poll that brought something the next may wait this long for more slots to become free, while a quarter of them
 # is busy: short tasks then share a request.
 _LINGER_SECONDS = 0.025
 
-# After the second signal, or when all tasks are over, requests and reports get so long.
-_LAST_SECONDS = 10.0
+# After the second signal, and when all tasks are over, requests and reports get so long.
+_LAST_SECONDS = 5.0
 
 # While no slot is free there are no polls that would tell that the loop turns.
 _ALIVE_SECONDS = 5.0
-
-# A slot that cannot be opened is tried again.
-_REOPEN_SECONDS = 1.0
 
 logger = logging.getLogger("sqstaskmaster.worker")
 
@@ -115,19 +104,14 @@ class SlotsRun:
         self._protection = protection
         self.counts: collections.Counter[str] = collections.Counter()
         self._jobs: dict[Job, None] = {}
-        self._slots: list[Slot | None] = [None] * len(settings.environments)
-        self._free = set(range(len(settings.environments)))
         self._linger_until = -math.inf
-        self._reopen_at = math.inf
         self._polls = 0  # under way
         self._alive_at = 0.0
         self._stop_signals = 0
         self._stop_at = math.inf
         self._end_at = math.inf
         self._refused: PollRefused | None = None
-        self._broken: SlotLost | None = None
-        self._events = select.poll()
-        self._readers: dict[int, Callable[[], None]] = {}
+        self._readers = Readers()
 
     def run(self) -> collections.Counter[str]:
         """Run tasks until a stop is requested, or, in a burst, until the queues are empty.
@@ -140,20 +124,19 @@ class SlotsRun:
                 f"Worker.run takes SIGTERM and SIGINT, which Python gives to the main thread only (this is "
                 f"{threading.current_thread().name!r}): run the worker in the main thread, and the rest in others"
             )
-        self._template = Template(functools.partial(order.run, settings.registry, settings.around))
-        self._template.start()
+        template = Template(functools.partial(order.run, settings.registry, settings.around))
+        template.start()
+        self._slots = SlotPool(template, settings.environments, self._readers, self.log)
         try:
-            for number in range(len(self._slots)):
-                self._open_slot(number)
+            self._slots.open_all()
             # From here on there may be threads.
             if settings.on_start is not None:
                 settings.on_start()
             self._run()
         finally:
-            for slot in filter(None, self._slots):
-                slot.close()
-            self._template.close()
-        for error in filter(None, (self._refused, self._broken)):
+            self._slots.close()
+            template.close()
+        for error in filter(None, (self._refused, self._slots.lost)):
             raise error
         return self.counts
 
@@ -163,12 +146,15 @@ class SlotsRun:
         self._user = Threads(self._mailbox, "sqstaskmaster-callbacks", _USER_THREADS)
         # One thread each, so that the order is kept.
         self._logs = Threads(self._mailbox, "sqstaskmaster-logs", 1)
-        self._told = Threads(self._mailbox, "sqstaskmaster-events", 1)
+        self._events = Threads(self._mailbox, "sqstaskmaster-events", 1)
         sources = [Source(manager) for manager in self._settings.managers]
         self._polling: Polling[Source] = Polling(sources, self._settings.wait_time, self.log)
         self._endings = Endings(self._settings, self._requests, self._user, self._log_with, self._over)
-        self._heartbeat = Heartbeat(self._requests, clock.now, self._claim_lost, self._endings.extension_failed)
-        self._watch(self._mailbox.fileno(), self._mailbox.deliver)
+        stops = self._settings.stops_on_lost_claim
+        self._watching = Watching(self._user, self._readers, stops, self._ended)
+        failed = self._endings.extension_failed
+        self._heartbeat = Heartbeat(self._requests, clock.now, self._watching.claim_lost, failed)
+        self._readers.add(self._mailbox.fileno(), self._mailbox.deliver)
         handlers = state.Handlers(self._on_signal, signal.SIGTERM, signal.SIGINT)
         handlers.install()
         try:
@@ -184,10 +170,19 @@ class SlotsRun:
         now, claim_now = time.monotonic(), clock.now()
         self._stop_when_due(now)
         for job in list(self._jobs):
-            self._attend(job, now, claim_now)
+            if job.is_running:
+                self._watching.attend(job, now)
+            elif job.stage is Stage.PREPARING and now >= job.limit_at:
+                self._end(job)
+                self._endings.refuse(job, HandlerStuck(f"The constructor of {job.task}'s handler has not returned"))
         self._heartbeat.attend(self._jobs, claim_now)
         self._endings.attend(claim_now)
-        self._reopen_slots(now)
+        self._slots.reopen(now)
+        if self._slots.lost is not None and not self._stop_signals:
+            # For the supervisor to start afresh.
+            text = "Tasks cannot be started any more, the worker stops: %s"
+            self.log(logging.ERROR, text, self._slots.lost, extra={"action": "template_lost"})
+            self._stop(signal.SIGTERM)
         self._poll(now)
         due = min(
             self._heartbeat.due(self._jobs, claim_now) - claim_now,
@@ -195,38 +190,29 @@ class SlotsRun:
             min((job.due() for job in self._jobs), default=math.inf) - now,
             self._next_look() - now,
         )
-        # Rounded up: a little late is on time, a little early is a turn for nothing.
-        wait = None if due == math.inf else math.ceil(max(0.0, due) * 1000)
-        for descriptor, _ in self._events.poll(wait):
-            reader = self._readers.get(descriptor)
-            if reader is not None:  # else one that was read before it has ended this one
-                reader()
+        self._readers.wait(due)
 
     def _next_look(self) -> float:
         """When the loop has something to do on its own account."""
-        due = min(self._stop_at, self._end_at, self._reopen_at)
-        if self._free and not self._polls and not self._stop_signals and self._refused is None:
+        due = min(self._stop_at, self._end_at, self._slots.due)
+        if self._slots.usable and not self._polls and not self._stop_signals and self._refused is None:
             due = min(due, max(self._polling.due(), self._linger_until))
-        elif not self._free:
+        elif not self._slots.usable:
             due = min(due, self._alive_at)
         return due
 
     def _is_over(self) -> bool:
         if self._end_at <= time.monotonic():
             return True
-        if self._jobs or self._endings.unfinished:
+        if self._jobs or self._polls and self._stop_signals < 2:
             return False
-        if self._stop_signals or self._refused is not None:
-            return not self._polls or self._stop_signals > 1
-        return self._burst and self._polling.all_empty and not self._polls
-
-    def _watch(self, descriptor: int, reader: Callable[[], None]) -> None:
-        self._readers[descriptor] = reader
-        self._events.register(descriptor, select.POLLIN)
-
-    def _unwatch(self, descriptor: int) -> None:
-        if self._readers.pop(descriptor, None) is not None:
-            self._events.unregister(descriptor)
+        if not (self._stop_signals or self._refused or self._burst and self._polling.all_empty):
+            return False
+        if self._endings.unfinished:
+            # Only the user's code is left: an error service that hangs gets so long.
+            self._end_at = min(self._end_at, time.monotonic() + _LAST_SECONDS)
+            return False
+        return True
 
     def log(self, level: int, text: str, *values: Any, **more: Any) -> None:
         """`Logger.log`, from a thread of its own: a reader of the log that stalls holds up no claim."""
@@ -235,59 +221,11 @@ class SlotsRun:
     def _log_with(self, function: Callable[[], Any]) -> None:
         self._logs.call(function, _tell_defect)
 
-    # -- slots ---------------------------------------------------------------------------------------------------
-
-    def _open_slot(self, number: int) -> None:
-        slot = self._template.open_slot(self._settings.environments[number])
-        self._slots[number] = slot
-        self._watch(slot.descriptor, functools.partial(self._close_slot, number))
-
-    def _close_slot(self, number: int) -> None:
-        """Its keeper has ended: another is asked for."""
-        slot = self._slots[number]
-        if slot is not None:
-            self._unwatch(slot.descriptor)
-            slot.close()
-            self._slots[number] = None
-            self._reopen_at = min(self._reopen_at, time.monotonic())
-
-    def _reopen_slots(self, now: float) -> None:
-        """Replace keepers that have died, from the template, which is as clean as when it started."""
-        if now < self._reopen_at:
-            return
-        self._reopen_at = math.inf
-        for number, slot in enumerate(self._slots):
-            if slot is None:
-                try:
-                    self._open_slot(number)
-                except SlotLost as error:
-                    self._lose_template(error)
-                    return
-                except OSError as error:
-                    self.log(logging.ERROR, "Slot %d cannot be opened, trying again: %s", number, error, extra=_SLOT)
-                    self._reopen_at = now + _REOPEN_SECONDS
-
-    def _lose_template(self, error: SlotLost) -> None:
-        """No keeper can be replaced any more: come to an orderly end, for the supervisor to start afresh."""
-        if self._broken is None:
-            self._broken = error
-            self.log(logging.ERROR, "Tasks cannot be started any more, the worker stops: %s", error, extra=_SLOT)
-            self._stop(signal.SIGTERM)
-
-    def _usable(self) -> int:
-        """How many slots are free."""
-        return sum(self._slots[number] is not None for number in self._free)
-
-    def _free_slot(self, job: Job) -> None:
-        if job.slot >= 0:
-            self._free.add(job.slot)
-            job.slot = -1
-
     # -- from the poll to the start ------------------------------------------------------------------------------
 
     def _poll(self, now: float) -> None:
         """Ask for as many messages as slots are free; one poll at a time."""
-        free = min(self._usable(), MAX_BATCH_ENTRIES)
+        free = min(self._slots.usable, MAX_BATCH_ENTRIES)
         if self._polls or not free or self._stop_signals or self._refused is not None:
             if not free and now >= self._alive_at:
                 self._alive_at = now + _ALIVE_SECONDS
@@ -298,7 +236,7 @@ class SlotsRun:
                 return
             if free == len(self._slots):
                 self._polling.busy()  # what has just ended may have left something behind
-        if now < self._linger_until and len(self._slots) - self._usable() > len(self._slots) // 4:
+        if now < self._linger_until and len(self._slots) - free > len(self._slots) // 4:
             return
         source = self._polling.next(now)
         if source is None:
@@ -339,7 +277,7 @@ class SlotsRun:
         claim = Claim.of(note.read(message), self._settings.sqs_timeout, self._settings.alarm_timeout, clock.now())
         job = Job(source, message, task, kwargs, claim)
         self._jobs[job] = None
-        if self._stop_signals or not self._usable():
+        if self._stop_signals or not self._slots.usable:
             self._endings.give_back_unstarted(job)
             return
         try:
@@ -347,8 +285,7 @@ class SlotsRun:
         except (UnknownTask, ArgumentsDoNotFit) as error:
             self._endings.refuse(job, error)
             return
-        job.slot = next(number for number in sorted(self._free) if self._slots[number] is not None)
-        self._free.discard(job.slot)
+        job.slot = self._slots.take()
         make = functools.partial(self._settings.registry.handler_for, task, kwargs, message, source.manager.notify)
         if entry.quick:
             self._prepared(job, make(), None)
@@ -373,122 +310,21 @@ class SlotsRun:
         if self._stop_signals:
             self._end(job)
             self._endings.give_back_unstarted(job)
-        elif job.claim.lapsed(clock.now()):
+        elif job.claim.lapsed(clock.now()) or job.claim.lost is not None:
             self._end(job)
             self._endings.lost(job, job.claim.lost)
         else:
             self._start(job, handler)
 
     def _start(self, job: Job, handler: ProcessMessageHandler) -> None:
-        slot = self._slots[job.slot]
-        try:
-            if slot is None:
-                raise SlotLost("its keeper has ended")
-            job.process = slot.start(order.of(job), name=job.task, term_grace=handler.term_grace)
-        except (OSError, SlotLost) as error:
-            self.log(logging.WARNING, "Slot %d takes no task, it is replaced: %s", job.slot, error, extra=_SLOT)
-            self._close_slot(job.slot)
+        job.process = self._slots.start(job.slot, order.of(job), job.task, handler.term_grace)
+        if job.process is None:
             self._end(job)
             self._endings.give_back_unstarted(job)
             return
-        now, claim_now = time.monotonic(), clock.now()
         job.stage = Stage.RUNNING
-        job.began = now
-        self._set_limit(job, now, claim_now)
-        job.look_at = now + handler.alarm_timeout if _asks_running(handler) else math.inf
-        job.memory_at = math.inf if handler.max_memory is None else now
-        self._watch_process(job)
-        if sum(each.is_running for each in self._jobs) == 1:
-            self._tell("busy")
+        self._watching.begin(job, handler, time.monotonic(), clock.now())
         self._protection.busy(handler.hard_timeout)
-
-    # -- while a task runs ---------------------------------------------------------------------------------------
-
-    def _attend(self, job: Job, now: float, claim_now: float) -> None:
-        """Do what is due about one task."""
-        process, handler = job.process, job.handler
-        if job.stage is Stage.PREPARING:
-            if now >= job.limit_at:
-                self._end(job)
-                self._endings.refuse(job, HandlerStuck(f"The constructor of {job.task}'s handler has not returned"))
-            return
-        if not job.is_running or process is None or handler is None:
-            return
-        if now >= process.next_step_at:
-            process.step(now)
-            self._watch_process(job)
-        if process.gone:
-            self._ended(job)
-        elif job.stop_reason is None:
-            if now >= job.limit_at:
-                job.stop(HardTimeout("Hit Hard Timeout for message handler"), Outcome.TIMED_OUT)
-            elif handler.max_memory is not None and now >= job.memory_at:
-                job.memory_at = now + _MEMORY_LOOK_SECONDS
-                size = process.memory(handler.max_memory)
-                if size > handler.max_memory:
-                    job.stop(MemoryLimitExceeded(job.task, size, handler.max_memory))
-            elif now >= job.look_at:
-                job.look_at = now + handler.alarm_timeout
-                self._ask_running(job, handler)
-
-    def _ask_running(self, job: Job, handler: ProcessMessageHandler) -> None:
-        """Ask for progress, in a thread: one that hangs is no answer, and holds up neither limit nor heartbeat."""
-        if job.asking:
-            return
-        job.asking = True
-        if job.process is not None:
-            handler.progress = job.process.progress
-        self._user.call(handler.running, functools.partial(self._running_answered, job))
-
-    def _running_answered(self, job: Job, makes_progress: Any, error: BaseException | None) -> None:
-        job.asking = False
-        if error is not None:
-            job.stop(error if isinstance(error, Exception) else HandlerStuck(f"running() raised {error!r}"))
-        elif not makes_progress:
-            text = f"Handler is stuck on {job.message} after {time.monotonic() - job.began:.1f} seconds"
-            job.stop(HandlerStuck(text), Outcome.STUCK)
-
-    def _set_limit(self, job: Job, now: float, claim_now: float) -> None:
-        """The hard timeout, or the end of the claim's 12 hours, in time for the task to be gone by then."""
-        if job.handler is not None:
-            claim_ends = now + job.claim.ends - claim_now - _END_MARGIN_SECONDS - job.handler.term_grace
-            job.limit_at = min(job.began + job.handler.hard_timeout, claim_ends)
-
-    def _claim_lost(self, job: Job) -> None:
-        """SQS, or the clock, says that the claim is gone."""
-        if job.lost_told:
-            return
-        job.lost_told = True
-        error = job.claim.lost
-        if error is None or job.stage is not Stage.RUNNING or job.handler is None:
-            return
-        if self._settings.stops_on_lost_claim:
-            job.stop(error, Outcome.CLAIM_LOST)
-        handler = job.handler
-        self._user.call(lambda: handler.claim_lost(error), functools.partial(self._claim_lost_told, job))
-
-    def _claim_lost_told(self, job: Job, _: Any, error: BaseException | None) -> None:
-        if error is not None:
-            job.stop(error, Outcome.CLAIM_LOST)
-
-    def _watch_process(self, job: Job) -> None:
-        """Have the loop read what the task's descriptors have to say: those it has now."""
-        process = job.process
-        if process is None:
-            return
-        wanted = set(process.descriptors())
-        for descriptor in job.watched - wanted:
-            self._unwatch(descriptor)
-        for descriptor in wanted - job.watched:
-            self._watch(descriptor, functools.partial(self._read, job, descriptor))
-        job.watched = wanted
-
-    def _read(self, job: Job, descriptor: int) -> None:
-        if job.process is not None and job.is_running:
-            job.process.read(descriptor)
-            self._watch_process(job)
-            if job.process.gone:
-                self._ended(job)
 
     def _ended(self, job: Job) -> None:
         """A task and everything it started is gone: its slot is free, and what it came to is carried out."""
@@ -496,11 +332,10 @@ class SlotsRun:
         self._endings.ended(job, others=any(each.is_running for each in self._jobs))
 
     def _end(self, job: Job) -> None:
-        was_running = job.is_running
         job.stage = Stage.ENDING
-        self._free_slot(job)
-        if was_running and not any(each.is_running for each in self._jobs):
-            self._tell("idle")
+        if job.slot >= 0:
+            self._slots.free(job.slot)
+            job.slot = -1
 
     def _over(self, job: Job, outcome: str) -> None:
         """Nothing more is done about a message."""
@@ -546,15 +381,7 @@ class SlotsRun:
                 self._endings.give_back_unstarted(job)
 
     def _tell(self, event: str) -> None:
-        self._told.call(lambda: self._on_event(event), _tell_defect)
-
-
-_SLOT = {"action": "slot_failed"}
-
-
-def _asks_running(handler: ProcessMessageHandler) -> bool:
-    """Whether `running` is anything but the default, which always says yes."""
-    return type(handler).running is not ProcessMessageHandler.running or "running" in vars(handler)
+        self._events.call(lambda: self._on_event(event), _tell_defect)
 
 
 def _tell_defect(_: Any, error: BaseException | None) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqstaskmaster._service.exit_codes import Exit
-from sqstaskmaster._signals.wakeup import Inbox
+from sqstaskmaster._signals.wakeup import SignalWakeup
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Supervisor:
     def run(self) -> Exit:
         """Supervise until every process has ended for good."""
         stops = (signal.SIGTERM, signal.SIGINT)
-        with Inbox(*stops, signal.SIGCHLD) as inbox, self._selector:
+        with SignalWakeup(*stops, signal.SIGCHLD) as inbox, self._selector:
             self._selector.register(inbox, selectors.EVENT_READ, None)
             while True:
                 self._start_due()

@@ -9,14 +9,14 @@ from types import FrameType
 from sqstaskmaster._signals import state
 
 
-class Inbox:
+class SignalWakeup:
     """In its `with` block the signals given do nothing but make `fileno()` readable. Main thread only."""
 
     def __init__(self, *numbers: int) -> None:
         self._numbers = numbers
         self._handlers = state.Handlers(_do_nothing, *numbers)
 
-    def __enter__(self) -> Inbox:
+    def __enter__(self) -> SignalWakeup:
         self._reading, self._writing = os.pipe()
         for end in (self._reading, self._writing):
             os.set_blocking(end, False)

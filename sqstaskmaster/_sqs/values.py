@@ -47,7 +47,7 @@ class Writer:
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
-        self._said: set[Any] = set()
+        self._warned_of: set[Any] = set()
         self._lock = threading.Lock()
         # One encoder for all messages: json.dumps builds a new one on every call with a `default`, which costs more
         # than the encoding of a small task.
@@ -69,21 +69,21 @@ class Writer:
         except (_Unsaid, ValueError):
             # Written first: this raises for a cycle, which is a ValueError too.
             body = self._write_all(content)
-            self._say(task, kwargs)
+            self._warn_of(task, kwargs)
             return body
 
     def _known_text(self, value: Any) -> Any:
         text = _text(value)
-        if type(text) is str and type(value) not in self._said:
+        if type(text) is str and type(value) not in self._warned_of:
             raise _Unsaid
         return text
 
-    def _say(self, task: str, kwargs: Mapping[str, Any]) -> None:
+    def _warn_of(self, task: str, kwargs: Mapping[str, Any]) -> None:
         for path, key, what in _foreign(kwargs, "", ()):
             with self._lock:
-                if key is None or key in self._said:
+                if key is None or key in self._warned_of:
                     continue
-                self._said.add(key)
+                self._warned_of.add(key)
             if key is float:
                 # Nothing is left to find out, and refusing it first would cost every such task a second encoding.
                 self._write = json.JSONEncoder(default=self._known_text).encode

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop
 from tests.support.commands import Command, command, offline, online, read, run
 
-COMMANDS = ("worker", "submit", "status", "redrive", "purge", "doctor", "demo")
+COMMANDS = ("worker", "run", "submit", "status", "dead", "redrive", "purge", "doctor", "demo")
 
 
 class CommandTestCase(ServerTestCase):
@@ -259,6 +260,24 @@ class TestSubmitFile(CommandTestCase):
                 self.assertEqual("line 3: two values for 'x'", second)
                 self.assertEqual([("Train", 1), ("Train", 3)], self.sent(url))
 
+    def test_ctrl_c_is_one_summary_and_where_it_stopped(self):
+        silent = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(silent.close)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        path = self.file("no JSON", *('{"x": 1}' for _ in range(10_000)))
+        sending = Command(
+            self, "submit", f"{endpoint}/1/tasks", "Train", "--file", path, cwd=None, AWS_ENDPOINT_URL=endpoint
+        )
+        connection, _ = silent.accept()  # a request is under way, and is never answered
+        self.addCleanup(connection.close)
+        self.assertEqual(130, sending.stop(signal.SIGINT), sending.lines())
+        said = [line for line in sending.lines() if not line.startswith("Sent:")]
+        self.assertEqual(4, len(said), said)
+        self.assertRegex(said[0], "^line 1: not JSON")
+        self.assertRegex(said[1], r"^interrupted: of the lines 2 to \d+, \d+ were not sent, or perhaps$")
+        self.assertRegex(said[2], r"^the lines after \d+ were not tried$")
+        self.assertRegex(said[3], r"^0 sent, \d+ not$")
+
     def test_every_line_that_failed_is_named_by_its_number_and_the_others_are_sent(self):
         url = self.create_queue()
         path = self.file(
@@ -443,6 +462,7 @@ class TestRedrive(CommandTestCase):
         self.server.requests = []
         self.server.answers = {
             "GetQueueAttributes": queue_attributes,
+            "ListDeadLetterSourceQueues": lambda asked: {"queueUrls": [f"{self.endpoint}/1/tasks"]},
             "StartMessageMoveTask": {"TaskHandle": "handle"},
             "ListMessageMoveTasks": [
                 move("RUNNING", 1, ApproximateNumberOfMessagesToMove=3, TaskHandle="handle"),
@@ -465,7 +485,8 @@ class TestRedrive(CommandTestCase):
         finished = run("redrive", f"{self.endpoint}/1/dead", environ=self.environ)
         self.assertEqual(0, finished.returncode, finished.stderr)
         self.assertIn("3", finished.stdout)
-        self.assertEqual([{"SourceArn": "arn:aws:sqs:us-east-1:1:dead"}], self.asked("StartMessageMoveTask"))
+        asked = {"SourceArn": "arn:aws:sqs:us-east-1:1:dead", "DestinationArn": "arn:aws:sqs:us-east-1:1:tasks"}
+        self.assertEqual([asked], self.asked("StartMessageMoveTask"), "the one source is named")
         self.assertEqual(2, len(self.asked("ListMessageMoveTasks")))
 
     def test_redrive_goes_where_and_as_fast_as_it_is_told(self):
@@ -478,6 +499,17 @@ class TestRedrive(CommandTestCase):
             "MaxNumberOfMessagesPerSecond": 10,
         }
         self.assertEqual([asked], self.asked("StartMessageMoveTask"))
+
+    def test_where_the_source_is_not_exactly_one_the_destination_has_to_be_given(self):
+        dead = f"{self.endpoint}/1/dead"
+        for sources, text in (
+            ([], "No queue has"),
+            ([f"{self.endpoint}/1/{name}" for name in "ab"], f"{self.endpoint}/1/a, {self.endpoint}/1/b"),
+        ):
+            self.server.answers["ListDeadLetterSourceQueues"] = {"queueUrls": sources}
+            with self.subTest(text):
+                self.assert_refused(run("redrive", dead, environ=self.environ), 4, text, "--to URL")
+        self.assertEqual([], self.asked("StartMessageMoveTask"))
 
     def test_a_rate_that_sqs_does_not_take_is_refused_before_anything_is_sent(self):
         finished = run("redrive", f"{self.endpoint}/1/dead", "--rate", "501", environ=self.environ)

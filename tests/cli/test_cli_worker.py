@@ -55,6 +55,15 @@ class Die(Task):
     def work(self):
         os.kill(os.getpid(), 9)
 
+slotted = Worker(TaskManager(os.environ["QUEUE_URL"]), wait_time=1)
+
+@slotted.task("Gather")
+def gather(number):
+    open(f"here-{os.getpid()}", "w").close()
+    while len([name for name in os.listdir() if name.startswith("here-")]) < number:
+        time.sleep(0.01)
+    print("gathered", os.getpid(), flush=True)
+
 worker = Worker(
     TaskManager(os.environ["QUEUE_URL"]),
     {"Task": Task, "Meet": Meet, "Deaf": Deaf, "Die": Die},
@@ -122,6 +131,25 @@ class TestWork(WorkerTestCase):
         self.assertEqual(2, len(set(self.pids(worker))))
         self.assertEqual(0, worker.stop())
         self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_slots_run_as_many_at_once_in_one_interpreter(self):
+        for _ in range(3):
+            self.submit("Gather", number=3)
+        worker = self.worker("--slots", 3, "--burst", name="tasks:slotted")
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        self.assertEqual(3, len(set(self.pids(worker, "gathered"))))
+        self.assertEqual(1, len(self.worker_processes(worker)))
+        self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_as_many_slots_as_there_are_processors(self):
+        self.submit("Gather", number=1)
+        worker = self.worker("--slots", "auto", "--burst", name="tasks:slotted")
+        self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+
+    def test_tasks_in_the_worker_s_own_process_have_no_slots(self):
+        worker = self.worker("--slots", 2, "--burst")
+        self.assertEqual(2, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+        self.assertIn("cannot run in a slot", "\n".join(worker.lines()))
 
     def test_logs_are_one_json_object_a_line_with_what_became_of_each_task(self):
         self.submit()

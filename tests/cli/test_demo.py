@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import os
@@ -123,6 +124,25 @@ class TestPicture(unittest.TestCase):
             for seconds in (0.0, 0.2, 1.0, 3.05, 5.7, 7.0, 25.0, 4000.0):
                 longest = max(map(len, drawn(seconds, width)))
                 self.assertLessEqual(longest, width, f"width {width} at {seconds} s")
+
+    def test_no_line_of_the_demos_own_plan_is_wider_than_forty_columns(self):
+        plan = dataclasses.replace(PLAN, titles=["malformed body"], limits=[2.5])
+        for kind in ENDS:
+            events = [
+                Event(0.1, Kind.SENT, 0),
+                Event(0.2, Kind.RECEIVED, 0, claim=2),
+                Event(1.0, kind, 0, text="x" * 60),
+            ]
+            lines = picture.picture(plan, events, 1.5, picture.Look(40))
+            self.assertLessEqual(max(map(len, lines)), 40, kind)
+
+    def test_of_a_stack_this_packages_own_frames_are_left_out(self):
+        stack = '  File "/a/sqstaskmaster/process_handler.py", line 1 in run_task\n    handler.run()\n'
+        stack += '  File "/a/sqstaskmaster/_cli/demo/scenarios.py", line 2 in run\n    sum()\n'
+        row = picture.Row(stack=stack)
+        said = "\n".join(picture._stack("hung", row, picture.Look(80)))
+        self.assertNotIn("process_handler", said)
+        self.assertIn('File "scenarios.py", line 2 in run', said)
 
     def test_a_narrow_terminal_gives_the_bar_the_whole_width(self):
         lines = drawn(7.0, width=50)

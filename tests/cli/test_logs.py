@@ -7,9 +7,36 @@ import time
 import unittest
 from unittest import mock
 
-from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+from sqstaskmaster import (
+    CurrentTask,
+    LocalMessage,
+    LocalQueue,
+    MessageHandler,
+    ProcessMessageHandler,
+    TaskManager,
+    Worker,
+)
+from sqstaskmaster._claim import current
 from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.stderr import Stderr
+
+
+class TestTasksRecords(unittest.TestCase):
+    def test_what_a_task_logs_carries_its_name_and_message_id(self):
+        written = []
+        root = logging.RootLogger(logging.NOTSET)
+        with (
+            mock.patch("logging.getLogger", lambda name=None: root),
+            mock.patch("sqstaskmaster._cli.logs.STDERR", mock.Mock(write=written.append)),
+        ):
+            logs.configure("INFO", as_json=True)
+        with (
+            mock.patch("sqstaskmaster._cli.logs.STDERR", mock.Mock(write=written.append)),
+            current.running(CurrentTask("Train", LocalMessage("{}", {}), 0, print, bool)) as task,
+        ):
+            root.warning("half way")
+        found = json.loads(written[0])
+        self.assertEqual(("Train", task.message_id), (found["task"], found["message_id"]))
 
 
 class TestFormatters(unittest.TestCase):
@@ -146,7 +173,8 @@ class TestFailures(unittest.TestCase):
     def test_a_task_that_exits_is_one_sentence_and_no_frames_of_ours(self):
         plain, _ = self.run_task(type("Train", (ProcessMessageHandler,), {"run": lambda self: sys.exit(3)}))
         self.assertIn("exited with code 3", plain)
-        self.assertNotIn("Traceback", plain)
+        self.assertEqual(1, plain.count("exited with code 3"))
+        self.assertNotIn("\n", plain)
 
 
 def raise_value_error(handler):

@@ -243,6 +243,22 @@ class OrderTest(Case):
             with self.subTest(environment), self.assertRaisesRegex(TypeError, "environment"):
                 self.template.open_slot(environment)
 
+    def test_a_worker_may_have_thousands_of_descriptors_open(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+        many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1500)]
+        try:
+            template = Template(perform)
+            template.start()
+            self.addCleanup(template.close)
+            slot = self.open_slot(template)
+            self.assertGreater(slot.descriptor, 1024)
+            self.assertEqual(b"x", self.finish(slot, "echo x").result())
+        finally:
+            for descriptor in many:
+                os.close(descriptor)
+
     def test_an_exception_arrives_and_a_stop_is_told_and_raised(self):
         slot = self.open_slot()
         with self.assertRaisesRegex(HardTimeout, "of its own"):

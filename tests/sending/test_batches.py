@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqstaskmaster._sending.batches import Entry, GroupedLine, Line
-from sqstaskmaster._sending.concurrency import Pace
+from sqstaskmaster._sending.concurrency import Concurrency
 from sqstaskmaster._sqs.limits import MAX_BATCH_BYTES
 from sqstaskmaster.results import MessageIds
 
@@ -87,7 +87,7 @@ class GroupedLineTest(unittest.TestCase):
 
 class PaceTest(unittest.TestCase):
     def wanted(self, threads, wall, computing, most=8, requests=40):
-        pace = Pace(most)
+        pace = Concurrency(most)
         for _ in range(requests):
             threads = pace.wanted(threads, wall, computing)
         return threads
@@ -105,7 +105,7 @@ class PaceTest(unittest.TestCase):
         self.assertEqual(4, self.wanted(4, wall=0.004, computing=0.001))
 
     def test_the_first_request_makes_the_connection_and_does_not_count(self):
-        pace = Pace(8)
+        pace = Concurrency(8)
         self.assertEqual(1, pace.wanted(1, 5.0, 0.01))
         self.assertEqual([1] * 6, [pace.wanted(1, 0.001, 0.0009) for _ in range(6)])
 

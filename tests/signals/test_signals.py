@@ -1,6 +1,5 @@
 """Borrowing SIGALRM, below what the tests of the handler show of it."""
 
-import contextlib
 import math
 import signal
 import sys
@@ -119,19 +118,20 @@ class AlarmTest(SignalTestCase):
 
 class RequireAlarmTest(unittest.TestCase):
     def test_the_main_thread_is_fine_and_another_is_refused(self):
-        alarm.require_alarm("X")
+        alarm.require_alarm("X", "run it there")
         errors = []
 
         def ask():
-            with contextlib.suppress(UnsupportedContext):
-                alarm.require_alarm("X")
-                return
-            errors.append("refused")
+            try:
+                alarm.require_alarm("X", "run it there")
+            except UnsupportedContext as error:
+                errors.append(str(error))
 
         thread = threading.Thread(target=ask)
         thread.start()
         thread.join(30)
-        self.assertEqual(["refused"], errors)
+        (error,) = errors
+        self.assertRegex(error, "^X must be entered in the main thread.*: run it there$")
 
 
 if __name__ == "__main__":

@@ -294,6 +294,9 @@ def picture(plan: Plan, events: Sequence[Event], now: float, look: Look, finishe
             name = look.paint(f"{title:<{label}}", "title" if row.received is not None and row.end is None else "")
             lines.append(f"{'':{_MARGIN}}{name}{cells}  {painted}")
         else:
+            # A line that is too long would be broken in two, and all above it drawn in the wrong place.
+            words = words[: max(0, columns - len(title) - 1)]
+            painted = look.paint(words, style)
             gap = " " * max(1, columns - len(title) - len(words))
             lines += [f"{'':{_MARGIN}}{look.paint(title, 'title')}{gap}{painted}", f"{'':{_MARGIN}}{cells}"]
     lines += ["", *_legend(look)]
@@ -371,12 +374,22 @@ def _paragraph(text: str, look: Look, style: str) -> list[str]:
 
 def _stack(title: str, row: Row, look: Look) -> list[str]:
     """Where a task was stopped, innermost call last, where its handler learnt that."""
-    shown = [_short(text) if text.strip().startswith("File ") else text for text in row.stack.splitlines()]
+    shown, ours = [], False
+    for text in row.stack.splitlines():
+        if text.strip().startswith("File "):
+            ours = _OURS in text and _DEMO not in text
+            text = _short(text)
+        if not ours:
+            shown.append(text)
     frames = [text for text in shown if text.startswith("  ")][-6:]  # three calls with their source lines
     if not frames:
         return []
     lines = [f" {title} was stopped in", *(f" {frame}" for frame in frames)]
     return ["", *(look.paint(text[: look.width], "dim" if number else "stopped") for number, text in enumerate(lines))]
+
+
+# Of this package's own frames, only the demo's tasks are worth a line.
+_OURS, _DEMO = f"{os.sep}sqstaskmaster{os.sep}", f"{os.sep}demo{os.sep}"
 
 
 def _short(frame: str) -> str:

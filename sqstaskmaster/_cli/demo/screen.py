@@ -61,9 +61,10 @@ class Terminal:
             # What has scrolled off the screen cannot be drawn over.
             lines = lines[: size.lines - 1]
         back = f"\x1b[{self._drawn}F" if self._drawn else ""
-        # A terminal that was resized has broken the lines anew.
+        # A terminal that was resized has broken the lines anew. What is left below is cleared last: clearing from the
+        # first line on makes some terminals keep what was there as scrolled off.
         clear = "\x1b[J" if finished or size != self._size else ""
-        self._stream.write(back + clear + "".join(f"{text}\x1b[K\n" for text in lines))
+        self._stream.write(back + "".join(f"{text}\x1b[K\n" for text in lines) + clear)
         self._stream.flush()
         self._drawn, self._size = len(lines), size
 
@@ -184,20 +185,20 @@ class Show:
     def __init__(self, worker: subprocess.Popen[bytes], display: Terminal | Pipe) -> None:
         self.events: list[Event] = []
         self._display = display
-        self._told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._began: float | None = None
         threading.Thread(target=self._read, args=(worker.stdout,), name="reader", daemon=True).start()
 
     def _read(self, lines: IO[bytes]) -> None:
         for text in lines:
-            self._told.put(Event.from_line(text))
-        self._told.put(None)
+            self._events.put(Event.from_line(text))
+        self._events.put(None)
 
     def follow(self, until: float) -> None:
         """Show until the worker has ended, or until that time: a frame every so often, and at each event."""
         while time.monotonic() < until:
             try:
-                event = self._told.get(timeout=_FRAME_SECONDS)
+                event = self._events.get(timeout=_FRAME_SECONDS)
             except queue.Empty:
                 pass
             else:

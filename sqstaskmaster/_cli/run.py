@@ -1,0 +1,102 @@
+"""One task, here and now: the worker it belongs to, on a queue of its own in memory that holds this message only.
+
+What runs is the Worker itself, so isolation, limits, memory, and what is said at the end are those of production.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sqstaskmaster._cli import logs
+from sqstaskmaster._cli.exits import CommandError
+from sqstaskmaster._cli.operations import kwargs_of, opened
+from sqstaskmaster._cli.worker_process import load
+from sqstaskmaster._service.exit_codes import Exit
+from sqstaskmaster._sqs import messages
+from sqstaskmaster.errors import ArgumentsDoNotFit, MalformedMessage, UnknownTask
+from sqstaskmaster.local import LocalMessage, LocalQueue
+from sqstaskmaster.task_manager import TaskManager
+
+_HERE, _DEAD = "here", "dead"
+
+# A poll that finds nothing takes so long: until a task's end is told, the worker polls again and again.
+_EMPTY_POLL_SECONDS = 0.05
+
+
+class _Queue(LocalQueue):
+    """Never waits long, and has a dead-letter queue, so that DeadLetter ends a task as it does in production."""
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        policy = {"deadLetterTargetArn": f"arn:::::{_DEAD}", "maxReceiveCount": 1000}
+        return {**super().attributes, "RedrivePolicy": json.dumps(policy)}
+
+    def receive_messages(self, **kwargs: Any) -> list[LocalMessage]:
+        received = super().receive_messages(**{**kwargs, "WaitTimeSeconds": 0})
+        for message in received:
+            setattr(message, "Queue", lambda: self)  # where a continuation is sent, and a dead letter looked up
+        if not received:
+            time.sleep(_EMPTY_POLL_SECONDS)
+        return received
+
+    def send_message(self, **kwargs: Any) -> dict[str, str]:
+        kwargs.pop("DelaySeconds", None)  # a continuation that is delayed, too, is run now
+        return super().send_message(**kwargs)
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Run the task that the arguments name. `Exit.OK` only where it is done."""
+    body, attributes = _message(arguments)
+    worker = load(arguments.worker)
+    try:
+        worker._registry.entry_for(*messages.decode(body))
+    except (UnknownTask, ArgumentsDoNotFit, MalformedMessage) as error:
+        raise CommandError(Exit.USAGE, str(error)) from error
+    logs.configure(arguments.log_level, arguments.log_json, comes_back=False)
+    logging.getLogger("sqstaskmaster.local").setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the task's output as it comes, also in a pipe
+    manager = TaskManager(_HERE, None, _Queue)
+    manager.queue.send_message(MessageBody=body, MessageAttributes=attributes)
+    counts = worker._alone(manager).run(burst=True)
+    ends = set(counts) - {"continued"}
+    if ends == {"done"}:
+        return Exit.OK
+    return Exit.INTERRUPTED if ends & {"interrupted", "given back"} else Exit.FAILED
+
+
+def _message(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The body and the message attributes."""
+    task, pairs = arguments.words[0] if arguments.words else None, arguments.words[1:]
+    if arguments.body is not None:
+        if task is not None or arguments.json is not None:
+            raise CommandError(Exit.USAGE, "--body brings the task and its arguments: leave out TASK and --json")
+        with opened(arguments.body) as file:
+            return _read(file.read())
+    if task is None:
+        raise CommandError(Exit.USAGE, "Nothing to run: give a TASK name, or --body FILE")
+    if "=" in task:
+        raise CommandError(Exit.USAGE, f"{task!r} stands where the TASK name belongs: TASK key=value ...")
+    return messages.encode(task, kwargs_of(pairs, arguments.json)), {}
+
+
+def _read(content: bytes) -> tuple[str, dict[str, Any]]:
+    """A message's body as it is, or what `dead --json` printed of one message."""
+    lines = content.decode(errors="replace").strip()
+    try:
+        found = json.loads(lines)
+    except ValueError as error:
+        if "Extra data" in str(error):
+            remedy = "choose one, with 'sqstaskmaster dead URL --json --id ID'"
+            raise CommandError(Exit.USAGE, f"--body has more than one message: {remedy}") from error
+        raise CommandError(Exit.USAGE, f"--body is not JSON ({error}): give a message's body") from error
+    if isinstance(found, Mapping) and isinstance(found.get("body"), str) and "kwargs" not in found:
+        return found["body"], dict(found.get("message_attributes") or {})
+    return lines, {}
