@@ -3,12 +3,22 @@
 import os
 import signal
 
-from sqstaskmaster import CannotContinue, DeadLetter, LocalMessage, MessageHandler, ProcessMessageHandler, Worker
+from sqstaskmaster import (
+    CannotContinue,
+    ClaimLapsed,
+    DeadLetter,
+    LocalMessage,
+    MessageHandler,
+    ProcessMessageHandler,
+    Worker,
+)
+from sqstaskmaster._claim import clock, note
 from tests.support import DEADLINE_SECONDS, Script
 from tests.support.endings import (
     ContinueLaws,
     DeadLetterLaws,
     DeadLetterServerLaws,
+    EndingTestCase,
     InBlock,
     InWorker,
     OnLocalQueue,
@@ -113,6 +123,18 @@ class WithoutAttributesTest(OnServer):
     def test_a_dead_letter_fails_as_ever_and_a_warning_names_the_remedy(self):
         self.assertIn('task_generator(message_attribute_names=["All"])', self.fail_with("is_given_up"))
         self.failed_for(DeadLetter, "customer 4711")
+
+
+class LapsedTest(EndingTestCase):
+    def test_a_worker_does_not_start_a_task_whose_claim_has_lapsed(self):
+        message = LocalMessage("{}")
+        received = clock.now() - 100
+        note.leave(message, note.Receipt(received, received, 30, "T", terms=note.Terms(stops_on_lost_claim=True)))
+        with self.assertLogs("sqstaskmaster"), Task(message, self.path, "is_done") as handler:
+            handler.run()
+        self.assertEqual(("claim lost", [], False), (handler.outcome, message.visibility_changes, message.deleted))
+        self.assertEqual([], self.seen())
+        self.failed_for(ClaimLapsed, "claim")
 
 
 class InterruptTest(InBlock, OnServer):
