@@ -404,7 +404,7 @@ class ClaimsTest(SlotsTestCase):
             time.sleep(1.1)
 
         self.assertEqual({"done": 1}, self.run_tasks(worker, {}))
-        self.assertTrue(4 <= len(self.messages[0].changes) <= 6, self.messages[0].changes)
+        self.assertGreaterEqual(len(self.messages[0].changes), 4)
         self.assertEqual({3}, set(self.messages[0].changes))
 
     def test_an_extension_that_hangs_delays_no_other_claim(self):
