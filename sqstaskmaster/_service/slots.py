@@ -208,8 +208,8 @@ class SlotsRun:
             return False
         if not (self._stop_signals or self._refused or self._burst and self._polling.all_empty):
             return False
-        if self._endings.unfinished:
-            # Only the user's code is left: an error service that hangs gets so long.
+        if self._endings.unfinished or self._logs.unfinished:
+            # Only the user's code is left: an error service or a log that hangs gets so long.
             self._end_at = min(self._end_at, time.monotonic() + _LAST_SECONDS)
             return False
         return True
