@@ -72,10 +72,13 @@ class Job:
 
     def due(self) -> float:
         """When something has to be done about the task, by `time.monotonic`."""
+        if self.stage is Stage.ENDING:
+            return math.inf
         if self.process is None:
             return self.limit_at
-        due = min(self.process.next_step_at, self.memory_at)
-        return due if self.stop_reason is not None else min(due, self.limit_at, self.look_at)
+        if self.stop_reason is not None:
+            return self.process.next_step_at
+        return min(self.process.next_step_at, self.memory_at, self.limit_at, self.look_at)
 
     def set_handler(self, handler: ProcessMessageHandler) -> None:
         """From now on it is the handler that is told of what goes wrong."""

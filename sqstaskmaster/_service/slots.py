@@ -315,7 +315,7 @@ class SlotsRun:
         if self._stop_signals:
             self._end(job)
             self._endings.give_back_unstarted(job)
-        elif job.claim.lapsed(clock.now()):
+        elif job.claim.lapsed(clock.now()) or job.claim.lost is not None:
             self._end(job)
             self._endings.lost(job, job.claim.lost)
         else:
@@ -327,8 +327,6 @@ class SlotsRun:
             self._end(job)
             self._endings.give_back_unstarted(job)
             return
-        if not any(each.is_running for each in self._jobs):
-            self._tell("busy")
         job.stage = Stage.RUNNING
         self._watching.begin(job, handler, time.monotonic(), clock.now())
         self._protection.busy(handler.hard_timeout)
@@ -339,13 +337,10 @@ class SlotsRun:
         self._endings.ended(job, others=any(each.is_running for each in self._jobs))
 
     def _end(self, job: Job) -> None:
-        was_running = job.is_running
         job.stage = Stage.ENDING
         if job.slot >= 0:
             self._slots.free(job.slot)
             job.slot = -1
-        if was_running and not any(each.is_running for each in self._jobs):
-            self._tell("idle")
 
     def _over(self, job: Job, outcome: str) -> None:
         """Nothing more is done about a message."""
