@@ -96,11 +96,26 @@ def successor(
     return request
 
 
+def without_retry(error: Any, types: tuple[type[BaseException], ...]) -> DeadLetter | None:
+    """What says that no retry helps: a DeadLetter, or an exception of one of the types, as one. None: a retry may."""
+    if isinstance(error, DeadLetter):
+        return error
+    if not isinstance(error, types):
+        return None
+    dead_letter = DeadLetter(f"{type(error).__name__}: {error}")
+    dead_letter.__cause__ = error
+    return dead_letter
+
+
 def is_due(message: Any, error: BaseException, max_receive_count: int) -> bool:
     """Whether a failed message is to be dead-lettered now: it asked for that, or no receive is left to it."""
+    return isinstance(error, DeadLetter) or is_last_receive(message, max_receive_count)
+
+
+def is_last_receive(message: Any, max_receive_count: int) -> bool:
+    """Whether the redrive policy allows no receive after this one."""
     received = _mapping(message.attributes).get("ApproximateReceiveCount")
-    last = isinstance(received, str) and received.isdecimal() and int(received) >= max_receive_count
-    return isinstance(error, DeadLetter) or last
+    return isinstance(received, str) and received.isdecimal() and int(received) >= max_receive_count
 
 
 def dead_letter(message: Any, task: str, error: BaseException, by: str, now: float | None = None) -> dict[str, Any]:
