@@ -128,6 +128,12 @@ def _dead(arguments: argparse.Namespace) -> Exit:
     return dead(arguments)
 
 
+def _ps(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.ps import ps
+
+    return ps(arguments)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster._cli import demo
 
@@ -172,6 +178,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     _add_worker(add)
     _add_run(add)
+    _add_ps(add)
     _add_submit(add)
     _add_status(add)
     _add_dead(add)
@@ -247,6 +254,26 @@ def _add_run(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_log(command)
 
 
+def _add_ps(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "ps",
+        _ps,
+        "show what the workers of this machine run",
+        "sqstaskmaster ps",
+        "sqstaskmaster ps --watch",
+        "sqstaskmaster ps --stacks",
+        more="This user's workers on this machine, or in this container; as root, everybody's. Workers of plain "
+        "MessageHandlers are not among them: their tasks run in the worker itself. For its stack a task gets a signal, "
+        "which ends a sleep or a wait of C code that does not begin it again.",
+    )
+    either = command.add_mutually_exclusive_group()
+    either.add_argument(
+        "--stacks", action="store_true", help="also where each task is, C calls included; it is not stopped for it"
+    )
+    _add_watch(either)
+    _add_json(command)
+
+
 def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "submit",
@@ -282,14 +309,7 @@ def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:
         more="The counts of SQS are approximate.",
     )
     _add_url(command)
-    command.add_argument(
-        "--watch",
-        nargs="?",
-        type=_seconds,
-        const=2.0,
-        metavar="SECONDS",
-        help="show them again every so often (2 seconds), until Ctrl-C",
-    )
+    _add_watch(command)
     _add_json(command)
 
 
@@ -379,6 +399,17 @@ def _add_log(command: argparse.ArgumentParser) -> None:
 
 def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:
     command.add_argument("url", metavar=metavar, help=text)
+
+
+def _add_watch(command: Any) -> None:
+    command.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=2.0,
+        metavar="SECONDS",
+        help="show them again every so often (2 seconds), until Ctrl-C",
+    )
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop
 from tests.support.commands import Command, command, offline, online, read, run
 
-COMMANDS = ("worker", "run", "submit", "status", "dead", "redrive", "purge", "doctor", "demo")
+COMMANDS = ("worker", "run", "ps", "submit", "status", "dead", "redrive", "purge", "doctor", "demo")
 
 
 class CommandTestCase(ServerTestCase):
