@@ -2,9 +2,13 @@
 
 import logging
 import sys
+import threading
 import time
 import unittest
+from unittest import mock
 
+from sqstaskmaster import LocalMessage, LocalQueue
+from tests.support import DEADLINE_SECONDS
 from tests.support.endings import (
     ContinueLaws,
     DeadLetterLaws,
@@ -60,3 +64,30 @@ class LastLineTest(InSlots, OnLocalQueue):
         Stopping(self, self.seen, "the task runs")
         self.worker(shutdown_grace=0).run()
         self.assertEqual(["continued"], written)
+
+
+@unittest.skipUnless(sys.platform == "linux", "slots need Linux")
+class BurstTest(InSlots, OnLocalQueue):
+    def test_a_poll_that_was_sent_before_a_task_had_ended_does_not_end_a_burst(self):
+        """It may have been answered before the successor was there, or while its group was blocked."""
+        polls, polled, finished = [], threading.Event(), threading.Event()
+        receive, delete = LocalQueue.receive_messages, LocalMessage.delete
+
+        def receive_messages(queue, **kwargs):
+            polls.append(kwargs)
+            if len(polls) == 2:
+                polled.set()
+                self.assertTrue(finished.wait(DEADLINE_SECONDS))
+                return []
+            return receive(queue, **kwargs)
+
+        def delete_once_polled(message):
+            self.assertTrue(polled.wait(DEADLINE_SECONDS))
+            delete(message)
+
+        self.submit("goes_on_twice")
+        with (
+            mock.patch.object(LocalQueue, "receive_messages", receive_messages),
+            mock.patch.object(LocalMessage, "delete", delete_once_polled),
+        ):
+            self.assertEqual({"continued": 2, "done": 1}, self.consume(on_finish=lambda _: finished.set()))
