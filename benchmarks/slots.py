@@ -205,13 +205,12 @@ def memory(sqs):
     print(f"idle memory (PSS) with {', '.join(heavy) or 'nothing'} imported")
     found = {}
     for slots in (1, 8):
-        with running(module(Queue(sqs).url, slots, heavy, constructor="None", wait=20)) as pid:
+        with running(module(Queue(sqs).url, slots, heavy, constructor="None", wait=2)) as pid:
             found[slots] = settled(lambda: pss(pid))
     row("eight slots beside one", [found[8]], [found[1]], "MiB", "at most 1.3")
     with contextlib.ExitStack() as stack:
         pids = [
-            stack.enter_context(running(module(Queue(sqs).url, 1, heavy, constructor="None", wait=20)))
-            for _ in range(8)
+            stack.enter_context(running(module(Queue(sqs).url, 1, heavy, constructor="None", wait=2))) for _ in range(8)
         ]
         whole = settled(lambda: sum(map(pss, pids)))
     row("eight slots beside eight interpreters", [found[8]], [whole], "MiB", "")

@@ -12,6 +12,7 @@ poll --- nothing ------------------------------------------ burst: the end
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import os
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-from sqstaskmaster._claim import owner
+from sqstaskmaster._claim import note, owner
 from sqstaskmaster._isolation import child
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.polling import Polling
@@ -28,6 +29,7 @@ from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of
+from sqstaskmaster.endings import Continue
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
     PollRefused,
@@ -117,6 +119,7 @@ class SingleRun:
             logger.error("%s: %s", error, message, exc_info=error.__cause__, extra={"action": "refused", "task": task})
             self._notify(manager, error, message)
             return REFUSED
+        self._leave_terms(task, handler, message)
         self._protection.busy(handler.hard_timeout)
         self._tell("busy")
         try:
@@ -136,7 +139,7 @@ class SingleRun:
                         self._stop.interruptible(handler.run, child.is_waiting)
                     else:
                         check_has_run(self._stop.interruptible(handler.run, _is_outside_heartbeat, _STOP_AGAIN_SECONDS))
-                except (Exception, ShutdownRequested):
+                except (Exception, Continue, ShutdownRequested):
                     raise
                 except BaseException as error:
                     raise TaskQuit(f"The task raised {error!r} in the worker's process") from error
@@ -146,6 +149,16 @@ class SingleRun:
             logger.exception("Handler failed for message: %s", message, extra={"action": "handler_failed"})
             self._notify(manager, error, message)
         owner.leave_if_forked(self._process)
+
+    def _leave_terms(self, task: str, handler: MessageHandler, message: Any) -> None:
+        receipt = note.read(message)
+        if receipt is not None:
+            terms = note.Terms(
+                fits=functools.partial(self._settings.registry.entry_for, task),
+                stops_on_lost_claim=self._settings.stops_on_lost_claim and isinstance(handler, ProcessMessageHandler),
+                dead_letter_reasons=self._settings.dead_letter_reasons,
+            )
+            note.leave(message, receipt._replace(terms=terms))
 
     def _give_back(self, message: Any) -> None:
         """Make a message that has not been started visible to others at once."""
