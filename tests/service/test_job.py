@@ -1,4 +1,4 @@
-"""When something has to be done about a job: a time that is over and that nobody acts on would keep the loop turning."""
+"""When something has to be done about a job: a time that is over, and nobody acts on, would keep the loop turning."""
 
 import math
 import unittest
