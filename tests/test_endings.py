@@ -4,6 +4,7 @@ import os
 import signal
 import unittest
 
+import sqstaskmaster
 from sqstaskmaster import (
     CannotContinue,
     ClaimLapsed,
@@ -12,6 +13,7 @@ from sqstaskmaster import (
     MessageHandler,
     ProcessMessageHandler,
     Worker,
+    errors,
 )
 from sqstaskmaster._claim import clock, note
 from tests.support import DEADLINE_SECONDS, Script
