@@ -161,7 +161,9 @@ def speed(sqs):
 def running(source):
     """A worker of that module, in a session of its own."""
     code = source + "\nprint('ready', flush=True)\nworker.run()\n"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         process.stdout.readline()
         yield process.pid
@@ -223,7 +225,7 @@ def start(sqs):
     with tempfile.TemporaryDirectory() as folder:
         for size in START_SIZES:
             queue = Queue(sqs)
-            with running(module(queue.url, 1, gigabytes=size, constructor="None", wait=20)):
+            with running(module(queue.url, 1, gigabytes=size, constructor="None", wait=2)):
                 times = [started_in(queue, os.path.join(folder, f"{size}-{turn}")) for turn in range(STARTS)][5:]
             nothing = nothing or times
             goal = "at most 1.3" if size == 1 else ""
@@ -246,7 +248,7 @@ def idle(sqs):
     """CPU of a worker whose slots all sleep."""
     queue = Queue(sqs)
     queue.send("Sleep", IDLE_SLOTS, seconds=IDLE_SECONDS * 2)
-    source = module(queue.url, IDLE_SLOTS, constructor="None", wait=20, claim=30, alarm=10)
+    source = module(queue.url, IDLE_SLOTS, constructor="None", wait=5, claim=30, alarm=10)
     with running(source) as pid:
         time.sleep(10)
         before = cpu(pid)

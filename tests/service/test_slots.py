@@ -14,7 +14,6 @@ from unittest import mock
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
-from sqstaskmaster._service.slots import SlotsRun
 from sqstaskmaster.errors import ClaimLapsed, HandlerStuck, HardTimeout, MemoryLimitExceeded, PollRefused, TaskKilled
 from tests.support import DEADLINE_SECONDS, ServerTestCase, wait_until
 
@@ -523,22 +522,6 @@ class ClaimsTest(SlotsTestCase):
         worker = Worker(self.manager, {"T": Slow}, slots=2, wait_time=0, **self.TIMES)
         self.assertEqual({"claim lost": 1}, self.run_tasks(worker, {}))
         self.assertEqual([], self.files())
-
-    def test_a_message_that_is_waited_for_after_its_task_costs_no_turns_of_the_loop(self):
-        def on_change(message, seconds):
-            time.sleep(1)
-
-        self.on_change = on_change
-        worker = self.worker(slots=1, wait_time=1)
-
-        @worker.task("T", max_memory=1 << 40, hard_timeout=0.2, term_grace=0, retry_delay=lambda *_: 5)
-        def task():
-            time.sleep(3600)
-
-        turns, turn = [], SlotsRun._turn
-        with mock.patch.object(SlotsRun, "_turn", lambda run: turns.append(1) or turn(run)):
-            self.assertEqual({"timed out": 1}, self.run_tasks(worker, {}))
-        self.assertLess(len(turns), 100)
 
 
 class StoppingTest(SlotsTestCase):
