@@ -1,11 +1,12 @@
 """Whether anything is lost or done twice while workers are killed and the network fails, for the whole run.
 
-    python -m benchmarks.chaos [--tasks 500] [--processes 4] [--seed N]
+    python -m benchmarks.chaos [--tasks 500] [--processes 4] [--slots 1] [--seed N]
 
-500 short tasks, 4 processes under one supervisor. At random moments one of them is hit: SIGKILL to a worker, to a
-task's process or its keeper, to the supervisor (which is then started again, as an orchestrator would), SIGTERM to a
-worker or the supervisor. Between the workers and the server stands a proxy that cuts, delays and refuses connections.
-Each execution holds a file lock and keeps a journal, so that two at once, and every repetition, are seen.
+500 short tasks, 4 processes (2, where each has slots) under one supervisor. At random moments one of them is hit:
+SIGKILL to a worker, to a task's process, its keeper or the template of a worker's slots, to the supervisor (which is
+then started again, as an orchestrator would), SIGTERM to a worker or the supervisor. Between the workers and the server
+stands a proxy that cuts, delays and refuses connections. Each execution holds a file lock and keeps a journal, so that
+two at once, and every repetition, are seen.
 Linux only: it reads /proc.
 """
 
@@ -37,6 +38,7 @@ HITS = {
     "KILL worker": 30,
     "KILL task": 25,
     "KILL keeper": 15,
+    "KILL template": 10,
     "KILL supervisor": 10,
     "TERM worker": 12,
     "TERM super": 8,
@@ -131,9 +133,9 @@ class Proxy:
 class Service:
     """The supervisor as an orchestrator runs it: started again whenever it has ended."""
 
-    def __init__(self, folder, processes, environ):
+    def __init__(self, folder, processes, slots, environ):
         self._command = [sys.executable, "-m", "sqstaskmaster", "worker", "chaos_tasks:worker"]
-        self._command += ["--processes", str(processes)]
+        self._command += ["--processes", str(processes), "--slots", str(slots)]
         self._folder = folder
         self._environ = environ
         self._log = open(os.path.join(folder, "log"), "ab")
@@ -162,8 +164,9 @@ class Service:
 class Hits:
     """Who was hit, when: what explains that a task is done again."""
 
-    def __init__(self, service, chance):
+    def __init__(self, service, slots, chance):
         self._service = service
+        self._slots = slots
         self._chance = chance
         self.count = collections.Counter()
         self.pids = set()
@@ -173,14 +176,23 @@ class Hits:
         kind = self._chance.choices(list(HITS), list(HITS.values()))[0]
         number = signal.SIGKILL if kind.startswith("KILL") else signal.SIGTERM
         supervisor, workers = self._service.process.pid, self._service.workers()
-        keepers = [pid for worker in workers for pid in children(worker)]
-        tasks = [pid for keeper in keepers for pid in children(keeper)]
-        among = {"worker": workers, "task": tasks, "keeper": keepers}.get(kind.split()[1], [supervisor])
+        # With slots, the template comes between a worker and its keepers.
+        templates = children_of(workers) if self._slots > 1 else []
+        keepers = children_of(templates or workers)
+        among = {"worker": workers, "template": templates, "keeper": keepers, "task": children_of(keepers)}.get(
+            kind.split()[1], [supervisor]
+        )
         if not among:
             return
         pid = self._chance.choice(among)
-        # A worker that goes takes its task with it, the supervisor all of them.
-        felled = {pid, *(workers if pid == supervisor else ()), *keepers_of(pid, supervisor, workers)}
+        # A worker that goes takes its tasks with it, the supervisor all of them. Without its template a worker stops.
+        felled = {pid}
+        if pid == supervisor:
+            felled.update(workers)
+        elif pid in templates:
+            felled.update(worker for worker in workers if pid in children(worker))
+        elif pid in keepers:
+            felled.update(children(pid))
         try:
             os.kill(pid, number)
         except ProcessLookupError:
@@ -191,9 +203,8 @@ class Hits:
             self.worker_hits.append((time.monotonic(), set(felled)))
 
 
-def keepers_of(pid, supervisor, workers):
-    """The tasks below a keeper that is hit."""
-    return children(pid) if pid != supervisor and pid not in workers else []
+def children_of(pids):
+    return [child for pid in pids for child in children(pid)]
 
 
 def children(pid):
@@ -261,9 +272,12 @@ def recoveries(folder, hits):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=500)
-    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
+    if arguments.processes is None:
+        arguments.processes = 4 if arguments.slots == 1 else 2
     print(f"seed {arguments.seed}", flush=True)
     chance = random.Random(arguments.seed)
     with fast_server() as endpoint, tempfile.TemporaryDirectory() as folder:
@@ -288,8 +302,8 @@ def run(endpoint, folder, arguments, chance):
         MARK: mark,
     }
     began = time.monotonic()
-    service = Service(folder, arguments.processes, environ)
-    hits = Hits(service, chance)
+    service = Service(folder, arguments.processes, arguments.slots, environ)
+    hits = Hits(service, arguments.slots, chance)
     while len(finished(folder)) < arguments.tasks and time.monotonic() < began + GIVE_UP_SECONDS:
         time.sleep(chance.uniform(*SECONDS_BETWEEN_HITS))
         hits.hit()

@@ -161,7 +161,9 @@ def speed(sqs):
 def running(source):
     """A worker of that module, in a session of its own."""
     code = source + "\nprint('ready', flush=True)\nworker.run()\n"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         process.stdout.readline()
         yield process.pid
@@ -205,13 +207,12 @@ def memory(sqs):
     print(f"idle memory (PSS) with {', '.join(heavy) or 'nothing'} imported")
     found = {}
     for slots in (1, 8):
-        with running(module(Queue(sqs).url, slots, heavy, constructor="None", wait=20)) as pid:
+        with running(module(Queue(sqs).url, slots, heavy, constructor="None", wait=2)) as pid:
             found[slots] = settled(lambda: pss(pid))
     row("eight slots beside one", [found[8]], [found[1]], "MiB", "at most 1.3")
     with contextlib.ExitStack() as stack:
         pids = [
-            stack.enter_context(running(module(Queue(sqs).url, 1, heavy, constructor="None", wait=20)))
-            for _ in range(8)
+            stack.enter_context(running(module(Queue(sqs).url, 1, heavy, constructor="None", wait=2))) for _ in range(8)
         ]
         whole = settled(lambda: sum(map(pss, pids)))
     row("eight slots beside eight interpreters", [found[8]], [whole], "MiB", "")
@@ -224,7 +225,7 @@ def start(sqs):
     with tempfile.TemporaryDirectory() as folder:
         for size in START_SIZES:
             queue = Queue(sqs)
-            with running(module(queue.url, 1, gigabytes=size, constructor="None", wait=20)):
+            with running(module(queue.url, 1, gigabytes=size, constructor="None", wait=2)):
                 times = [started_in(queue, os.path.join(folder, f"{size}-{turn}")) for turn in range(STARTS)][5:]
             nothing = nothing or times
             goal = "at most 1.3" if size == 1 else ""
@@ -247,7 +248,7 @@ def idle(sqs):
     """CPU of a worker whose slots all sleep."""
     queue = Queue(sqs)
     queue.send("Sleep", IDLE_SLOTS, seconds=IDLE_SECONDS * 2)
-    source = module(queue.url, IDLE_SLOTS, constructor="None", wait=20, claim=30, alarm=10)
+    source = module(queue.url, IDLE_SLOTS, constructor="None", wait=5, claim=30, alarm=10)
     with running(source) as pid:
         time.sleep(10)
         before = cpu(pid)

@@ -7,6 +7,7 @@
         |                                         --> neither          _extend_timeout, and arm the next alarm
     __exit__    SIGALRM is given back; then the one verdict:
                 done -> delete    failed, timed out, stuck -> report, leave it to SQS    interrupted -> and give it back
+                dead-lettered, continued -> sent on first, deleted second    claim lost, and stopped for it -> nothing
 
 What is due when, and what an answer of SQS means, is the claim's to say (`_claim`). `_decide` knows nothing of signals:
 ProcessMessageHandler asks it from an ordinary loop.
@@ -24,17 +25,20 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from sqstaskmaster._claim import current, note, owner
+from sqstaskmaster._claim import current, forwarding, note, owner
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._claim.clock import now as claim_clock
 from sqstaskmaster._claim.current import CurrentTask
+from sqstaskmaster._claim.deletion import LONGEST_WAIT_SECONDS
+from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED
 from sqstaskmaster._claim.report import FactsFilter, Report
 from sqstaskmaster._claim.requests import Extensions, change_visibility, delete
 from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
-from sqstaskmaster.errors import HandlerStuck, HardTimeout, NoAnswer
+from sqstaskmaster.endings import Continue
+from sqstaskmaster.errors import CannotContinue, HandlerStuck, HardTimeout, NoAnswer
 
 logger = logging.getLogger(__name__)
 logger.addFilter(FactsFilter())
@@ -47,6 +51,9 @@ _HEARTBEAT_WAIT_SECONDS = 1.0
 
 # How far before the end of the claim's 12 hours a task is stopped, so that it is gone when the message comes back.
 _END_MARGIN_SECONDS = 2.0
+
+# The longest that sending a message on is waited for; its claim is kept meanwhile.
+SEND_SECONDS = 30.0
 
 # An alarm that finds a block being entered or left may not raise, and asks again this soon; then doubled each time.
 _ASK_AGAIN_SECONDS = 0.005
@@ -100,8 +107,9 @@ class MessageHandler(abc.ABC):
     :param alarm_timeout: how often the claim is extended; may be a fraction; more than one second below `sqs_timeout`.
     :param hard_timeout: the limit of the block, from `__enter__`; may be a fraction; up to 43200. The limit that holds
         is the earlier of this and the end of the claim's 12 hours, which SQS counts from the receive.
+    :param dead_letter: types of exceptions for which no retry helps, `(KeyError, HardTimeout)`: see DeadLetter.
     :param clock: seconds, for tests: in place of the monotonic clock, and of the claim's.
-    :raises ValueError: for a timeout out of its range.
+    :raises ValueError: for a timeout out of its range, and a `dead_letter` that is no types of exceptions.
 
     What the block does not delete, SQS redelivers when the visibility timeout ends, and moves to the dead-letter queue
     after the queue's `maxReceiveCount`:
@@ -123,9 +131,11 @@ class MessageHandler(abc.ABC):
         alarm_timeout: float,
         hard_timeout: float,
         *,
+        dead_letter: tuple[type[BaseException], ...] | type[BaseException] = (),
         clock: Callable[[], float] | None = None,
     ) -> None:
         check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
+        self.dead_letter = _checked_types(dead_letter)
         self.sqs_timeout = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
@@ -233,9 +243,11 @@ class MessageHandler(abc.ABC):
         self.outcome = None
         self._stopped_as: Outcome | None = None
         self._stop_at_first_alarm: Exception | None = None
+        self._continue: Continue | None = None  # what the task answered when it was stopped
         self._lost_is_told = self._leaving = False
         self._ask_again = _ASK_AGAIN_SECONDS
-        asked_at, task = (now, None) if receipt is None else (receipt.asked_at, receipt.task)
+        self._receipt = receipt or note.Receipt(now, now, None)
+        asked_at, task = self._receipt.asked_at, self._receipt.task
         self._claim = Claim(self.sqs_timeout, self.alarm_timeout, asked_at=asked_at, task=task)
         self._report = Report(
             self._message,
@@ -247,7 +259,7 @@ class MessageHandler(abc.ABC):
         )
         self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
         if receipt is not None and receipt.seconds is not None:
-            if now <= receipt.answered_at + receipt.seconds:
+            if now <= receipt.answered_at + receipt.seconds or receipt.terms.stops_on_lost_claim:
                 self._claim.received(receipt.answered_at, receipt.seconds)
             else:
                 self._report.log(
@@ -285,20 +297,43 @@ class MessageHandler(abc.ABC):
             self._collect_answers()
         except Exception as error:  # of claim_lost: the task has ended, there is nothing to stop any more
             self._report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
-        swallowed = exception is None or isinstance(exception, Exception) or not isinstance(exception, BaseException)
+        swallowed = isinstance(exception, (Exception, Continue)) or not isinstance(exception, BaseException)
+        self._report.more = {"continuation": forwarding.chain_of(self._message).number or None}
+        if self._receipt.terms.stops_on_lost_claim and self._claim.lost is not None:
+            # Told already. Another worker may be running it: nothing is sent, deleted, or given back.
+            self._set_outcome(Outcome.CLAIM_LOST)
+        else:
+            self._carry_out(exception, swallowed)
+        self._report.finished()
+        return swallowed
+
+    def _carry_out(self, exception: Any, swallowed: bool) -> None:
         outcome = Outcome.DONE if exception is None else self._stopped_as or Outcome.FAILED
-        self.outcome = outcome if swallowed else Outcome.INTERRUPTED
-        self._report.outcome = self.outcome.value
+        ending = exception if isinstance(exception, Continue) else self._continue
+        if ending is not None:
+            outcome, exception = Outcome.CONTINUED, self._send_successor(ending)
+            if exception is not None:
+                outcome = Outcome.FAILED
+        elif swallowed and exception is not None and self._is_dead_lettered(exception):
+            self._set_outcome(Outcome.DEAD_LETTERED)
+            self._report.failed(exception)
+            outcome, exception = Outcome.DEAD_LETTERED, None
         if exception is None:
+            self._set_outcome(outcome)
             apart = self._run_time() >= self.alarm_timeout
             if not delete(self._message, self._claim, self._claim_clock, self._report, apart):
                 self._report.comes_back_in = self._claim.left(self._claim_clock())
-        else:
-            # Before it is reported: an error service that answers slowly is not what another worker waits for.
-            self._return_message(exception, at_once=not swallowed)
-            self._report.failed(exception)
-        self._report.finished()
-        return swallowed
+            return
+        self._set_outcome(outcome if swallowed else Outcome.INTERRUPTED)
+        # Before it is reported: an error service that answers slowly is not what another worker waits for.
+        self._return_message(exception, at_once=not swallowed)
+        self._report.failed(exception)
+        if not swallowed:
+            self._warn_of_last_receive()
+
+    def _set_outcome(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._report.outcome = outcome.value
 
     def _return_message(self, exception: Any, at_once: bool) -> None:
         """Have the message come back at once, or when `retry_delay` says: by default when its claim ends.
@@ -317,6 +352,75 @@ class MessageHandler(abc.ABC):
             seconds = self._claim.cut(delay, self._claim_clock())
             if change_visibility(self._message, seconds, self._report):
                 self._report.comes_back_in = seconds
+
+    # -- sending on: first, before anything is deleted -----------------------------------------------------------
+
+    def _successor(self, ending: Continue) -> Callable[[], Any]:
+        """What sends the successor of this message. Raises where it cannot be sent."""
+        raise CannotContinue(
+            f"Task {self._report.task!r} cannot continue in a MessageHandler, which runs it in the worker's process: "
+            "make it a ProcessMessageHandler"
+        )
+
+    def _send_successor(self, ending: Continue) -> CannotContinue | None:
+        """None where it was sent; else why not, and the task has failed."""
+        error: BaseException | None
+        try:
+            error = self._send(self._successor(ending))
+        except Exception as refused:
+            error = refused
+        if error is None or isinstance(error, CannotContinue):
+            return error
+        problem = CannotContinue(f"Task {self._report.task!r} cannot continue, its successor was not sent: {error}")
+        problem.__cause__ = error
+        return problem
+
+    def _is_dead_lettered(self, exception: Any) -> bool:
+        """Send it to the dead-letter queue with the reason, where that is due. Whether it was, and has been sent."""
+        reason: BaseException | None = forwarding.without_retry(exception, self.dead_letter)
+        if reason is None and self._receipt.terms.dead_letter_reasons and isinstance(exception, BaseException):
+            reason = exception
+        if reason is None:
+            return False
+        error, queues, due = reason, self._receipt.dead_letters, []
+
+        def send() -> None:
+            if queues is None:
+                raise CannotContinue("its message was received by no TaskManager, and does not know its queue")
+            due.append(queues.send(self._message, self._report.task, error, self._receipt.has_attributes))
+
+        problem = self._send(send)
+        if problem is not None and (queues is None or queues.is_news(self._receipt.queue_url, problem)):
+            self._report.log(logging.WARNING, "dead_letter_failed", NOT_DEAD_LETTERED, self._report.task, problem)
+        return problem is None and due == [True]
+
+    def _send(self, send: Callable[[], Any]) -> BaseException | None:
+        """Have it sent, and keep the claim meanwhile. What it raised."""
+        call = BoundedCall(send)
+        until = time.monotonic() + SEND_SECONDS
+        while True:
+            now = self._claim_clock()
+            left = until - time.monotonic()
+            if call.wait(max(0.0, min(self._claim.due(now) - now, left))):
+                return call.error
+            if left <= 0:
+                return NoAnswer(f"no answer in {SEND_SECONDS:g} s")
+            try:
+                self._extend_timeout(self.sqs_timeout)
+            except Exception as error:  # of claim_lost
+                self._report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
+
+    def _warn_of_last_receive(self) -> None:
+        queues = self._receipt.dead_letters
+        if queues is None or self._report.comes_back_in != 0:
+            return
+
+        def warn() -> None:
+            if queues.is_last_receive(self._message):
+                facts = self._report.task, self._report.receive_count, self._message
+                self._report.log(logging.WARNING, "last_receive", LAST_RECEIVE, *facts)
+
+        BoundedCall(warn).wait(LONGEST_WAIT_SECONDS)
 
     # -- the decision and its driver -----------------------------------------------------------------------------
 
@@ -463,6 +567,14 @@ def retry_delay_of(handler: MessageHandler, exception: BaseException, report: Re
         report.trouble(text, error, "retry_delay_failed")
         return None
     return None if delay is None else math.ceil(delay)
+
+
+def _checked_types(given: Any) -> tuple[type[BaseException], ...]:
+    types = given if isinstance(given, tuple) else (given,)
+    for each in types:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise ValueError(f"dead_letter must be types of exceptions, like (KeyError, ValueError), not {given!r}")
+    return types
 
 
 def _never() -> bool:

@@ -17,16 +17,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from sqstaskmaster._claim import current, owner
+from sqstaskmaster._claim import current, forwarding, owner
 from sqstaskmaster._claim.current import CurrentTask
+from sqstaskmaster._claim.destinations import send_successor
 from sqstaskmaster._isolation import child as isolation
-from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._isolation import plain, process_tree
 from sqstaskmaster._isolation.channel import Channel
 from sqstaskmaster._signals.bounded import BoundedCall
+from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
-from sqstaskmaster.endings import DeadLetter
-from sqstaskmaster.errors import MemoryLimitExceeded, NothingHasRun, UnsupportedContext
+from sqstaskmaster.endings import Continue
+from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, NothingHasRun, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ Self = TypeVar("Self", bound="ProcessMessageHandler")
 _MEMORY_LOOK_SECONDS = 0.1
 
 _MOST_CONTINUATIONS = 1_000_000
+
+# What a Continue takes on its way to the worker, beside its kwargs.
+_ROOM_BYTES = 1000
 
 # The longest that one answer of `running()` is waited for: it is asked beside the heartbeat, not before it.
 _RUNNING_SECONDS = 0.25
@@ -66,7 +71,7 @@ class ProcessMessageHandler(MessageHandler):
         imported in the child, so it needs the usual `if __name__ == "__main__":`.
     :param max_memory: bytes that the task and all it starts may hold together (proportional set size, looked at ten
         times a second), None for no limit. Linux only.
-    :param dead_letter: types of exceptions for which no retry helps: see DeadLetter. Tested in the task's process.
+    :param dead_letter: as for MessageHandler. Tested in the task's process too, before anything is pickled.
     :param max_continuations: how often the task may continue, see Continue: 0 to 1,000,000. So that a bug in it cannot
         go on for ever.
     :raises ValueError: for an argument out of its range.
@@ -106,7 +111,7 @@ class ProcessMessageHandler(MessageHandler):
         max_continuations: int = 1000,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, clock=clock)
+        super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, dead_letter=dead_letter, clock=clock)
         if not is_number(term_grace) or term_grace < 0:
             raise ValueError(f"term_grace must be a number of seconds, 0 or more, not {term_grace!r}")
         if start_method is not None and start_method not in isolation.START_METHODS:
@@ -115,7 +120,6 @@ class ProcessMessageHandler(MessageHandler):
             raise ValueError(f"max_memory must be a whole number of bytes over 0, or None, not {max_memory!r}")
         if max_memory is not None and not process_tree.LINUX:
             raise UnsupportedContext("max_memory needs Linux, where the memory of other processes can be read")
-        self.dead_letter = _checked_types(dead_letter)
         self.max_continuations = check_whole("max_continuations", max_continuations, 0, _MOST_CONTINUATIONS)
         self.term_grace = term_grace
         self.start_method = start_method
@@ -169,6 +173,7 @@ class ProcessMessageHandler(MessageHandler):
         if self._stop_at_first_alarm is not None:
             error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
             raise error
+        self._stop_where_lost()
         child = isolation.Child(
             functools.partial(run_task, self._task_side(), task=self._task_name(), seconds=self._seconds_to_limit()),
             name=self._task_name(),
@@ -187,6 +192,8 @@ class ProcessMessageHandler(MessageHandler):
             return child.result()
         except BaseException as error:
             self._stop(child)
+            if self._claim.lost is None:
+                self._continue = _continuation_of(child)
             self._report.stack = child.stack
             show_stack(error, child.stack)
             raise
@@ -206,7 +213,34 @@ class ProcessMessageHandler(MessageHandler):
             self._stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
             raise self._stop_exception(self._stopped_as)
         self._extend_timeout(self.sqs_timeout)
+        self._stop_where_lost()
         self._set_next_alarm()
+
+    def _stop_where_lost(self) -> None:
+        if self._receipt.terms.stops_on_lost_claim and self._claim.lost is not None:
+            raise self._claim.lost
+
+    def _successor(self, ending: Continue) -> Callable[[], Any]:
+        task, given = messages.decode(self._message.body)
+        kwargs = {**given, **ending.kwargs}
+        self._check_fit(given, kwargs)
+        request = forwarding.successor(
+            self._message, task, kwargs, ending.delay_seconds, self.max_continuations, self._receipt.has_attributes
+        )
+        return lambda: send_successor(self._message, request)
+
+    def _check_fit(self, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+        """Raises where the successor's kwargs do not fit the task, which would then fail for ever."""
+        fits = self._receipt.terms.fits
+        if fits is not None:
+            fits(kwargs)
+            return
+        signature = inspect.signature(type(self))
+        try:
+            signature.bind_partial(None, **given)
+        except TypeError:
+            return  # whoever made this handler goes by other names than the message does
+        signature.bind_partial(None, **kwargs)
 
     def _decide(self) -> Decision:
         if self._seconds_to_limit() <= 0:
@@ -277,7 +311,7 @@ class ProcessMessageHandler(MessageHandler):
         del task_side.__dict__["run"]
         task_side._message = MessageContent.of(self._message)
         # What has to do with the claim stays here, and cannot be pickled.
-        del task_side._report, task_side._extensions
+        del task_side._report, task_side._extensions, task_side._receipt
         task_side._clock = task_side._claim_clock = time.monotonic
         task_side._child = task_side._asked = None
         task_side._children = []
@@ -341,10 +375,24 @@ def run_task(
         try:
             with contextlib.nullcontext() if around is None else around(task_now):
                 return check_has_run(handler.run())
+        except Continue as ending:
+            raise _checked(ending, task)
         except handler.dead_letter as error:
-            if isinstance(error, DeadLetter):
-                raise
-            raise DeadLetter(f"{type(error).__name__}: {error}") from error
+            raise forwarding.without_retry(error, handler.dead_letter) or error
+
+
+def _checked(ending: Continue, task: str) -> BaseException:
+    """The Continue itself, where it will arrive in the worker whole."""
+    try:
+        if len(plain.dump(ending.kwargs)) <= plain.MAX_BYTES - _ROOM_BYTES:
+            return ending
+        problem = "this is more"
+    except plain.NotPlain as error:
+        problem = str(error)
+    return CannotContinue(
+        f"Task {task!r} cannot continue: {problem}: plain data of at most 1 MiB goes on, so store the rest elsewhere, "
+        "in S3 for example, and continue with its address"
+    )
 
 
 def check_has_run(value: Any) -> Any:
@@ -362,12 +410,15 @@ def check_has_run(value: Any) -> Any:
     return value
 
 
-def _checked_types(given: Any) -> tuple[type[BaseException], ...]:
-    types = given if isinstance(given, tuple) else (given,)
-    for each in types:
-        if not isinstance(each, type) or not issubclass(each, BaseException):
-            raise ValueError(f"dead_letter must be types of exceptions, like (KeyError, ValueError), not {given!r}")
-    return types
+def _continuation_of(child: isolation.Child) -> Continue | None:
+    """The Continue with which a task answered that it was stopped, if it did."""
+    try:
+        child.result()
+    except Continue as ending:
+        return ending
+    except BaseException:
+        pass
+    return None
 
 
 class _Stack(Exception):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sqstaskmaster._claim import clock, note
+from sqstaskmaster._claim.destinations import DeadLetterQueues
 from sqstaskmaster._claim.report import Report
 from sqstaskmaster._sending.batches import GroupedLine, Line
 from sqstaskmaster._sqs import messages
@@ -107,6 +108,7 @@ class TaskManager:
         self.sender_name = sender_name
         self._service_name = sender_name or f"Unknown sender to: {sqs_url}"
         self._notify = notify
+        self._dead_letters = DeadLetterQueues()
         self._writer = Writer(strict)
         self._fifo = sqs_url.endswith(".fifo")  # SQS asks it of the names of FIFO queues, and forbids it to others
         self._options = NO_OPTIONS
@@ -332,7 +334,14 @@ class TaskManager:
                 VisibilityTimeout=sqs_timeout,
                 **wanted,
             )
-        receipt = note.Receipt(asked_at, clock.now(), sqs_timeout, queue_url=self.url)
+        receipt = note.Receipt(
+            asked_at,
+            clock.now(),
+            sqs_timeout,
+            queue_url=self.url,
+            has_attributes=bool({"All", ".*"}.intersection(wanted.get("MessageAttributeNames", ()))),
+            dead_letters=self._dead_letters,
+        )
         return [self._open(message, receipt, in_worker) for message in received]
 
     def _open(self, message: Any, receipt: note.Receipt, in_worker: bool) -> Task | None:

@@ -196,9 +196,9 @@ class Worker:
         `refused` (unknown task, kwargs that do not fit).
 
         :param slots: in place of the worker's own, as the command line's `--slots`.
-        :param on_event: called with "polled" after each poll that SQS answered (and now and then while no slot is
-            free), with "busy" when a task starts where none ran, and with "idle" when none runs any more. Meant for
-            health checks: it must be quick. What it raises is logged.
+        :param on_event: called with "polled" after each poll that SQS answered, and every few seconds while no slot is
+            free, as long as the worker's loop turns. Without slots "busy" and "idle" come round each task instead.
+            Meant for health checks: it must be quick. What it raises is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
         :param ecs_metadata_uri: ECS_CONTAINER_METADATA_URI_V4 on Amazon ECS: `slots="auto"` asks it for the CPU limit.
         :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for

@@ -344,7 +344,15 @@ class GeneratorTest(unittest.TestCase):
         received = message()
         with mock.patch.object(clock, "now", side_effect=[100.0, 113.0]):
             next(manager_of([received]).task_generator(wait_time=20, sqs_timeout=60))
-        self.assertEqual(note.Receipt(100.0, 113.0, 60, "T", URL), note.read(received))
+        receipt = note.read(received)
+        self.assertEqual((100.0, 113.0, 60, "T", URL, False), receipt[:6])
+
+    def test_the_message_says_whether_it_was_received_with_all_its_message_attributes(self):
+        for names, has_all in ((["All"], True), ([".*"], True), (["colour"], False), ([], False)):
+            with self.subTest(names):
+                received = message()
+                next(manager_of([received]).task_generator(message_attribute_names=names))
+                self.assertEqual(has_all, note.read(received).has_attributes)
 
     def test_a_message_that_takes_no_note_is_yielded_all_the_same(self):
         class Closed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,11 +96,26 @@ def successor(
     return request
 
 
+def without_retry(error: Any, types: tuple[type[BaseException], ...]) -> DeadLetter | None:
+    """What says that no retry helps: a DeadLetter, or an exception of one of the types, as one. None: a retry may."""
+    if isinstance(error, DeadLetter):
+        return error
+    if not isinstance(error, types):
+        return None
+    dead_letter = DeadLetter(f"{type(error).__name__}: {error}")
+    dead_letter.__cause__ = error
+    return dead_letter
+
+
 def is_due(message: Any, error: BaseException, max_receive_count: int) -> bool:
     """Whether a failed message is to be dead-lettered now: it asked for that, or no receive is left to it."""
+    return isinstance(error, DeadLetter) or is_last_receive(message, max_receive_count)
+
+
+def is_last_receive(message: Any, max_receive_count: int) -> bool:
+    """Whether the redrive policy allows no receive after this one."""
     received = _mapping(message.attributes).get("ApproximateReceiveCount")
-    last = isinstance(received, str) and received.isdecimal() and int(received) >= max_receive_count
-    return isinstance(error, DeadLetter) or last
+    return isinstance(received, str) and received.isdecimal() and int(received) >= max_receive_count
 
 
 def dead_letter(message: Any, task: str, error: BaseException, by: str, now: float | None = None) -> dict[str, Any]:
@@ -139,6 +155,25 @@ def dead_letter(message: Any, task: str, error: BaseException, by: str, now: flo
             )
         # A character takes up to six bytes as JSON: never cut more than is needed.
         content["reason"] = content["reason"][: -max(1, over // 6)]
+
+
+def redriven(message: Any, fifo: bool) -> dict[str, Any]:
+    """The parameters of SendMessage for a dead message that is to be tried again: itself, without the reason.
+
+    :param fifo: whether it goes to a FIFO queue. It gets a deduplication id that was never used: by its own it would be
+        dropped, and then deleted, where it died within five minutes.
+    """
+    system, ours = _mapping(message.attributes), _ours(message)
+    kept = ("continuation", "first_id", "first_sent")
+    content: dict[str, Any] = {name: ours[name] for name in kept if name in ours}
+    request: dict[str, Any] = {"MessageBody": message.body, "MessageAttributes": _with(message, "", content)}
+    if not content:
+        del request["MessageAttributes"][ATTRIBUTE]
+    if "MessageGroupId" in system:
+        request["MessageGroupId"] = str(system["MessageGroupId"])
+    if fifo:
+        request["MessageDeduplicationId"] = str(uuid.uuid4())
+    return request
 
 
 def reason_of(message: Any) -> dict[str, Any]:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from sqstaskmaster._claim.destinations import DeadLetterQueues
 
 _NOTE = "_sqstaskmaster_receipt"
+
+
+class Terms(NamedTuple):
+    """What a worker wants of the handler of its message; a loop of the user's wants nothing.
+
+    `fits` raises where kwargs do not fit the task.
+    """
+
+    fits: Callable[[Mapping[str, Any]], object] | None = None
+    stops_on_lost_claim: bool = False
+    dead_letter_reasons: bool = False
 
 
 class Receipt(NamedTuple):
@@ -12,6 +27,8 @@ class Receipt(NamedTuple):
 
     `asked_at` and `answered_at`: when ReceiveMessage was sent and answered, seconds of the claim's clock. `seconds`:
     the visibility timeout it asked for, None once the claim has been changed by somebody. `task`: the task's name.
+    `has_attributes`: whether all message attributes were asked for; SQS sends no others. `dead_letters`: what is known
+    of the queue's dead-letter queue.
     """
 
     asked_at: float
@@ -19,6 +36,9 @@ class Receipt(NamedTuple):
     seconds: int | None
     task: str | None = None
     queue_url: str | None = None
+    has_attributes: bool = False
+    dead_letters: DeadLetterQueues | None = None
+    terms: Terms = Terms()
 
 
 def leave(message: Any, receipt: Receipt) -> None:

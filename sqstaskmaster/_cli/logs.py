@@ -28,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # A frame of this package in a traceback, or in a stack of faulthandler, with its lines of source.
-_OUR_FRAME = re.compile(rf'^  File "{re.escape(_OURS)}[^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE)
+OUR_FRAME = re.compile(rf'^  File "{re.escape(_OURS)}[^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE)
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 _FRAME = '\n  File "'
 _HEADER = "Traceback (most recent call last):\n"
@@ -135,7 +135,7 @@ def _cut(text: str) -> str:
     """A traceback without the frames of this package, and without what says nothing once they are gone."""
     kept: list[str] = []
     for part in f"{text}\n".split(_CAUSE):
-        part = _OUR_FRAME.sub("", part)
+        part = OUR_FRAME.sub("", part)
         if _FRAME not in part:
             part = part.replace(_HEADER, "")
             if kept and kept[-1].rstrip().endswith(part.strip()):

@@ -122,6 +122,18 @@ def _run(arguments: argparse.Namespace) -> Exit:
     return run(arguments)
 
 
+def _dead(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.dead import dead
+
+    return dead(arguments)
+
+
+def _ps(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.ps import ps
+
+    return ps(arguments)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster._cli import demo
 
@@ -166,8 +178,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     _add_worker(add)
     _add_run(add)
+    _add_ps(add)
     _add_submit(add)
     _add_status(add)
+    _add_dead(add)
     _add_redrive(add)
     _add_purge(add)
     _add_doctor(add)
@@ -240,6 +254,26 @@ def _add_run(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_log(command)
 
 
+def _add_ps(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "ps",
+        _ps,
+        "show what the workers of this machine run",
+        "sqstaskmaster ps",
+        "sqstaskmaster ps --watch",
+        "sqstaskmaster ps --stacks",
+        more="This user's workers on this machine, or in this container; as root, everybody's. Workers of plain "
+        "MessageHandlers are not among them: their tasks run in the worker itself. For its stack a task gets a signal, "
+        "which ends a sleep or a wait of C code that does not begin it again.",
+    )
+    either = command.add_mutually_exclusive_group()
+    either.add_argument(
+        "--stacks", action="store_true", help="also where each task is, C calls included; it is not stopped for it"
+    )
+    _add_watch(either)
+    _add_json(command)
+
+
 def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "submit",
@@ -275,14 +309,7 @@ def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:
         more="The counts of SQS are approximate.",
     )
     _add_url(command)
-    command.add_argument(
-        "--watch",
-        nargs="?",
-        type=_seconds,
-        const=2.0,
-        metavar="SECONDS",
-        help="show them again every so often (2 seconds), until Ctrl-C",
-    )
+    _add_watch(command)
     _add_json(command)
 
 
@@ -293,11 +320,42 @@ def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
         "move the messages of a dead-letter queue back",
         f"sqstaskmaster redrive {_URL}-dead",
         f"sqstaskmaster redrive {_URL}-dead --to {_URL} --rate 10",
-        more="SQS itself moves them; Ctrl-C stops it.",
+        f"sqstaskmaster redrive {_URL}-dead --task Train --limit 5",
+        more="SQS itself moves them; Ctrl-C stops it. With --task, --id or --limit this command does: it sends each, "
+        "then deletes it, and those that it has looked at in vain count one receive more.",
     )
     _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
-    command.add_argument("--to", metavar="URL", help="the queue they go to (default: each to the one it came from)")
+    command.add_argument(
+        "--to", metavar="URL", help="the queue they go to (default: the one whose dead-letter queue it is)"
+    )
     command.add_argument("--rate", type=_rate, metavar="N", help="at most so many messages a second: 1 to 500")
+    _add_filter(command)
+    command.add_argument("--limit", type=_messages, metavar="N", help="at most so many messages")
+
+
+def _add_dead(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "dead",
+        _dead,
+        "show what is in a dead-letter queue, and why",
+        f"sqstaskmaster dead {_URL}-dead",
+        f"sqstaskmaster dead {_URL}-dead --task Train --json",
+        f"sqstaskmaster dead {_URL}-dead --id ID --json | sqstaskmaster run tasks:worker --body -",
+        more="Each message is received, and given back at once: SQS counts that as one receive more. A queue that "
+        "has a redrive policy itself is therefore refused. The reason is known where a worker gave it "
+        "(DeadLetter, or Worker(dead_letter_reasons=True)); age is since then, or since it was sent.",
+    )
+    _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
+    _add_filter(command)
+    command.add_argument(
+        "--limit", type=_messages, default=1000, metavar="N", help="at most so many messages (default: 1000)"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object a message and line, with its whole body")
+
+
+def _add_filter(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--task", metavar="NAME", help="only those of this task")
+    command.add_argument("--id", action="append", metavar="ID", help="only this message; may be given again")
 
 
 def _add_purge(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -341,6 +399,17 @@ def _add_log(command: argparse.ArgumentParser) -> None:
 
 def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", metavar: str = "URL") -> None:
     command.add_argument("url", metavar=metavar, help=text)
+
+
+def _add_watch(command: Any) -> None:
+    command.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=2.0,
+        metavar="SECONDS",
+        help="show them again every so often (2 seconds), until Ctrl-C",
+    )
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:
@@ -397,6 +466,10 @@ def _slots(text: str) -> Any:
 
 def _rate(text: str) -> Any:
     return _number_in(text, int, 1, 500, "number of messages a second")
+
+
+def _messages(text: str) -> Any:
+    return _number_in(text, int, 1, 10_000_000, "number of messages")
 
 
 def _seconds(text: str) -> Any:

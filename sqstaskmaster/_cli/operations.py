@@ -308,14 +308,22 @@ def purge(arguments: argparse.Namespace) -> Exit:
 def redrive(arguments: argparse.Namespace) -> Exit:
     """Move the messages of a dead-letter queue back to their source, or to another queue, and show how far it is.
 
+    The destination is always named: a message that was sent there directly has no source that SQS knows of.
+
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_StartMessageMoveTask.html
     """
     dead_letters = TaskManager(arguments.url)
     client = dead_letters.queue.meta.client
     source = str(dead_letters.attributes()["QueueArn"])
-    request: dict[str, Any] = {"SourceArn": source}
-    if arguments.to is not None:
-        request["DestinationArn"] = str(TaskManager(arguments.to).attributes()["QueueArn"])
+    destination = arguments.to or _only_source(client, arguments.url)
+    if arguments.task is not None or arguments.id is not None or arguments.limit is not None:
+        from sqstaskmaster._cli.dead import move_some
+
+        return move_some(arguments, destination)
+    request: dict[str, Any] = {
+        "SourceArn": source,
+        "DestinationArn": str(TaskManager(destination).attributes()["QueueArn"]),
+    }
     if arguments.rate is not None:
         request["MaxNumberOfMessagesPerSecond"] = arguments.rate
     handle = client.start_message_move_task(**request)["TaskHandle"]
@@ -337,6 +345,22 @@ def redrive(arguments: argparse.Namespace) -> Exit:
         )
     print(f"About {moved:,} messages moved")
     return Exit.OK
+
+
+def _only_source(client: Any, url: str) -> str:
+    """The queue that has this one as its dead-letter queue.
+
+    :raises CommandError: where that is not exactly one.
+    """
+    pages = client.get_paginator("list_dead_letter_source_queues").paginate(QueueUrl=url)
+    sources: list[str] = [source for page in pages for source in page.get("queueUrls", ())]
+    if len(sources) == 1:
+        return sources[0]
+    found = f"{len(sources)} queues have" if sources else "No queue has"
+    named = f" ({', '.join(sources[:5])})" if sources else ""
+    raise CommandError(
+        Exit.QUEUE, f"{found} {url} as dead-letter queue{named}: say where the messages go, with --to URL"
+    )
 
 
 def _follow(client: Any, source: str) -> Mapping[str, Any]:

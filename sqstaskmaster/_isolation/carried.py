@@ -58,9 +58,15 @@ def described(error: BaseException) -> bytes:
             "state": error.__dict__,
             "fields": {name: value for name, value in _fields(error)},
         }
-        return plain.dump({**words, **whole})
-    except (plain.NotPlain, AttributeError):
+    except AttributeError:
         return plain.dump(words)
+    # What it holds is worth more than where it was raised.
+    for said in ({**words, **whole}, {"summary": words["summary"][:100], "traceback": "", **whole}):
+        try:
+            return plain.dump(said)
+        except plain.NotPlain:
+            pass
+    return plain.dump(words)
 
 
 def rebuilt(content: bytes, task: str) -> BaseException:

@@ -33,6 +33,11 @@ class Dump:
         """What came until now is no longer of interest."""
         self._bytes.clear()
 
+    @property
+    def is_fatal(self) -> bool:
+        """Whether it was written by a crash."""
+        return _FATAL.encode() in self._bytes
+
     def text(self, starter: tuple[str, str]) -> str:
         return readable(self._bytes.decode(errors="replace"), starter)
 

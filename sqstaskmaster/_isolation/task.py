@@ -168,6 +168,14 @@ class TaskProcess:
         """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
         return process_tree.memory(process_tree.descendants(self._keeper), enough)
 
+    @property
+    def held(self) -> int | None:
+        """Bytes that it and everything below it hold now, beyond what it was forked with; None where not known."""
+        inherited = self._messages.inherited
+        if self.gone or inherited is None or not process_tree.LINUX:
+            return None
+        return process_tree.own_memory(self._keeper, inherited)
+
     def result(self) -> Any:
         """What the function returned, once the task is gone. What is no plain data has become its repr.
 
@@ -199,6 +207,11 @@ class TaskProcess:
         self._dump.begin_anew()
         self._order(task_side.STACK_SIGNAL)
         return True
+
+    def forget_stack(self) -> None:
+        """After `ask_stack`: where the task was is no longer where it is. What it wrote when it crashed stays."""
+        if not self._dump.is_fatal:
+            self._dump.begin_anew()
 
     def stop(self) -> None:
         """Begin the end: the stack is taken, then SIGTERM, then, `term_grace` later, SIGKILL to all. Does not wait."""

@@ -10,25 +10,20 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sqstaskmaster._claim import clock, forwarding
-from sqstaskmaster._claim.destinations import DeadLetterQueues, send_successor
+from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED, DeadLetterQueues, send_successor
 from sqstaskmaster._service.job import Job, logger
 from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._service.threads import Threads
 from sqstaskmaster._service.verdicts import Verdicts
-from sqstaskmaster._sqs.answers import code_of
-from sqstaskmaster.endings import Continue, DeadLetter
+from sqstaskmaster.endings import Continue
 from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested, TaskDied
-from sqstaskmaster.message_handler import Outcome, retry_delay_of
+from sqstaskmaster.message_handler import SEND_SECONDS, Outcome, retry_delay_of
 from sqstaskmaster.process_handler import show_stack
 from sqstaskmaster.results import Finished
-
-# The longest that sending a message on is waited for; the claim is kept meanwhile.
-_SEND_SECONDS = 30.0
 
 
 class Endings:
@@ -54,7 +49,6 @@ class Endings:
         self._verdicts = Verdicts(requests, clock.now)
         self._dead_letters = DeadLetterQueues()
         self._sendings: list[_Sending] = []
-        self._warned: set[str] = set()
 
     # -- for the loop --------------------------------------------------------------------------------------------
 
@@ -160,14 +154,22 @@ class Endings:
                     self._not_given_back(job, problem)
                 else:
                     job.report.comes_back_in = 0
-                self._report(job, lambda: job.report.failed(error), outcome)
+                self._report(job, lambda: self._report_interrupted(job, error), outcome)
 
             self._verdicts.change_visibility(job, 0, told)
             return
-        if isinstance(error, DeadLetter) or self._settings.dead_letter_reasons:
-            self._dead_letter(job, error, outcome)
+        final = forwarding.without_retry(error, () if job.handler is None else job.handler.dead_letter)
+        if final is not None or self._settings.dead_letter_reasons:
+            self._dead_letter(job, final or error, error, outcome)
         else:
             self._report_failure(job, error, outcome)
+
+    def _report_interrupted(self, job: Job, error: BaseException) -> None:
+        job.report.failed(error)
+        if job.report.comes_back_in == 0 and self._dead_letters.is_last_receive(job.message):
+            job.report.log(
+                logging.WARNING, "last_receive", LAST_RECEIVE, job.task, job.report.receive_count, job.message
+            )
 
     def _report_failure(self, job: Job, error: BaseException, outcome: Outcome) -> None:
         """Report it, ask when it is to come back, and see to that."""
@@ -216,44 +218,25 @@ class Endings:
             error = problem
         self._report_failure(job, error, Outcome.FAILED)
 
-    def _dead_letter(self, job: Job, error: BaseException, outcome: Outcome) -> None:
+    def _dead_letter(self, job: Job, reason: BaseException, error: BaseException, outcome: Outcome) -> None:
         """Send it to the dead-letter queue with the reason, where that is due, then delete it."""
-
-        def send() -> bool:
-            found = self._dead_letters.of(job.message)
-            if found is None:
-                raise CannotContinue(f"{job.source} has no dead-letter queue")
-            if not forwarding.is_due(job.message, error, found.max_receive_count):
-                return False
-            found.send(forwarding.dead_letter(job.message, job.task, error, _BY))
-            return True
 
         def sent(was_due: bool | None, problem: BaseException | None) -> None:
             if was_due:
                 job.set_outcome(Outcome.DEAD_LETTERED)
                 self._user.call(lambda: job.report.failed(error), lambda *_: self._done(job, Outcome.DEAD_LETTERED))
                 return
-            if problem is not None:
-                self._warn_once(job, problem)
+            if problem is not None and self._dead_letters.is_news(job.source.manager.url, problem):
+                self._log(
+                    lambda: job.report.log(logging.WARNING, "dead_letter_failed", NOT_DEAD_LETTERED, job.task, problem)
+                )
             self._report_failure(job, error, outcome)
 
-        self._send(job, send, sent)
-
-    def _warn_once(self, job: Job, problem: BaseException) -> None:
-        said = f"{job.source}: {code_of(problem) or type(problem).__name__}"
-        if said not in self._warned:
-            self._warned.add(said)
-            text = (
-                "Task %s is not dead-lettered and has failed as ever: %s: give the queue a redrive policy, and allow "
-                "sqs:GetQueueAttributes on it and sqs:SendMessage on its dead-letter queue. Said once"
-            )
-            self._log(lambda: job.report.log(logging.WARNING, "dead_letter_failed", text, job.task, problem))
+        self._send(job, lambda: self._dead_letters.send(job.message, job.task, reason, True), sent)
 
     def _send(self, job: Job, send: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
         """Make a request that comes before the delete; the claim is kept for so long, and no longer than that."""
-        waiting = _Sending(
-            clock.now() + _SEND_SECONDS, lambda: then(None, NoAnswer(f"No answer in {_SEND_SECONDS:g} s"))
-        )
+        waiting = _Sending(clock.now() + SEND_SECONDS, lambda: then(None, NoAnswer(f"No answer in {SEND_SECONDS:g} s")))
         self._sendings.append(waiting)
 
         def answered(result: Any, error: BaseException | None) -> None:
@@ -288,10 +271,6 @@ class Endings:
 class _Sending(NamedTuple):
     give_up_at: float
     give_up: Callable[[], None]
-
-
-# Who says that a message is dead.
-_BY = f"sqstaskmaster on {socket.gethostname()}"
 
 
 def _report_and_ask(job: Job, error: BaseException) -> int | None:

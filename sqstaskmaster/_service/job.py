@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqstaskmaster._claim import forwarding
+from sqstaskmaster._claim import clock, forwarding
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._claim.report import FactsFilter, Report
 from sqstaskmaster._isolation.task import TaskProcess
@@ -72,10 +72,13 @@ class Job:
 
     def due(self) -> float:
         """When something has to be done about the task, by `time.monotonic`."""
+        if self.stage is Stage.ENDING:
+            return math.inf
         if self.process is None:
             return self.limit_at
-        due = min(self.process.next_step_at, self.memory_at)
-        return due if self.stop_reason is not None else min(due, self.limit_at, self.look_at)
+        if self.stop_reason is not None:
+            return self.process.next_step_at
+        return min(self.process.next_step_at, self.memory_at, self.limit_at, self.look_at)
 
     def set_handler(self, handler: ProcessMessageHandler) -> None:
         """From now on it is the handler that is told of what goes wrong."""
@@ -106,6 +109,26 @@ class Job:
             peak_memory=usage and usage.peak_memory,
             continuation=self.continuation,
         )
+
+    def facts(self, process: TaskProcess, stack: bool) -> dict[str, Any]:
+        """What `sqstaskmaster ps` shows of its task. May be called in any thread. In seconds and bytes."""
+        said = self.report.facts("")
+        handler = self.handler
+        return {
+            "slot": self.slot,
+            "pid": process.pid,
+            "task": self.task,
+            "message_id": said["message_id"],
+            "receive_count": said["receive_count"],
+            "seconds": round(process.seconds, 1),
+            "limit": None if handler is None else handler.hard_timeout,
+            "memory": process.held,
+            "cpu_seconds": process.usage.cpu_seconds,
+            "progress": process.progress,
+            "claim_age": None if handler is None else round(handler.sqs_timeout - self.claim.left(clock.now()), 1),
+            "stopping": self.stop_reason is not None,
+            **({"stack": process.stack} if stack else {}),
+        }
 
     def stop(self, reason: BaseException, outcome: Outcome | None = None) -> None:
         """Stop the task, because of that. The first reason counts."""

@@ -22,6 +22,8 @@ _WORKERS_OWN = frozenset(
         "term_grace",
         "start_method",
         "max_memory",
+        "dead_letter",
+        "max_continuations",
         "clock",
     }
 )

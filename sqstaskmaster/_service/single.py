@@ -12,6 +12,7 @@ poll --- nothing ------------------------------------------ burst: the end
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import os
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from sqstaskmaster._claim import owner
+from sqstaskmaster._claim import note, owner
 from sqstaskmaster._claim.report import Report
 from sqstaskmaster._isolation import child
 from sqstaskmaster._service.ecs import ScaleInProtection
@@ -29,6 +30,7 @@ from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of
+from sqstaskmaster.endings import Continue
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
     PollRefused,
@@ -122,6 +124,7 @@ class SingleRun:
             report.notify(error)
             return REFUSED
         handler._queue_url = manager.url
+        self._leave_terms(task, handler, message)
         self._protection.busy(handler.hard_timeout)
         self._tell("busy")
         try:
@@ -141,7 +144,7 @@ class SingleRun:
                         self._stop.interruptible(handler.run, child.is_waiting)
                     else:
                         check_has_run(self._stop.interruptible(handler.run, _is_outside_heartbeat, _STOP_AGAIN_SECONDS))
-                except (Exception, ShutdownRequested):
+                except (Exception, Continue, ShutdownRequested):
                     raise
                 except BaseException as error:
                     raise TaskQuit(f"The task raised {error!r} in the worker's process") from error
@@ -152,6 +155,16 @@ class SingleRun:
             logger.exception("Handler failed for message: %s", message, extra=report.facts("handler_failed"))
             report.notify(error)
         owner.leave_if_forked(self._process)
+
+    def _leave_terms(self, task: str, handler: MessageHandler, message: Any) -> None:
+        receipt = note.read(message)
+        if receipt is not None:
+            terms = note.Terms(
+                fits=functools.partial(self._settings.registry.entry_for, task),
+                stops_on_lost_claim=self._settings.stops_on_lost_claim and isinstance(handler, ProcessMessageHandler),
+                dead_letter_reasons=self._settings.dead_letter_reasons,
+            )
+            note.leave(message, receipt._replace(terms=terms))
 
     def _give_back(self, message: Any) -> None:
         """Make a message that has not been started visible to others at once."""

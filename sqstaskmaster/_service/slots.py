@@ -33,6 +33,7 @@ from sqstaskmaster._isolation.template import Template
 from sqstaskmaster._service import order
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.endings import Endings
+from sqstaskmaster._service.facts import Facts
 from sqstaskmaster._service.heartbeat import Heartbeat
 from sqstaskmaster._service.job import Job, Stage
 from sqstaskmaster._service.polling import Polling
@@ -40,6 +41,7 @@ from sqstaskmaster._service.queue_calls import QueueCalls
 from sqstaskmaster._service.readers import Readers
 from sqstaskmaster._service.settings import Settings
 from sqstaskmaster._service.slot_pool import SlotPool
+from sqstaskmaster._service.status import Status
 from sqstaskmaster._service.threads import Mailbox, Threads
 from sqstaskmaster._service.watching import Watching
 from sqstaskmaster._signals import state
@@ -157,10 +159,13 @@ class SlotsRun:
         self._readers.add(self._mailbox.fileno(), self._mailbox.deliver)
         handlers = state.Handlers(self._on_signal, signal.SIGTERM, signal.SIGINT)
         handlers.install()
+        status = Status(Facts(self._settings, self._jobs, self._mailbox, lambda: self._stop_signals > 0))
+        status.open()
         try:
             while not self._is_over():
                 self._turn()
         finally:
+            status.close()
             handlers.put_back()
             self._mailbox.close()
 
@@ -310,7 +315,7 @@ class SlotsRun:
         if self._stop_signals:
             self._end(job)
             self._endings.give_back_unstarted(job)
-        elif job.claim.lapsed(clock.now()):
+        elif job.claim.lapsed(clock.now()) or job.claim.lost is not None:
             self._end(job)
             self._endings.lost(job, job.claim.lost)
         else:
@@ -322,8 +327,6 @@ class SlotsRun:
             self._end(job)
             self._endings.give_back_unstarted(job)
             return
-        if not any(each.is_running for each in self._jobs):
-            self._tell("busy")
         job.stage = Stage.RUNNING
         self._watching.begin(job, handler, time.monotonic(), clock.now())
         self._protection.busy(handler.hard_timeout)
@@ -334,13 +337,10 @@ class SlotsRun:
         self._endings.ended(job, others=any(each.is_running for each in self._jobs))
 
     def _end(self, job: Job) -> None:
-        was_running = job.is_running
         job.stage = Stage.ENDING
         if job.slot >= 0:
             self._slots.free(job.slot)
             job.slot = -1
-        if was_running and not any(each.is_running for each in self._jobs):
-            self._tell("idle")
 
     def _over(self, job: Job, outcome: str) -> None:
         """Nothing more is done about a message."""

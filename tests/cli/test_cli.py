@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop
 from tests.support.commands import Command, command, offline, online, read, run
 
-COMMANDS = ("worker", "run", "submit", "status", "redrive", "purge", "doctor", "demo")
+COMMANDS = ("worker", "run", "ps", "submit", "status", "dead", "redrive", "purge", "doctor", "demo")
 
 
 class CommandTestCase(ServerTestCase):
@@ -462,6 +462,7 @@ class TestRedrive(CommandTestCase):
         self.server.requests = []
         self.server.answers = {
             "GetQueueAttributes": queue_attributes,
+            "ListDeadLetterSourceQueues": lambda asked: {"queueUrls": [f"{self.endpoint}/1/tasks"]},
             "StartMessageMoveTask": {"TaskHandle": "handle"},
             "ListMessageMoveTasks": [
                 move("RUNNING", 1, ApproximateNumberOfMessagesToMove=3, TaskHandle="handle"),
@@ -484,7 +485,8 @@ class TestRedrive(CommandTestCase):
         finished = run("redrive", f"{self.endpoint}/1/dead", environ=self.environ)
         self.assertEqual(0, finished.returncode, finished.stderr)
         self.assertIn("3", finished.stdout)
-        self.assertEqual([{"SourceArn": "arn:aws:sqs:us-east-1:1:dead"}], self.asked("StartMessageMoveTask"))
+        asked = {"SourceArn": "arn:aws:sqs:us-east-1:1:dead", "DestinationArn": "arn:aws:sqs:us-east-1:1:tasks"}
+        self.assertEqual([asked], self.asked("StartMessageMoveTask"), "the one source is named")
         self.assertEqual(2, len(self.asked("ListMessageMoveTasks")))
 
     def test_redrive_goes_where_and_as_fast_as_it_is_told(self):
@@ -497,6 +499,17 @@ class TestRedrive(CommandTestCase):
             "MaxNumberOfMessagesPerSecond": 10,
         }
         self.assertEqual([asked], self.asked("StartMessageMoveTask"))
+
+    def test_where_the_source_is_not_exactly_one_the_destination_has_to_be_given(self):
+        dead = f"{self.endpoint}/1/dead"
+        for sources, text in (
+            ([], "No queue has"),
+            ([f"{self.endpoint}/1/{name}" for name in "ab"], f"{self.endpoint}/1/a, {self.endpoint}/1/b"),
+        ):
+            self.server.answers["ListDeadLetterSourceQueues"] = {"queueUrls": sources}
+            with self.subTest(text):
+                self.assert_refused(run("redrive", dead, environ=self.environ), 4, text, "--to URL")
+        self.assertEqual([], self.asked("StartMessageMoveTask"))
 
     def test_a_rate_that_sqs_does_not_take_is_refused_before_anything_is_sent(self):
         finished = run("redrive", f"{self.endpoint}/1/dead", "--rate", "501", environ=self.environ)

@@ -4,6 +4,8 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
+import sys
 import tempfile
 import unittest
 
@@ -67,6 +69,23 @@ class ExampleTestCase(ServerTestCase):
         message = wait_until(lambda: self.receive(self.queue), "the message comes back")[0]
         self.assertGreaterEqual(int(message["Attributes"]["ApproximateReceiveCount"]), 2)
 
+    def four_run_at_once_in_one_worker(self, example, started):
+        """With slots: all four begin before the first has ended, none a second time, and all are done."""
+        source = (EXAMPLES / example / "service.py").read_text()
+        path = os.pathsep.join([str(EXAMPLES / example), *sys.path])
+        worker = Script(
+            self, source, QUEUE_URL=self.queue, SQS_TIMEOUT=str(2 * VISIBILITY_SECONDS), WAIT_TIME="1", PYTHONPATH=path
+        )
+
+        def lines(text):
+            return [number for number, line in enumerate(worker.lines()) if text in line]
+
+        wait_until(lambda: len(lines(" done: message ")) == 4, "all four are done")
+        wait_until(lambda: self.counts(self.queue) == (0, 0, 0), "all four are deleted")
+        self.assertEqual(4, len(lines(started)))
+        self.assertLess(max(lines(started)), min(lines(" done: message ")))
+        self.assertEqual(0, worker.end(signal.SIGTERM))
+
 
 class OrToolsTest(ExampleTestCase):
     def setUp(self):
@@ -81,6 +100,11 @@ class OrToolsTest(ExampleTestCase):
     def test_a_runaway_solve_is_stopped_inside_the_solver_with_its_stack_told(self):
         self.produce("ortools_schedule")
         self.is_stopped_inside_the_call("ortools_schedule", "status = solver.solve(model)")
+
+    def test_four_solves_run_at_once_in_one_worker_that_imports_the_solver_once(self):
+        for _ in range(4):
+            self.produce("ortools_schedule", "--seconds", 3 * VISIBILITY_SECONDS)
+        self.four_run_at_once_in_one_worker("ortools_schedule", "Scheduling")
 
 
 class XGBoostTest(ExampleTestCase):
@@ -103,3 +127,8 @@ class XGBoostTest(ExampleTestCase):
         self.produce("xgboost_train", "--rounds", 1, "--trees", 100_000, "--path", self.model)
         self.is_stopped_inside_the_call("xgboost_train", "model.update(data, number)")
         self.assertFalse(os.path.exists(self.model))
+
+    def test_four_trainings_run_at_once_in_one_worker_that_imports_the_trainer_once(self):
+        for _ in range(4):
+            self.produce("xgboost_train", "--rounds", 3, "--trees", 20, "--path", self.model)
+        self.four_run_at_once_in_one_worker("xgboost_train", "Training")

@@ -1,0 +1,252 @@
+"""Attacks on the promise "nothing lost, nothing twice, nothing hung", each on a worker of its own, as a table.
+
+    python -m benchmarks.attacks [--only PART OF A NAME] [--mode process|slots|plain]
+
+Each row is a worker process on a queue of its own, on a real SQS server over HTTP: a task (or a message) attacks, one
+runs beside it where there are slots, and two come after it. What must hold, in each row:
+
+- the attack came to one of the outcomes named, and at most a second after its limit and grace;
+- the others were done, once each;
+- its message was deleted where it was done, and is still there where not;
+- the worker was alive, and SIGTERM ended it;
+- nothing that the task had started was left;
+- no line of the log began with what a message said.
+
+Exits with 1 where one did not hold. Attacks on the network, the supervisor and the time that passes are tests:
+tests/test_message_handler.py, tests/service/test_supervisor.py, tests/claim; and benchmarks/chaos.py. For Linux, and
+as root for two of the rows, which else fail at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+
+from benchmarks import attack_kinds as kinds
+from benchmarks.servers import END_SECONDS, fast_server
+from sqstaskmaster import TaskManager
+
+EVENT_SECONDS = 20  # for all outcomes of a row to come
+END_OF_WORKER_SECONDS = 10
+SWEPT_SECONDS = 3
+LATE_SECONDS = kinds.LIMIT_SECONDS + kinds.GRACE_SECONDS + 1
+LOOK_SECONDS = 0.05
+AT_ONCE = 4  # rows: most of each is waiting
+MARK = "ATTACK_EVENTS"
+FORGED = "2026-01-01 a forged line"
+
+FAILED, LIMITED, DONE = {"failed"}, {"timed out"}, {"done"}
+REFUSED = set()  # it never came to run, and its message is there
+ISOLATED = ("process", "slots")
+EVERYWHERE = ("plain", *ISOLATED)
+
+
+@dataclasses.dataclass
+class Attack:
+    """`kind` is a function of attack_kinds; `body` the message in its place."""
+
+    kind: str
+    expected: set[str]
+    modes: tuple[str, ...] = ISOLATED
+    body: str | None = None
+    unread_log: bool = False
+
+
+def body_of(task, **kwargs):
+    return json.dumps({"task": task, "kwargs": kwargs})
+
+
+ATTACKS = (
+    # Of issue 11, in its order.
+    Attack("fork_falls_out_then_killed", FAILED),
+    Attack("fork_falls_out_then_exits", FAILED),
+    Attack("fork_falls_out_then_raises", FAILED, EVERYWHERE),
+    Attack("fork_leaves_by_exit", DONE, EVERYWHERE),
+    Attack("coroutine", FAILED),
+    Attack("hangs_in_an_exit_stack", LIMITED, EVERYWHERE),
+    Attack("limits_from_the_producer", REFUSED, ("slots",), body_of("TakesOptions", term_grace=3600)),
+    Attack("stops_its_keeper_in_a_loop", LIMITED),
+    Attack("kills_its_keeper", FAILED),
+    Attack("kills_its_keeper_below_a_daemon", FAILED),
+    Attack("fails_with_much_to_log", FAILED, ("slots",), unread_log=True),
+    Attack("is_preferred_by_the_oom_killer", DONE),
+    Attack("newline_in_the_name", REFUSED, ("slots",), body_of(f"T\n{FORGED}")),
+    # What it survived.
+    Attack("storm_of_forks", LIMITED),
+    Attack("chain_of_forks", DONE),
+    Attack("garbage_into_every_descriptor", FAILED),
+    Attack("closes_every_descriptor", LIMITED),
+    Attack("changes_its_user", LIMITED | FAILED),
+    Attack("changes_its_root", LIMITED | FAILED),
+    Attack("stops_itself", LIMITED),
+    Attack("kills_its_group", FAILED),
+    Attack("stops_its_group", LIMITED),
+    Attack("floods_with_progress", LIMITED),
+    Attack("floods_with_large_progress", LIMITED),
+    Attack("reports_nesting_too_deep", FAILED | DONE),
+    Attack("raises_nesting_too_deep", FAILED, EVERYWHERE),
+    Attack("recurses_for_ever", FAILED, EVERYWHERE),
+    Attack("body_nested_too_deep", REFUSED, EVERYWHERE, '{"task": "Attack", "kwargs": ' + "[" * 100_000),
+    Attack("body_that_is_no_json", REFUSED, EVERYWHERE, "\ud7ff not json"),
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="part of an attack's name")
+    parser.add_argument("--mode", choices=EVERYWHERE)
+    arguments = parser.parse_args()
+    rows = [
+        (attack, mode)
+        for attack in ATTACKS
+        for mode in attack.modes
+        if arguments.only in attack.kind and arguments.mode in (None, mode)
+    ]
+    broken = 0
+    print(f"{'attack':<36} {'handler':<8} {'must be':<19} {'held':<5} {'seconds':>7}")
+    with fast_server(), ThreadPoolExecutor(AT_ONCE) as pool:
+        for (attack, mode), (problems, took) in zip(rows, pool.map(lambda row: timed(*row), rows)):
+            broken += bool(problems)
+            must = " or ".join(sorted(attack.expected)) or "left, unstarted"
+            held = "no" if problems else "yes"
+            print(f"{attack.kind:<36} {mode:<8} {must:<19} {held:<5} {took:>7.1f}  {'; '.join(problems)}", flush=True)
+    print(f"{len(rows) - broken} of {len(rows)} held")
+    sys.exit(1 if broken else 0)
+
+
+def timed(attack, mode):
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        problems = run(attack, mode, folder)
+    return problems, time.monotonic() - began
+
+
+def run(attack, mode, folder):
+    """What did not hold."""
+    sqs = boto3.session.Session().client("sqs")  # the default session is not for several threads
+    url = sqs.create_queue(QueueName=f"attack-{uuid.uuid4().hex}", Attributes={"VisibilityTimeout": "60"})["QueueUrl"]
+    manager = TaskManager(url)
+    healthy = {"After": 2}
+    if mode == "slots":
+        healthy["Beside"] = 1
+        manager.submit("Beside")
+    sqs.send_message(QueueUrl=url, MessageBody=attack.body or body_of("Attack"))
+    for _ in range(healthy["After"]):
+        manager.submit("After")
+    events = os.path.join(folder, "events")
+    worker = start(attack, mode, folder, url, events)
+    try:
+        expected = sum(healthy.values()) + bool(attack.expected)
+        deadline = time.monotonic() + EVENT_SECONDS
+        while len(read(events)) < expected and time.monotonic() < deadline and worker.poll() is None:
+            time.sleep(LOOK_SECONDS)
+        problems = [*judge(attack, read(events), healthy)]
+        if worker.poll() is not None:
+            problems.append(f"the worker ended with {worker.returncode}")
+        problems += end(worker)
+        problems += left_over(events)
+        problems += forged_lines(folder)
+        problems += message_of(sqs, url, read(events), attack)
+    finally:
+        worker.kill()
+        worker.wait(END_SECONDS)
+        if worker.stderr:
+            worker.stderr.close()
+    return problems
+
+
+def start(attack, mode, folder, url, events):
+    command = [sys.executable, "-m", "benchmarks.attack_kinds", mode]
+    if mode == "slots":
+        command = [sys.executable, "-m", "sqstaskmaster", "worker", "benchmarks.attack_kinds:worker"]
+    environ = {**os.environ, "ATTACK": attack.kind, "ATTACK_URL": url, MARK: events}
+    with open(os.path.join(folder, "log"), "wb") as log:
+        stderr = subprocess.PIPE if attack.unread_log else log
+        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=stderr)
+
+
+def read(events):
+    try:
+        with open(events) as lines:
+            return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+
+
+def judge(attack, found, healthy):
+    """What the outcomes say against it."""
+    counts = collections.Counter(event["task"] for event in found if event["outcome"] == "done")
+    for name, number in healthy.items():
+        if counts[name] != number:
+            yield f"{name} was done {counts[name]} times and not {number}"
+    outcomes = [event for event in found if event["task"] not in healthy]
+    if not attack.expected and outcomes and outcomes[0]["outcome"] == "done" or attack.expected and not outcomes:
+        yield f"outcomes: {outcomes}"
+    for event in outcomes if attack.expected else ():
+        if event["outcome"] not in attack.expected:
+            yield f"it came to {event['outcome']!r}"
+        if event["seconds"] > LATE_SECONDS:
+            yield f"it was over after {event['seconds']} s"
+    if len(outcomes) > 1:
+        yield "it ran again"
+
+
+def end(worker):
+    worker.send_signal(signal.SIGTERM)
+    try:
+        worker.wait(END_OF_WORKER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return [f"SIGTERM did not end the worker in {END_OF_WORKER_SECONDS} s"]
+    return []
+
+
+def left_over(events):
+    deadline = time.monotonic() + SWEPT_SECONDS
+    while left := marked(events):
+        if time.monotonic() > deadline:
+            return [f"{len(left)} processes left"]
+        time.sleep(LOOK_SECONDS)
+    return []
+
+
+def forged_lines(folder):
+    with open(os.path.join(folder, "log"), errors="replace") as log:
+        return ["a line of the log is forged"] if any(line.startswith(FORGED) for line in log) else []
+
+
+def marked(events):
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as environ:
+                    if f"{MARK}={events}".encode() in environ.read().split(b"\0"):
+                        found.append(int(name))
+            except OSError:
+                pass
+    return found
+
+
+def message_of(sqs, url, found, attack):
+    """Only what is done is deleted."""
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
+    there = sum(int(counts[name]) for name in names)
+    done = any(event["outcome"] == "done" for event in found if event["task"] == "Attack")
+    return [] if there == (0 if done else 1) else [f"{there} messages are in the queue"]
+
+
+if __name__ == "__main__":
+    main()

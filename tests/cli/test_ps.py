@@ -1,0 +1,197 @@
+"""`sqstaskmaster ps`: real workers, seen from another process."""
+
+import json
+import os
+import signal
+import socket
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from sqstaskmaster._service import status
+from tests.support import ENVIRONMENT, wait_until
+from tests.support.commands import Command, offline, run
+
+TASKS = """
+import os, time
+from sqstaskmaster import TaskManager, Worker, current_task
+
+worker = Worker(TaskManager("http://127.0.0.1:1/1/tasks"), hard_timeout=600)
+
+@worker.task("Hang", term_grace=0.1)
+def hang(go):
+    kept = bytearray(os.urandom(1 << 20) * 32)
+    current_task().report(done=3, of=4)
+    print("hangs", flush=True)
+    while not os.path.exists(go):
+        time.sleep(0.01)
+
+@worker.task("Exit")
+def leave(go):
+    print("hangs", flush=True)
+    while not os.path.exists(go): time.sleep(0.01)
+    os._exit(1)
+
+@worker.task("Locked", term_grace=0.1)
+def locked():
+    import ctypes
+    lock = ctypes.create_string_buffer(128)
+    print("hangs", flush=True)
+    ctypes.PyDLL(None).pthread_mutex_lock(lock)
+    ctypes.PyDLL(None).pthread_mutex_lock(lock)  # C code that never returns, and holds the interpreter
+"""
+
+
+class PsTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        Path(self.folder, "tasks.py").write_text(TASKS)
+        self.go = Path(self.folder, "go")
+
+    def start(self, *task):
+        worker = Command(self, "run", "tasks:worker", *task, cwd=self.folder, TMPDIR=self.folder, **ENVIRONMENT)
+        worker.wait_for("hangs")
+        return worker
+
+    def ps(self, *arguments):
+        finished = run("ps", *arguments, environ=offline(TMPDIR=self.folder))
+        self.assertEqual(0, finished.returncode, finished.stderr)
+        return finished.stdout
+
+    def tasks(self, *arguments):
+        return [task for worker in json.loads(self.ps("--json", *arguments)) for task in worker["tasks"]]
+
+    def test_a_running_task_is_a_line_with_what_it_uses_and_has_reported(self):
+        self.start("Hang", f"go={self.go}")
+        wait_until(lambda: self.tasks()[0]["progress"], "its report has come")
+        (task,) = self.tasks()
+        self.assertEqual(("Hang", 0, {"done": 3, "of": 4}), (task["task"], task["slot"], task["progress"]))
+        self.assertEqual(600, task["limit"])
+        self.assertGreater(task["memory"], 32 << 20)
+        self.assertLess(task["memory"], 100 << 20)
+        self.assertRegex(self.ps(), r"\d+ +0  Hang  local-\d+ +\d+\.\d +600 +\d+\.\d MiB .*  done=3, of=4\n$")
+
+    def test_where_a_task_is_is_shown_and_it_goes_on(self):
+        worker = self.start("Hang", f"go={self.go}")
+        shown = self.ps("--stacks")
+        self.assertIn("in hang", shown)
+        self.assertNotIn("process_handler.py", shown, "the frames of this package help nobody")
+        self.go.touch()
+        self.assertEqual(0, worker.process.wait(60))
+
+    def test_a_task_that_ends_later_is_not_said_to_have_been_there(self):
+        worker = self.start("Exit", f"go={self.go}")
+        self.assertIn("time.sleep(0.01)", self.ps("--stacks"))
+        self.go.touch()
+        self.assertEqual(1, worker.process.wait(60))
+        said = "\n".join(worker.lines())
+        self.assertIn("TaskExited", said)
+        self.assertNotIn("the task was here", said)
+
+    def test_a_c_call_that_holds_the_interpreter_is_shown_too(self):
+        worker = self.start("Locked")
+        wait_until(lambda: "pthread_mutex_lock(lock)" in self.ps("--stacks"), "it is in the call")
+        self.assertEqual("Locked", self.tasks()[0]["task"], "and it goes on")
+        self.assertEqual(130, worker.stop(signal.SIGINT))
+
+    def test_a_worker_that_was_killed_leaves_a_socket_which_is_removed(self):
+        worker = self.start("Locked")
+        (folder,) = Path(self.folder).glob("sqstaskmaster-*")
+        self.assertEqual(0o700, folder.stat().st_mode & 0o777)
+        worker.stop(signal.SIGKILL)
+        self.assertEqual(1, len(list(folder.iterdir())))
+        self.assertEqual("[]\n", self.ps("--json"))
+        self.assertEqual(0, len(list(folder.iterdir())))
+
+    def test_a_worker_that_ends_leaves_nothing(self):
+        worker = self.start("Hang", f"go={self.go}")
+        self.go.touch()
+        self.assertEqual(0, worker.process.wait(60))
+        self.assertEqual([], list(Path(self.folder).glob("sqstaskmaster-*")))
+
+    def test_a_worker_that_is_stopped_is_said_not_to_answer(self):
+        worker = self.start("Locked")
+        worker.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(worker.process.send_signal, signal.SIGCONT)
+        self.assertIn("(does not answer)", self.ps())
+
+
+class StatusTest(unittest.TestCase):
+    """The socket and its folder, in this process."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        patch = mock.patch("tempfile.gettempdir", lambda: folder.name)
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.folder = Path(folder.name, f"sqstaskmaster-{os.geteuid()}")
+
+    def assert_refused(self):
+        served = status.Status(lambda stacks: {})
+        with self.assertLogs("sqstaskmaster.worker", "WARNING") as logged:
+            served.open()
+        self.assertIn(str(self.folder), logged.output[0])
+        served.close()
+        self.assertEqual([], status.ask())
+
+    def test_a_folder_that_others_can_enter_is_not_used_and_the_worker_works_on(self):
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        self.assert_refused()
+
+    def test_a_link_is_not_followed(self):
+        elsewhere = self.folder.with_name("elsewhere")
+        elsewhere.mkdir(mode=0o700)
+        self.folder.symlink_to(elsewhere)
+        self.assert_refused()
+        self.assertEqual([], list(elsewhere.iterdir()))
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can give a folder to somebody else")
+    def test_a_folder_of_somebody_elses_is_not_used(self):
+        self.folder.mkdir(mode=0o700)
+        os.chown(self.folder, 12345, -1)
+        self.assert_refused()
+
+    def test_what_is_asked_reaches_the_facts_and_what_is_no_json_arrives_as_its_repr(self):
+        asked = []
+        served = status.Status(lambda stacks: asked.append(stacks) or {"progress": {1, 1}})
+        served.open()
+        self.addCleanup(served.close)
+        self.assertEqual(
+            [{"progress": "{1}"}] * 2, [answer.said for each in (0, 1) for answer in status.ask(bool(each))]
+        )
+        self.assertEqual([False, True], asked)
+
+    def test_somebody_who_connects_and_says_nothing_keeps_nobody_else_out_for_ever(self):
+        with mock.patch.object(status, "_ANSWER_SECONDS", 0.2):
+            served = status.Status(lambda stacks: {})
+            served.open()
+            self.addCleanup(served.close)
+            with socket.socket(socket.AF_UNIX) as silent:
+                silent.connect(str(next(self.folder.glob(f"{os.getpid()}-*.sock"))))
+                wait_until(lambda: [answer.said for answer in status.ask()] == [{}], "the next is answered")
+
+    def test_facts_that_fail_are_logged_and_the_next_question_is_answered(self):
+        answers = [lambda: {}, lambda: 1 / 0]
+        served = status.Status(lambda stacks: answers.pop()())
+        served.open()
+        self.addCleanup(served.close)
+        with self.assertLogs("sqstaskmaster.worker", "ERROR"):
+            self.assertEqual([None], [answer.said for answer in status.ask()])
+        self.assertEqual([{}], [answer.said for answer in status.ask()])
+
+    def test_its_thread_ends_with_it(self):
+        served = status.Status(lambda stacks: {})
+        served.open()
+        served.close()
+        wait_until(lambda: not [t for t in threading.enumerate() if t.name == "sqstaskmaster-ps"], "it has ended")
+        self.assertFalse(self.folder.exists())
+
+
+if __name__ == "__main__":
+    unittest.main()
