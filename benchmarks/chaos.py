@@ -164,9 +164,8 @@ class Service:
 class Hits:
     """Who was hit, when: what explains that a task is done again."""
 
-    def __init__(self, service, slots, chance):
+    def __init__(self, service, chance):
         self._service = service
-        self._slots = slots
         self._chance = chance
         self.count = collections.Counter()
         self.pids = set()
@@ -176,9 +175,9 @@ class Hits:
         kind = self._chance.choices(list(HITS), list(HITS.values()))[0]
         number = signal.SIGKILL if kind.startswith("KILL") else signal.SIGTERM
         supervisor, workers = self._service.process.pid, self._service.workers()
-        # With slots, the template comes between a worker and its keepers.
-        templates = children_of(workers) if self._slots > 1 else []
-        keepers = children_of(templates or workers)
+        # The template comes between a worker and its keepers.
+        templates = children_of(workers)
+        keepers = children_of(templates)
         among = {"worker": workers, "template": templates, "keeper": keepers, "task": children_of(keepers)}.get(
             kind.split()[1], [supervisor]
         )
@@ -303,7 +302,7 @@ def run(endpoint, folder, arguments, chance):
     }
     began = time.monotonic()
     service = Service(folder, arguments.processes, arguments.slots, environ)
-    hits = Hits(service, arguments.slots, chance)
+    hits = Hits(service, chance)
     while len(finished(folder)) < arguments.tasks and time.monotonic() < began + GIVE_UP_SECONDS:
         time.sleep(chance.uniform(*SECONDS_BETWEEN_HITS))
         hits.hit()

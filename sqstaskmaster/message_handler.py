@@ -143,6 +143,7 @@ class MessageHandler(abc.ABC):
         self.progress: dict[str, Any] = {}
         self._current: CurrentTask | None = None
         self._is_stopping: Callable[[], bool] = _never  # a Worker puts its own answer here
+        self._queue_url: str | None = None  # and its queue here: `notify` is told more then
         self._message = message
         self._clock = clock or _monotonic
         self._claim_clock = clock or claim_clock
@@ -254,6 +255,7 @@ class MessageHandler(abc.ABC):
             lambda error, context: self.notify(error, context=context),
             lambda: logger,
             self._clock,
+            self._queue_url,
         )
         self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
         if receipt is not None and receipt.seconds is not None:

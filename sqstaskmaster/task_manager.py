@@ -12,13 +12,14 @@ import copy
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sqstaskmaster._claim import clock, note
 from sqstaskmaster._claim.destinations import DeadLetterQueues
-from sqstaskmaster._claim.report import attributes_of
+from sqstaskmaster._claim.report import Report
 from sqstaskmaster._sending.batches import GroupedLine, Line
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import (
@@ -320,7 +321,9 @@ class TaskManager:
             if burst and not received:
                 return
 
-    def receive(self, wait_time: int, sqs_timeout: int, most: int = 1, **wanted: Any) -> list[Task | None]:
+    def receive(
+        self, wait_time: int, sqs_timeout: int, most: int = 1, in_worker: bool = False, **wanted: Any
+    ) -> list[Task | None]:
         """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
         asked_at = clock.now()
         with _remedies():
@@ -339,23 +342,24 @@ class TaskManager:
             has_attributes=bool({"All", ".*"}.intersection(wanted.get("MessageAttributeNames", ()))),
             dead_letters=self._dead_letters,
         )
-        return [self._open(message, receipt) for message in received]
+        return [self._open(message, receipt, in_worker) for message in received]
 
-    def _open(self, message: Any, receipt: note.Receipt) -> Task | None:
+    def _open(self, message: Any, receipt: note.Receipt, in_worker: bool) -> Task | None:
         try:
             task, kwargs = messages.decode(message.body)
         except MalformedMessage as error:
-            self._refuse(error, message)
+            self._refuse(error, message, in_worker)
             return None
         note.leave(message, receipt._replace(task=task))
         return task, kwargs, message
 
-    def _refuse(self, error: MalformedMessage, message: Any) -> None:
-        logger.exception("Malformed message, left to the redrive policy: %s", message, extra={"action": "malformed"})
-        try:
-            self.notify(error, context={"body": message.body, **attributes_of(message)})
-        except Exception:
-            logger.exception("notify failed for message: %s", message, extra={"action": "notify_failed"})
+    def _refuse(self, error: MalformedMessage, message: Any, in_worker: bool) -> None:
+        queue_url = self.url if in_worker else None
+        report = Report(message, "", self.notify, lambda: logger, time.monotonic, queue_url)
+        report.outcome = "refused"
+        text = "Malformed message, left to the redrive policy: %s"
+        logger.exception(text, message, extra=report.facts("malformed"))
+        report.notify(error)
 
     def attributes(self) -> Mapping[str, Any]:
         """The queue's attributes, asked for now. Counts in them are approximate.

@@ -206,6 +206,27 @@ class TasksTest(LoopTestCase):
         self.assertEqual({"done": 1}, self.run_tasks({}))
         self.assertFalse(self.messages[0].deleted)
 
+    def test_notify_is_told_task_queue_receives_and_outcome_of_whatever_failed(self):
+        told = self.notified
+
+        class Handler(Recording):
+            def run(self):
+                raise ValueError("failed")
+
+            def notify(self, exception, context=None):
+                told.append((exception, context))
+
+        self.manager.queue.send_message(MessageBody="[1]")
+        self.manager.submit("Unheard")
+        self.assertEqual({"failed": 1, "refused": 1}, self.run_tasks({}, worker=self.worker({"T": Handler})))
+        self.assertEqual(
+            [(None, "refused"), ("Unheard", "refused"), ("T", "failed")],
+            [(context["task"], context["outcome"]) for _, context in told],
+        )
+        for _, context in told:
+            self.assertEqual(self.manager.url, context["queue"])
+            self.assertLessEqual({"message_id", "receive_count"}, set(context))
+
     def test_a_task_that_fails_is_counted_and_the_next_one_runs(self):
         class Handler(Recording):
             def run(self):

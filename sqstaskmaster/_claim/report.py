@@ -43,7 +43,7 @@ class Report:
     are for whoever handles it to set. May be used in any thread.
 
     :param message: as for MessageHandler; nothing but `body` and `attributes` is needed of it.
-    :param task: the task's name.
+    :param task: the task's name, empty where the body has none.
     :param notify: called as `notify(exception, context=...)`; what it raises is logged and goes no further.
     :param logger: gives the logger, asked each time.
     :param clock: of `started_at` and `ended_at`, seconds.
@@ -98,7 +98,7 @@ class Report:
         queued = None if sent is None else time.time() - (now - self.started_at) - sent / 1000
         return {
             "action": action,
-            "task": self.task,
+            "task": self.task or None,
             "message_id": self.message_id,
             "receive_count": self.receive_count,
             "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours

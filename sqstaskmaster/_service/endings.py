@@ -103,6 +103,7 @@ class Endings:
         job.keeps_claim = False
 
         def report() -> None:
+            job.report.outcome = REFUSED
             job.report.log(logging.ERROR, "refused", "%s: %s", error, job.message)
             job.report.notify(error)
 

@@ -16,11 +16,12 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from sqstaskmaster._claim import note, owner
+from sqstaskmaster._claim.report import Report
 from sqstaskmaster._isolation import child
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.polling import Polling
@@ -96,7 +97,9 @@ class SingleRun:
         """What a poll brings; nothing where a stop was requested meanwhile."""
         wait, timeout = self._polling.wait_time, self._settings.sqs_timeout
         try:
-            received = self._stop.poll(lambda: manager.receive(wait, timeout, MessageAttributeNames=["All"]), wait)
+            received = self._stop.poll(
+                lambda: manager.receive(wait, timeout, in_worker=True, MessageAttributeNames=["All"]), wait
+            )
         except ShutdownRequested:
             return []
         except POLL_ERRORS as error:
@@ -116,20 +119,22 @@ class SingleRun:
         try:
             handler = self._settings.registry.handler_for(task, kwargs, message, manager.notify)
         except (UnknownTask, ArgumentsDoNotFit) as error:
-            logger.error("%s: %s", error, message, exc_info=error.__cause__, extra={"action": "refused", "task": task})
-            self._notify(manager, error, message)
+            report = self._report(manager, task, message, REFUSED)
+            logger.error("%s: %s", error, message, exc_info=error.__cause__, extra=report.facts("refused"))
+            report.notify(error)
             return REFUSED
+        handler._queue_url = manager.url
         self._leave_terms(task, handler, message)
         self._protection.busy(handler.hard_timeout)
         self._tell("busy")
         try:
-            self._run(manager, handler, message)
+            self._run(manager, task, handler, message)
         finally:
             self._tell("idle")
             self._stop.renew()
         return str(handler.outcome or Outcome.FAILED)
 
-    def _run(self, manager: TaskManager, handler: MessageHandler, message: Any) -> None:
+    def _run(self, manager: TaskManager, task: str, handler: MessageHandler, message: Any) -> None:
         if not isinstance(handler, ProcessMessageHandler):  # whose task is told by its signal
             handler._is_stopping = lambda: self._stop.requested
         try:
@@ -146,8 +151,9 @@ class SingleRun:
         except ShutdownRequested:
             pass
         except Exception as error:  # of `__enter__`, or of a subclass's `__exit__`
-            logger.exception("Handler failed for message: %s", message, extra={"action": "handler_failed"})
-            self._notify(manager, error, message)
+            report = self._report(manager, task, message, str(handler.outcome or Outcome.FAILED))
+            logger.exception("Handler failed for message: %s", message, extra=report.facts("handler_failed"))
+            report.notify(error)
         owner.leave_if_forked(self._process)
 
     def _leave_terms(self, task: str, handler: MessageHandler, message: Any) -> None:
@@ -169,13 +175,11 @@ class SingleRun:
         else:
             logger.info("Message given back, unstarted: %s", message, extra={"action": "given_back"})
 
-    def _notify(self, manager: TaskManager, exception: BaseException, message: Any) -> None:
-        """Tell the manager's `notify`. What it raises is logged and goes no further."""
-        try:
-            attributes: Mapping[str, Any] = message.attributes or {}
-            manager.notify(exception, context={"body": message.body, **attributes})
-        except Exception:
-            logger.exception("notify failed for message: %s", message, extra={"action": "notify_failed"})
+    def _report(self, manager: TaskManager, task: str, message: Any, outcome: str) -> Report:
+        """For what is told of a message outside its handler."""
+        report = Report(message, task, manager.notify, lambda: logger, time.monotonic, queue_url=manager.url)
+        report.outcome = outcome
+        return report
 
     def _tell(self, event: str) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from sqstaskmaster._service.readers import Readers
 
 # A slot that cannot be opened is tried again.
 _REOPEN_SECONDS = 1.0
+
+# A slot with a task holds so many, and all of them together some more.
+_DESCRIPTORS_PER_SLOT = 8
+_OTHER_DESCRIPTORS = 256
 
 _FACTS = {"action": "slot_failed"}
 
@@ -53,6 +58,7 @@ class SlotPool:
 
     def open_all(self) -> None:
         """:raises OSError: where the system has no process left."""
+        _allow_descriptors(_DESCRIPTORS_PER_SLOT * len(self._slots) + _OTHER_DESCRIPTORS)
         for number in range(len(self._slots)):
             self._open(number)
 
@@ -111,3 +117,10 @@ class SlotPool:
             slot.close()
             self._slots[number] = None
             self._reopen = True
+
+
+def _allow_descriptors(number: int) -> None:
+    """Raise the soft limit to the hard one, where it is lower. Tasks keep theirs: the template was forked before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

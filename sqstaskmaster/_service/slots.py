@@ -246,7 +246,7 @@ class SlotsRun:
         self._polls += 1
         wait, timeout = self._polling.wait_time, self._settings.sqs_timeout
         self._requests.call(
-            lambda: source.manager.receive(wait, timeout, free, MessageAttributeNames=["All"]),
+            lambda: source.manager.receive(wait, timeout, free, in_worker=True, MessageAttributeNames=["All"]),
             functools.partial(self._polled, source, not self._jobs),
         )
 

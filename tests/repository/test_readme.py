@@ -188,10 +188,14 @@ class TestReadmeScripts(support.ServerTestCase):
         counted = [line for each in (worker, second) for line in each.lines() if line.startswith("counted")]
         self.assertEqual([f"counted to {number}" for number in range(1, 21)], counted)
 
-    def test_the_test_without_aws_passes(self):
-        found = self.run_to_its_end("-m", "unittest", "test_tasks")
-        self.assertEqual(found.returncode, 0, found.stderr)
-        self.assertIn("Ran 1 test", found.stderr)
+    def test_the_test_without_aws_passes_with_each_of_the_handlers_shown(self):
+        handlers = [source for name, source in files() if name == "tasks.py"]
+        self.assertEqual(len(handlers), 2)
+        for source in handlers:
+            self.write("tasks.py", source)
+            found = self.run_to_its_end("-B", "-m", "unittest", "test_tasks")
+            self.assertEqual(found.returncode, 0, found.stderr)
+            self.assertIn("Ran 1 test", found.stderr)
 
     @unittest.skipIf(os.environ.get("SQSTASKMASTER_TEST_ENDPOINT"), "the endpoint given may know no ECS")
     def test_the_provisioner_scales_its_service(self):

@@ -1,6 +1,7 @@
 """What a task may do to its surroundings: it fails alone, in time, and a healthy task beside it notices nothing."""
 
 import os
+import resource
 import signal
 import time
 
@@ -155,3 +156,18 @@ class AttacksTest(SlotsTestCase):
         stormed = [int(line) for line in mark.read_text().split()]
         self.assertGreater(len(stormed), 3)
         self.assertEqual([], [pid for pid in stormed if os.path.exists(f"/proc/{pid}")])
+
+
+class DescriptorsTest(SlotsTestCase):
+    def test_many_slots_run_under_a_low_soft_limit_and_their_tasks_keep_it(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        low = sorted({*range(1024)} - descriptors())[30]  # leaves thirty
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
+        worker = self.worker(slots=20)
+
+        @worker.task("T")
+        def task():
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (low, hard)
+
+        self.assertEqual({"done": 20}, self.run_tasks(worker, *[{}] * 20))
