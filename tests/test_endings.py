@@ -165,7 +165,7 @@ class InterruptTest(InBlock, OnServer):
 
 
 DIES = """
-import os, signal, sys
+import os, signal, sys, time
 
 from sqstaskmaster import Continue, DeadLetter, MessageHandler, ProcessMessageHandler, TaskManager, Worker
 
@@ -176,7 +176,9 @@ class Task(ProcessMessageHandler):
         self.ending, self.step = ending, step
 
     def run(self):
-        raise Continue(step=self.step + 1) if self.ending == "continue" else DeadLetter("why")
+        if self.step:
+            time.sleep(3600)  # in the other slot, until the worker is killed
+        raise Continue(step=1) if self.ending == "continue" else DeadLetter("why")
 
 
 class Plain(MessageHandler):
