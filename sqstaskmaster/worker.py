@@ -270,6 +270,11 @@ class Worker:
         """The hard timeout of each task by its name, in seconds. A handler class may set another for itself."""
         return {name: entry.hard_timeout for name, entry in self._registry.items()}
 
+    @property
+    def sends_dead_letters(self) -> bool:
+        """Whether it is set to send failed messages to the dead-letter queue. What a task raises is not known here."""
+        return self.dead_letter_reasons or any(entry.dead_letters for _, entry in self._registry.items())
+
     def _has_slots(self, environments: Sequence[Environment]) -> bool:
         """Whether tasks run in slots: all of them have processes of their own, forked as Linux can."""
         if len(environments) > 1 or any(environments):

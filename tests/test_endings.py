@@ -2,7 +2,9 @@
 
 import os
 import signal
+import unittest
 
+import sqstaskmaster
 from sqstaskmaster import (
     CannotContinue,
     ClaimLapsed,
@@ -11,6 +13,7 @@ from sqstaskmaster import (
     MessageHandler,
     ProcessMessageHandler,
     Worker,
+    errors,
 )
 from sqstaskmaster._claim import clock, note
 from tests.support import DEADLINE_SECONDS, Script
@@ -219,3 +222,13 @@ class KilledBetweenTest(OnServer):
                 self.assertEqual(-signal.SIGKILL, worker.process.wait(DEADLINE_SECONDS), worker.lines())
                 self.assertEqual((0, 1), self.left())
                 self.assertEqual(1, len(self.receive(self.dead_letters)))
+
+
+class FrontDoorTest(unittest.TestCase):
+    def test_whatever_a_user_catches_is_imported_from_the_package_itself(self):
+        public = [name for name, value in vars(errors).items() if isinstance(value, type) and name[0] != "_"]
+        ours = [name for name in public if getattr(errors, name).__module__ == errors.__name__]
+        self.assertEqual([], [name for name in ours if getattr(sqstaskmaster, name, None) is not getattr(errors, name)])
+        self.assertIn("PollRefused", ours)
+        for name in ("Continue", "DeadLetter", "TaskFilter", "current_task"):
+            self.assertIn(name, sqstaskmaster.__all__)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # A receipt handle that no message has: SQS looks at the permission first, and then finds no such handle.
 _NO_HANDLE = "sqstaskmaster-doctor-asks-only-whether-this-is-allowed"
 
+# A delay that SQS refuses: 900 is the longest.
+_NO_DELAY = 86400
+
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 
 # A worker that is killed hides its message for as long as this at most; longer is a long wait after a deploy.
@@ -78,17 +81,23 @@ class Facts:
     not_tried: Sequence[str] = ()
     dead_letters: Mapping[str, str] | None = None
     dead_letters_unreachable: str | None = None
+    dead_letters_denied: str | None = None
+    dead_letters_not_tried: bool = False
     worker: WorkerTimes | None = None
 
 
 class WorkerTimes(NamedTuple):
-    """The timeouts of a worker, in seconds, and the queue it polls. `hard_timeouts` are those of its tasks, by name."""
+    """The timeouts of a worker, in seconds, and the queue it polls. `hard_timeouts` are those of its tasks, by name.
+
+    `dead_letters`: whether it is set to send failed messages to the dead-letter queue by itself.
+    """
 
     url: str
     sqs_timeout: int
     alarm_timeout: float
     shutdown_grace: float
     hard_timeouts: Mapping[str, float]
+    dead_letters: bool = False
 
     @property
     def longest(self) -> tuple[str, float]:
@@ -174,7 +183,8 @@ def _redrive_policy(facts: Facts) -> Iterator[Finding]:
     receives = int(policy.get("maxReceiveCount", 0))
     text = f"to {_name_of(policy)} after {receives} receive{'s' * (receives != 1)}"
     if receives < _FEWEST_RECEIVES:
-        remedy = f"raise maxReceiveCount to {_FEWEST_RECEIVES} or more: a deploy or a lost worker costs a receive too"
+        text += ": a deploy or a lost worker costs a receive too, and after the last a healthy task is dead-lettered"
+        remedy = f"raise maxReceiveCount to {_FEWEST_RECEIVES} or more; a task that raises Continue costs none"
         yield Finding(name, Level.WARNING, text, remedy)
     elif receives > _MOST_RECEIVES:
         remedy = f"lower maxReceiveCount to {_MOST_RECEIVES} or less: a task that always fails is run that often"
@@ -200,6 +210,24 @@ def _dead_letters(facts: Facts) -> Iterator[Finding]:
             )
         else:
             yield Finding(name, Level.OK, "empty")
+
+
+def _sent_dead_letters(facts: Facts) -> Iterator[Finding]:
+    """What a worker needs that sends failed messages to the dead-letter queue with the reason."""
+    name = "dead letters"
+    if facts.worker is None or not facts.worker.dead_letters:
+        return
+    if not _policy(facts.attributes):
+        text = "the worker is to send failed messages to the dead-letter queue, and there is none: they fail as ever"
+        yield Finding(name, Level.ERROR, text, "make a dead-letter queue and set RedrivePolicy on this queue")
+    elif facts.dead_letters_denied is not None:
+        remedy = f"allow sqs:SendMessage on {_name_of(_policy(facts.attributes))} to this role"
+        yield Finding(name, Level.ERROR, facts.dead_letters_denied, remedy)
+    elif facts.dead_letters_not_tried:
+        text = "SendMessage to it not tried: only AWS is sure to refuse a request that is meant to be refused"
+        yield Finding(name, Level.OK, text)
+    else:
+        yield Finding(name, Level.OK, "the worker may send failed messages there")
 
 
 def _retention_period(facts: Facts) -> Iterator[Finding]:
@@ -301,6 +329,7 @@ _WITH_ATTRIBUTES: tuple[_Check, ...] = (
     _permissions,
     _redrive_policy,
     _dead_letters,
+    _sent_dead_letters,
     _retention_period,
     _delay,
     _message_size,
@@ -329,18 +358,24 @@ def _days(seconds: int) -> str:
 def times_of(worker: Worker) -> WorkerTimes:
     """What the doctor looks at of a worker. Timeouts that a handler class sets for itself are not known here."""
     return WorkerTimes(
-        worker.manager.url, worker.sqs_timeout, worker.alarm_timeout, worker.shutdown_grace, worker.hard_timeouts
+        worker.manager.url,
+        worker.sqs_timeout,
+        worker.alarm_timeout,
+        worker.shutdown_grace,
+        worker.hard_timeouts,
+        worker.sends_dead_letters,
     )
 
 
 # -- gathering: asks AWS ----------------------------------------------------------------------------------------------
 
 
-def gather(url: str, client: Any, explain: Callable[[BaseException], str]) -> Facts:
+def gather(url: str, client: Any, explain: Callable[[BaseException], str], worker: WorkerTimes | None = None) -> Facts:
     """Ask SQS for everything `examine` looks at. `explain` makes the sentence of an error."""
     from sqstaskmaster._sqs.regions import region_of
 
     facts = Facts(url=url, url_region=region_of(url), region=client.meta.region_name, endpoint=client.meta.endpoint_url)
+    facts.worker = worker
     facts.configured_region, facts.credentials = _configuration()
     try:
         facts.attributes = _attributes(client, url)
@@ -352,10 +387,18 @@ def gather(url: str, client: Any, explain: Callable[[BaseException], str]) -> Fa
         facts.not_tried = ["ReceiveMessage"]
     policy = _policy(facts.attributes)
     if policy:
+        dead_letters = dead_letter_url(url, policy["deadLetterTargetArn"])
         try:
-            facts.dead_letters = _attributes(client, dead_letter_url(url, policy["deadLetterTargetArn"]))
+            facts.dead_letters = _attributes(client, dead_letters)
         except SQS_ERRORS as error:
             facts.dead_letters_unreachable = explain(error)
+        if worker is not None and worker.dead_letters:
+            facts.dead_letters_not_tried = not _is_aws(client.meta.endpoint_url)
+            if not facts.dead_letters_not_tried:
+                # Wrong in two ways, so that nothing is sent: the delay is over the limit, the body has no text.
+                facts.dead_letters_denied = _refusal(
+                    lambda: client.send_message(QueueUrl=dead_letters, MessageBody="\0", DelaySeconds=_NO_DELAY)
+                )
     return facts
 
 
@@ -397,15 +440,17 @@ def _denied(client: Any, url: str) -> dict[str, str | None]:
         requests["ReceiveMessage"] = lambda: client.receive_message(
             QueueUrl=url, MaxNumberOfMessages=0, WaitTimeSeconds=0
         )
-    denied: dict[str, str | None] = {}
-    for action, request in requests.items():
-        denied[action] = None
-        try:
-            request()
-        except SQS_ERRORS as error:
-            if code_of(error) in _DENIED:
-                denied[action] = " ".join(str(error).split())
-    return denied
+    return {action: _refusal(request) for action, request in requests.items()}
+
+
+def _refusal(request: Callable[[], Any]) -> str | None:
+    """What SQS says where it does not allow the request."""
+    try:
+        request()
+    except SQS_ERRORS as error:
+        if code_of(error) in _DENIED:
+            return " ".join(str(error).split())
+    return None
 
 
 def _is_aws(endpoint: str) -> bool:

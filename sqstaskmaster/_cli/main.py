@@ -92,11 +92,12 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
     from sqstaskmaster.task_manager import TaskManager
 
     client = TaskManager(arguments.url).queue.meta.client
-    facts = doctor.gather(arguments.url, client, lambda error: explain(error, arguments.url)[1])
+    worker = None
     if arguments.worker is not None:
         from sqstaskmaster._cli.worker_process import load
 
-        facts.worker = doctor.times_of(load(arguments.worker))
+        worker = doctor.times_of(load(arguments.worker))
+    facts = doctor.gather(arguments.url, client, lambda error: explain(error, arguments.url)[1], worker)
     findings = doctor.examine(facts)
     rows = [[finding.name, str(finding.level), finding.text, finding.remedy] for finding in findings]
     styles = [{"ok": "", "warning": "yellow", "error": "red"}[str(finding.level)] for finding in findings]

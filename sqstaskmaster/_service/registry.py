@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     """One task: `fits(kwargs)` raises TypeError where they do not; `make(message, kwargs, notify)` gives the handler.
 
     `slotted`: it can run in a slot: a process of its own, forked. `quick`: making it runs nothing of the user's.
-    `hard_timeout` is what is known of its limit, in seconds.
+    `hard_timeout` is what is known of its limit, in seconds; `dead_letters`, whether it names exceptions without retry.
     """
 
     fits: Callable[[Mapping[str, Any]], object]
@@ -47,6 +47,7 @@ class Entry(NamedTuple):
     slotted: bool
     quick: bool
     hard_timeout: float
+    dead_letters: bool = False
 
 
 class Registry:
@@ -164,6 +165,7 @@ def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, 
         slotted=settings["start_method"] in (None, "fork"),
         quick=True,
         hard_timeout=settings["hard_timeout"],
+        dead_letters=bool(settings.get("dead_letter")),
     )
 
 

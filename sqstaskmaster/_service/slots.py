@@ -213,8 +213,8 @@ class SlotsRun:
             return False
         if not (self._stop_signals or self._refused or self._burst and self._polling.all_empty):
             return False
-        if self._endings.unfinished:
-            # Only the user's code is left: an error service that hangs gets so long.
+        if self._endings.unfinished or self._logs.unfinished:
+            # Only the user's code is left: an error service or a log that hangs gets so long.
             self._end_at = min(self._end_at, time.monotonic() + _LAST_SECONDS)
             return False
         return True
@@ -236,11 +236,8 @@ class SlotsRun:
                 self._alive_at = now + _ALIVE_SECONDS
                 self._tell("polled")
             return
-        if self._burst and self._polling.all_empty:
-            if not self._jobs and not self._endings.unfinished:
-                return
-            if free == len(self._slots):
-                self._polling.busy()  # what has just ended may have left something behind
+        if self._burst and self._polling.all_empty and not self._jobs:
+            return
         if now < self._linger_until and len(self._slots) - free > len(self._slots) // 4:
             return
         source = self._polling.next(now)
@@ -250,10 +247,13 @@ class SlotsRun:
         wait, timeout = self._polling.wait_time, self._settings.sqs_timeout
         self._requests.call(
             lambda: source.manager.receive(wait, timeout, free, in_worker=True, MessageAttributeNames=["All"]),
-            functools.partial(self._polled, source),
+            functools.partial(self._polled, source, not self._jobs),
         )
 
-    def _polled(self, source: Source, received: Sequence[Task | None] | None, error: BaseException | None) -> None:
+    def _polled(
+        self, source: Source, idle: bool, received: Sequence[Task | None] | None, error: BaseException | None
+    ) -> None:
+        """`idle`: whether nothing ran when the poll was sent."""
         self._polls -= 1
         if isinstance(error, POLL_ERRORS):
             remedy = self._polling.failed(source, error, time.monotonic())
@@ -263,6 +263,8 @@ class SlotsRun:
         if error is not None:
             raise error  # a queue of the user's own making
         self._polling.answered(source, len(received or ()))
+        if not idle:
+            self._polling.busy()  # what ran meanwhile may have left something behind: a successor, a message given back
         if received:
             self._linger_until = time.monotonic() + _LINGER_SECONDS
         self._tell("polled")

@@ -1,6 +1,9 @@
 import unittest
 from unittest import mock
 
+from botocore.exceptions import ClientError
+
+from sqstaskmaster import LocalQueue, TaskManager, Worker
 from sqstaskmaster._cli import doctor
 from sqstaskmaster._cli.doctor import Facts, Level, WorkerTimes, examine, worst
 
@@ -89,6 +92,30 @@ class TestExamine(unittest.TestCase):
         many = healthy(times(Train=60), RedrivePolicy=POLICY % 1000)
         self.assert_finding(many, "redrive policy", Level.WARNING, "after 1000 receives")
 
+    def test_few_receives_are_spent_by_deploys_and_the_remedies_are_named(self):
+        facts = healthy(RedrivePolicy=POLICY % 2)
+        self.assert_finding(facts, "redrive policy", Level.WARNING, "after the last a healthy task is dead-lettered")
+        [finding] = [finding for finding in examine(facts) if finding.name == "redrive policy"]
+        self.assertIn("Continue", finding.remedy)
+
+    def test_a_worker_that_may_not_send_to_the_dead_letter_queue_it_is_to_send_to_is_an_error(self):
+        facts = healthy(times()._replace(dead_letters=True))
+        self.assertEqual(Level.OK, worst(examine(facts)))
+        facts.dead_letters_denied = "not authorized"
+        self.assert_finding(facts, "dead letters", Level.ERROR, "not authorized")
+        [finding] = [finding for finding in examine(facts) if finding.name == "dead letters"]
+        self.assertEqual("allow sqs:SendMessage on dead to this role", finding.remedy)
+
+    def test_a_worker_that_is_to_send_to_a_dead_letter_queue_that_is_not_there_is_an_error(self):
+        facts = healthy(times()._replace(dead_letters=True), RedrivePolicy="")
+        facts.dead_letters = None
+        self.assert_finding(facts, "dead letters", Level.ERROR, "there is none")
+
+    def test_nothing_is_said_of_sending_there_where_the_worker_does_not_ask_for_it(self):
+        facts = healthy()
+        facts.dead_letters_denied = "not authorized"
+        self.assertNotIn("dead letters", [finding.name for finding in examine(facts)])
+
     def test_dead_letters_are_a_warning(self):
         facts = healthy()
         facts.dead_letters["ApproximateNumberOfMessages"] = "7"
@@ -158,13 +185,43 @@ class TestExamine(unittest.TestCase):
 
 
 class TestGather(unittest.TestCase):
-    def asked(self, endpoint):
+    def asked(self, endpoint, worker=None, attributes=None, answer=None):
         """What a client that does not look at parameters is asked for."""
         client = mock.Mock()
         client.meta.endpoint_url, client.meta.region_name = endpoint, "eu-west-1"
-        client.get_queue_attributes.return_value = {"Attributes": {}}
-        facts = doctor.gather(URL, client, str)
+        client.get_queue_attributes.return_value = {"Attributes": attributes or {}}
+        client.send_message.side_effect = answer
+        facts = doctor.gather(URL, client, str, worker)
         return client, facts
+
+    def test_aws_is_asked_whether_a_message_may_be_sent_with_one_that_it_refuses_for_its_parameters(self):
+        for code, denied in (("AccessDenied", True), ("InvalidParameterValue", False)):
+            with self.subTest(code):
+                error = ClientError({"Error": {"Code": code, "Message": "no"}}, "SendMessage")
+                worker = times()._replace(dead_letters=True)
+                attributes = {"RedrivePolicy": POLICY % 5}
+                client, facts = self.asked("https://sqs.eu-west-1.amazonaws.com", worker, attributes, error)
+                [call] = client.send_message.call_args_list
+                self.assertEqual(URL.replace("tasks", "dead"), call.kwargs["QueueUrl"])
+                self.assertGreater(call.kwargs["DelaySeconds"], 900)
+                self.assertEqual(denied, facts.dead_letters_denied is not None)
+
+    def test_nobody_is_asked_to_send_where_the_worker_does_not_ask_for_it_or_the_server_is_not_aws(self):
+        attributes = {"RedrivePolicy": POLICY % 5}
+        client, _ = self.asked("https://sqs.eu-west-1.amazonaws.com", times(), attributes)
+        client.send_message.assert_not_called()
+        client, facts = self.asked("http://127.0.0.1:5000", times()._replace(dead_letters=True), attributes)
+        client.send_message.assert_not_called()
+        [finding] = [finding for finding in examine(facts) if finding.name == "dead letters"]
+        self.assertIn("not tried", finding.text)
+
+    def test_a_worker_asks_for_it_by_its_setting_or_by_a_task_that_names_exceptions_without_retry(self):
+        manager = TaskManager("memory:doctor", queue_constructor=LocalQueue)
+        self.assertFalse(doctor.times_of(Worker(manager)).dead_letters)
+        self.assertTrue(doctor.times_of(Worker(manager, dead_letter_reasons=True)).dead_letters)
+        worker = Worker(manager)
+        worker.task("T", dead_letter=(KeyError,))(lambda: None)
+        self.assertTrue(doctor.times_of(worker).dead_letters)
 
     def test_a_server_that_is_not_aws_is_never_asked_for_a_message(self):
         for endpoint in ("http://127.0.0.1:4566", "http://localhost:4566", "https://amazonaws.com.example.org"):

@@ -14,7 +14,7 @@ from threading import Thread
 
 import boto3
 
-from sqstaskmaster import MessageHandler, TaskManager, Worker
+from sqstaskmaster import Continue, DeadLetter, MessageHandler, ProcessMessageHandler, TaskManager, Worker
 from tests.support import DEADLINE_SECONDS, ServerTestCase, wait_until
 from tests.support.commands import Command, run
 
@@ -38,7 +38,8 @@ class TestFiles(unittest.TestCase):
     def test_every_json_file_parses(self):
         names = sorted(path.name for path in EXAMPLE.glob("*.json"))
         self.assertEqual(
-            ["producer-policy", "task-definition", "trust-policy", "worker-policy"], [n[:-5] for n in names]
+            ["endings-policy", "producer-policy", "task-definition", "trust-policy", "worker-policy"],
+            [n[:-5] for n in names],
         )
         for name in names:
             self.assertTrue(load(name))
@@ -90,6 +91,17 @@ class Fails(MessageHandler):
         return 600
 
 
+class GoesOn(ProcessMessageHandler):
+    def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, step=0):
+        super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout)
+        self.step = step
+
+    def run(self):
+        if self.step == 0:
+            raise Continue(step=1)
+        raise DeadLetter("no such model")
+
+
 class TestPolicies(ServerTestCase):
     """Least privilege: just what the package asks for while it does its work, and nothing else."""
 
@@ -99,6 +111,28 @@ class TestPolicies(ServerTestCase):
         self.asked = set()
         boto3.setup_default_session()
         boto3.DEFAULT_SESSION.events.register("before-call.sqs", self.record)
+
+    def test_the_policy_of_endings_holds_what_continue_and_dead_letter_need_beside_the_workers(self):
+        self.url = self.create_queue(max_receive_count=3)
+        asked = set()
+
+        def record(params, model, **_):
+            # The query protocol of older botocores has the parameters in the body.
+            url = json.loads(params["body"])["QueueUrl"] if isinstance(params["body"], (str, bytes)) else None
+            asked.add((model.name, (url or params["body"]["QueueUrl"]).rpartition("/")[2]))
+
+        boto3.DEFAULT_SESSION.events.register("before-call.sqs.SendMessage", record)
+        self.sqs.send_message(QueueUrl=self.url, MessageBody=json.dumps({"task": "GoesOn", "kwargs": {}}))
+        with self.assertLogs("sqstaskmaster"):
+            counts = Worker(TaskManager(self.url), {"GoesOn": GoesOn}, wait_time=0).run(burst=True)
+        self.assertEqual({"continued": 1, "dead-lettered": 1}, dict(counts))
+        names = {"tasks": self.url.rpartition("/")[2], "tasks-dead": self.dead_letters.rpartition("/")[2]}
+        allowed = load("endings-policy.json")["Statement"]
+        self.assertEqual(["sqs:SendMessage"] * 2, actions(load("endings-policy.json")))
+        queues = {("SendMessage", names[statement["Resource"].rpartition(":")[2]]) for statement in allowed}
+        self.assertEqual(queues, asked)
+        # Beside these it asks for no more than every worker does.
+        self.assertLessEqual(self.asked - {"sqs:SendMessage"}, set(actions(load("worker-policy.json"))))
 
     def record(self, model, **_):
         # A batch needs the permission of its single request.

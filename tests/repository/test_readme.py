@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ class TestReadme(unittest.TestCase):
         self.assertEqual(
             sorted({name for name, _ in files()}),
             [
+                "long_service.py",
                 "produce_many.py",
                 "producer.py",
                 "provision.py",
@@ -173,6 +175,18 @@ class TestReadmeScripts(support.ServerTestCase):
     def test_the_worker_runs_from_the_command_line(self):
         self.write("command.py", "from sqstaskmaster._cli.main import main\n\nmain(['worker', 'service:worker'])\n")
         self.produce_and_serve("command.py")
+
+    def test_a_task_that_is_stopped_goes_on_where_it_was(self):
+        self.sqs.send_message(QueueUrl=self.url, MessageBody='{"task": "Count", "kwargs": {"to": 20}}')
+        worker = self.script("long_service.py")
+        worker.wait_for("counted to 1")
+        self.assertEqual(0, worker.end(signal.SIGTERM), worker.lines())
+        self.assertEqual((1, 0, 0), self.counts(self.url))
+        second = self.script("long_service.py")
+        second.wait_for("counted to 20")
+        support.wait_until(lambda: self.counts(self.url) == (0, 0, 0), "the message is deleted")
+        counted = [line for each in (worker, second) for line in each.lines() if line.startswith("counted")]
+        self.assertEqual([f"counted to {number}" for number in range(1, 21)], counted)
 
     def test_the_test_without_aws_passes_with_each_of_the_handlers_shown(self):
         handlers = [source for name, source in files() if name == "tasks.py"]
