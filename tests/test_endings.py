@@ -19,6 +19,8 @@ from sqstaskmaster._claim import clock, note
 from tests.support import DEADLINE_SECONDS, Script
 from tests.support.endings import (
     ContinueLaws,
+    ContinueLocalLaws,
+    ContinueServerLaws,
     DeadLetterLaws,
     DeadLetterServerLaws,
     EndingTestCase,
@@ -35,21 +37,22 @@ from tests.support.endings import (
 )
 
 
-class BlockOnLocalQueueTest(InBlock, ContinueLaws, DeadLetterLaws, OnLocalQueue):
+class BlockOnLocalQueueTest(InBlock, ContinueLaws, ContinueLocalLaws, DeadLetterLaws, OnLocalQueue):
     pass
 
 
-class BlockOnServerTest(InBlock, ContinueLaws, DeadLetterLaws, DeadLetterServerLaws, OnServer):
+class BlockOnServerTest(InBlock, ContinueLaws, ContinueServerLaws, DeadLetterLaws, DeadLetterServerLaws, OnServer):
     pass
 
 
-class WorkerOnLocalQueueTest(InWorker, ContinueLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue):
+class WorkerOnLocalQueueTest(InWorker, ContinueLaws, ContinueLocalLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue):
     pass
 
 
 class WorkerOnServerTest(
     InWorker,
     ContinueLaws,
+    ContinueServerLaws,
     DeadLetterLaws,
     WorkerStopLaws,
     WorkerDeadLetterLaws,

@@ -11,6 +11,8 @@ from sqstaskmaster import LocalMessage, LocalQueue
 from tests.support import DEADLINE_SECONDS
 from tests.support.endings import (
     ContinueLaws,
+    ContinueLocalLaws,
+    ContinueServerLaws,
     DeadLetterLaws,
     DeadLetterServerLaws,
     InSlots,
@@ -24,7 +26,7 @@ from tests.support.endings import (
 
 
 @unittest.skipUnless(sys.platform == "linux", "slots need Linux")
-class SlotsOnLocalQueueTest(InSlots, ContinueLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue):
+class SlotsOnLocalQueueTest(InSlots, ContinueLaws, ContinueLocalLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue):
     pass
 
 
@@ -32,6 +34,7 @@ class SlotsOnLocalQueueTest(InSlots, ContinueLaws, DeadLetterLaws, WorkerStopLaw
 class SlotsOnServerTest(
     InSlots,
     ContinueLaws,
+    ContinueServerLaws,
     DeadLetterLaws,
     WorkerStopLaws,
     WorkerDeadLetterLaws,

@@ -76,6 +76,9 @@ class Task(ProcessMessageHandler):
         if self.step < 2:
             raise Continue(step=self.step + 1)
 
+    def goes_on_later(self):
+        raise Continue.after(600, step=1)
+
     def goes_on_for_ever(self):
         raise Continue(step=self.step + 1)
 
@@ -309,6 +312,33 @@ class ContinueLaws:
             self.assertEqual({"continued": 1, "done": 1}, self.consume(hard_timeout=0.5))
         self.assertEqual([0, 7], [each["step"] for each in self.seen()])
         self.assertEqual((0, 0), self.left())
+
+
+class ContinueLocalLaws:
+    def test_the_claim_is_kept_while_the_successor_is_being_sent(self):
+        send = LocalQueue.send_message
+
+        def send_once_extended(queue, **kwargs):
+            [message] = self.received
+            wait_until(lambda: message.visibility_changes, "the claim is extended")
+            return send(queue, **kwargs)
+
+        self.submit("goes_on_when_called_again")
+        with (
+            mock.patch.object(Task, "goes_on_when_called_again", once, create=True),
+            mock.patch.object(LocalQueue, "send_message", send_once_extended),
+            self.assertLogs("sqstaskmaster", "INFO"),
+        ):
+            self.assertEqual({"continued": 1, "done": 1}, self.consume(sqs_timeout=3, alarm_timeout=0.5))
+        self.assertEqual((0, 0), self.left())
+
+
+class ContinueServerLaws:
+    def test_a_successor_may_be_delayed(self):
+        self.submit("goes_on_later")
+        with self.assertLogs("sqstaskmaster", "INFO"):
+            self.assertEqual({"continued": 1}, self.consume())
+        self.assertEqual((0, 0, 1), self.counts(self.url))
 
 
 def once(task):
