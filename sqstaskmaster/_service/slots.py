@@ -200,7 +200,8 @@ class SlotsRun:
     def _next_look(self) -> float:
         """When the loop has something to do on its own account."""
         due = min(self._stop_at, self._end_at, self._slots.due)
-        if self._slots.usable and not self._polls and not self._stop_signals and self._refused is None:
+        ended = self._burst and self._polling.all_empty and not self._jobs
+        if self._slots.usable and not self._polls and not self._stop_signals and self._refused is None and not ended:
             due = min(due, max(self._polling.due(), self._linger_until))
         elif not self._slots.usable:
             due = min(due, self._alive_at)
