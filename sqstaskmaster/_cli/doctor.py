@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from sqstaskmaster._claim.destinations import dead_letter_url
 from sqstaskmaster._sqs.answers import SQS_ERRORS, code_of
 from sqstaskmaster._sqs.limits import MAX_MESSAGE_BYTES
 
@@ -400,11 +401,6 @@ def gather(url: str, client: Any, explain: Callable[[BaseException], str], worke
                     lambda: client.send_message(QueueUrl=dead_letters, MessageBody="\0", DelaySeconds=_NO_DELAY)
                 )
     return facts
-
-
-def dead_letter_url(url: str, arn: str) -> str:
-    """The URL of a queue's dead-letter queue: SQS wants both in one account and region, so only the name differs."""
-    return f"{url.rpartition('/')[0]}/{arn.rpartition(':')[2]}"
 
 
 def _attributes(client: Any, url: str) -> Mapping[str, str]:

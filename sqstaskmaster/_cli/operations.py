@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
+from sqstaskmaster._claim.destinations import dead_letter_url
 from sqstaskmaster._cli import tables
-from sqstaskmaster._cli.doctor import dead_letter_url
 from sqstaskmaster._cli.exits import CommandError
 from sqstaskmaster._service.exit_codes import Exit
 from sqstaskmaster.errors import SubmitInterrupted, TasksNotSent

@@ -4,6 +4,7 @@ from unittest import mock
 from botocore.exceptions import ClientError
 
 from sqstaskmaster import LocalQueue, TaskManager, Worker
+from sqstaskmaster._claim.destinations import dead_letter_url
 from sqstaskmaster._cli import doctor
 from sqstaskmaster._cli.doctor import Facts, Level, WorkerTimes, examine, worst
 
@@ -242,4 +243,4 @@ class TestGather(unittest.TestCase):
 class TestDeadLetterUrl(unittest.TestCase):
     def test_a_dead_letter_queue_is_the_queues_neighbour(self):
         arn = "arn:aws:sqs:eu-west-1:123456789012:dead"
-        self.assertEqual(URL.replace("tasks", "dead"), doctor.dead_letter_url(URL, arn))
+        self.assertEqual(URL.replace("tasks", "dead"), dead_letter_url(URL, arn))
