@@ -1,11 +1,28 @@
-"""How a task may end, beyond returning and raising: it goes on later, or it goes to the dead-letter queue at once."""
+"""How a task ends: the outcomes, and what a task raises to go on later, or to the dead-letter queue at once."""
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 from sqstaskmaster._sqs.limits import MAX_DELAY_SECONDS, check_whole_seconds
 from sqstaskmaster.errors import SQSTaskMasterError
+
+
+class Outcome(str, enum.Enum):
+    """How a task ended. Each is also the plain string of its value: `handler.outcome == "done"`."""
+
+    DONE = "done"
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
+    STUCK = "stuck"
+    INTERRUPTED = "interrupted"
+    CLAIM_LOST = "claim lost"
+    CONTINUED = "continued"
+    DEAD_LETTERED = "dead-lettered"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class Continue(BaseException):
