@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqstaskmaster._claim import current, forwarding, note, owner
 from sqstaskmaster._claim.claim import Claim
@@ -168,15 +168,19 @@ class MessageHandler(abc.ABC):
         May be called from another thread than the task's. What it raises is logged and goes no further.
         """
 
-    def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
-        """When a task that failed is to be tried again: in how many seconds, or None (the default): when its visibility
-        timeout ends.
+    if TYPE_CHECKING:  # so that a subclass may have either: a method, or an object that is called
+        retry_delay: Callable[[BaseException, int], float | None]
+    else:
 
-        Asked after the task failed, timed out or was stuck, once the heartbeat is over. `receive_count` is how often
-        the message has been received, this time included. What goes past the claim's 12 hours is cut. A policy to put
-        here: `ExponentialBackoff`.
-        """
-        return None
+        def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
+            """When a task that failed is to be tried again: in how many seconds, or None (the default): when its
+            visibility timeout ends.
+
+            Asked after the task failed, timed out or was stuck, once the heartbeat is over. `receive_count` is how
+            often the message has been received, this time included. What goes past the claim's 12 hours is cut. A
+            policy to put here: `ExponentialBackoff`.
+            """
+            return None
 
     def claim_lost(self, exception: BaseException) -> None:
         """The claim is gone: the message is visible to others, being run by another, or deleted.
