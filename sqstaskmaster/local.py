@@ -32,7 +32,7 @@ from sqstaskmaster._sqs.limits import (
     is_whole,
 )
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -56,11 +56,11 @@ class LocalMessage:
         message_attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.body = body
-        self.attributes = {} if attributes is None else attributes
-        self.message_attributes = {} if message_attributes is None else message_attributes
+        self.attributes: Mapping[str, Any] = {} if attributes is None else attributes
+        self.message_attributes: Mapping[str, Any] = {} if message_attributes is None else message_attributes
         self.queue_url: str | None = None
-        self.message_id = f"local-{next(_numbers)}"
-        self.deleted = False
+        self.message_id: str = f"local-{next(_numbers)}"
+        self.deleted: bool = False
         self.visibility_changes: list[int] = []
 
     @property

@@ -42,7 +42,7 @@ from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.endings import Continue
 from sqstaskmaster.errors import CannotContinue, HandlerStuck, HardTimeout, NoAnswer
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 logger.addFilter(FactsFilter())
 
 Self = TypeVar("Self", bound="MessageHandler")
@@ -137,8 +137,8 @@ class MessageHandler(abc.ABC):
         clock: Callable[[], float] | None = None,
     ) -> None:
         check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
-        self.dead_letter = _checked_types(dead_letter)
-        self.sqs_timeout = int(sqs_timeout)
+        self.dead_letter: tuple[type[BaseException], ...] = _checked_types(dead_letter)
+        self.sqs_timeout: int = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
         self.outcome: Outcome | None = None

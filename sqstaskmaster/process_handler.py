@@ -33,7 +33,7 @@ from sqstaskmaster.endings import Continue
 from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, NothingHasRun, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Self = TypeVar("Self", bound="ProcessMessageHandler")
 
@@ -122,7 +122,7 @@ class ProcessMessageHandler(MessageHandler):
             raise ValueError(f"max_memory must be a whole number of bytes over 0, or None, not {max_memory!r}")
         if max_memory is not None and not process_tree.LINUX:
             raise UnsupportedContext("max_memory needs Linux, where the memory of other processes can be read")
-        self.max_continuations = check_whole("max_continuations", max_continuations, 0, _MOST_CONTINUATIONS)
+        self.max_continuations: int = check_whole("max_continuations", max_continuations, 0, _MOST_CONTINUATIONS)
         self.term_grace = term_grace
         self.start_method = start_method
         self.max_memory = max_memory
@@ -188,9 +188,9 @@ class ProcessMessageHandler(MessageHandler):
             self._child = child
             self._set_next_alarm()
             while not child.wait(self._seconds_to_attend()):
-                self.progress = child.progress
+                self._progressed(child.progress)
                 self._extend_or_stop_child(child)
-            self.progress = child.progress
+            self._progressed(child.progress)
             return child.result()
         except BaseException as error:
             self._stop(child)

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError, NoRegionError
 from sqstaskmaster._sqs.regions import region_of
 from sqstaskmaster.errors import ConfigurationError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: What one service is scaled by: a dictionary with the four keys that `Provisioner` names.
 Rule = Mapping[str, Any]
@@ -74,10 +74,12 @@ class Provisioner:
     def __init__(self, rules: Iterable[Rule], notify: Callable[..., Any] | None = None) -> None:
         if notify is not None and not callable(notify):
             raise TypeError(f"notify must be callable as notify(exception, context=...), not {notify!r}")
-        self.rules = _checked(rules)
+        self.rules: list[Rule] = _checked(rules)
         self._notify = notify
         self._clients: dict[str, Any] = {}
         named = next(filter(None, (region_of(rule[self.QUEUE_NAME]) for rule in self.rules)), None)
+        self.sqs: Any
+        self.ecs: Any
         try:
             self.sqs, self.ecs = boto3.resource("sqs"), boto3.client("ecs")
         except NoRegionError as error:

@@ -77,7 +77,7 @@ class SubmitResult:
         self.taken = 0
         self.sent = 0
         self.failed = 0
-        self.message_ids = MessageIds()
+        self.message_ids: MessageIds = MessageIds()
 
     def __repr__(self) -> str:
         return f"SubmitResult(taken={self.taken}, sent={self.sent}, failed={self.failed})"

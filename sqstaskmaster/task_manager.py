@@ -41,7 +41,7 @@ from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
 from sqstaskmaster.results import SubmitResult
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Task = tuple[str, dict[str, Any], Any]
 

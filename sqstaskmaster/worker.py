@@ -27,7 +27,7 @@ from sqstaskmaster.errors import UnsupportedContext
 from sqstaskmaster.message_handler import MessageHandler, check_timeouts
 from sqstaskmaster.task_manager import TaskManager
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Environment = Mapping[str, str]
@@ -116,16 +116,16 @@ class Worker:
                 raise TypeError(f"{name} must be callable, not {value!r}")
         if handlers is not None and not isinstance(handlers, Mapping):
             raise TypeError(f'handlers must be a mapping like {{"Train": Train}}, not {handlers!r}')
-        self.managers = _managers(manager)
-        self.manager = self.managers[0]
-        self.slots = _checked_slots(slots)
-        self.sqs_timeout = int(sqs_timeout)
+        self.managers: list[TaskManager] = _managers(manager)
+        self.manager: TaskManager = self.managers[0]
+        self.slots: int | Literal["auto"] | list[dict[str, str]] = _checked_slots(slots)
+        self.sqs_timeout: int = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
-        self.wait_time = check_whole_seconds("wait_time", wait_time, MAX_WAIT_SECONDS)
+        self.wait_time: int = check_whole_seconds("wait_time", wait_time, MAX_WAIT_SECONDS)
         self.shutdown_grace = shutdown_grace
         self.on_claim_lost = on_claim_lost
-        self.dead_letter_reasons = bool(dead_letter_reasons)
+        self.dead_letter_reasons: bool = bool(dead_letter_reasons)
         self._around, self._on_start, self._on_finish = around, on_start, on_finish
         self._registry = registry.Registry()
         for name, handler in (handlers or {}).items():

@@ -33,16 +33,16 @@ class CurrentTask:
         message_attributes = getattr(message, "message_attributes", None)
         self.name = name
         message_id = getattr(message, "message_id", None)
-        self.message_id = message_id if isinstance(message_id, str) else None
+        self.message_id: str | None = message_id if isinstance(message_id, str) else None
         self.attributes: Mapping[str, Any] = attributes if isinstance(attributes, Mapping) else {}
         self.message_attributes: Mapping[str, Any] = (
             message_attributes if isinstance(message_attributes, Mapping) else {}
         )
         received = self.attributes.get("ApproximateReceiveCount")
         plausible = isinstance(received, str) and received.isdecimal() and len(received) < 20
-        self.receive_count = int(str(received)) if plausible else None
-        self.continuation = chain.number
-        self.first_message_id = chain.first_id or self.message_id
+        self.receive_count: int | None = int(str(received)) if plausible else None
+        self.continuation: int = chain.number
+        self.first_message_id: str | None = chain.first_id or self.message_id
         self._ends_at = ends_at
         self._report = report
         self._stopping = stopping
