@@ -1,5 +1,7 @@
 """MessageHandler: one message, from the claim to the verdict.
 
+::
+
     __enter__   the claim is extended, unless it is known to be fresh; SIGALRM and its timer are borrowed
         |
       body  <-- SIGALRM --  _handle_alarm: _decide --> past the limit   raise HardTimeout, again every alarm_timeout

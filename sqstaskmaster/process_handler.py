@@ -1,10 +1,12 @@
 """ProcessMessageHandler: MessageHandler, its `run` in a process of its own.
 
-worker: with handler:                                          task's process
-          handler.run()  ---- isolation.Child ---------------> run() of the subclass
-            loop: wait --- every alarm_timeout: _decide -----> extend | stop, keep the claim until all is gone
-          <-------------------- value, or exception ---------- returns, or raises
-        __exit__: the verdict, as in MessageHandler
+::
+
+    worker: with handler:                                          task's process
+              handler.run()  ---- isolation.Child ---------------> run() of the subclass
+                loop: wait --- every alarm_timeout: _decide -----> extend | stop, keep the claim until all is gone
+              <-------------------- value, or exception ---------- returns, or raises
+            __exit__: the verdict, as in MessageHandler
 """
 
 from __future__ import annotations

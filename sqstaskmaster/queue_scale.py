@@ -21,6 +21,7 @@ from sqstaskmaster.errors import ConfigurationError
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+#: What one service is scaled by: a dictionary with the four keys that `Provisioner` names.
 Rule = Mapping[str, Any]
 
 

@@ -1,8 +1,10 @@
 """TaskManager: the queue, seen as tasks.
 
-submit(task, **kwargs) -> messages.encode -> size check -> queue.send_message
-submit_many(tasks) -> the same for each -> sending -> client.send_message_batch
-task_generator -> queue.receive_messages -> messages.decode -> yields (task, kwargs, message)
+::
+
+    submit(task, **kwargs) -> messages.encode -> size check -> queue.send_message
+    submit_many(tasks) -> the same for each -> sending -> client.send_message_batch
+    task_generator -> queue.receive_messages -> messages.decode -> yields (task, kwargs, message)
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Worker: task name -> handler, as many at once as it has slots, and an orderly stop.
 
-Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loop, N slots
-   |
-   +------- plain MessageHandlers, or no Linux --------> _service.single: one task after the other
+::
+
+    Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loop, N slots
+       |
+       +------- plain MessageHandlers, or no Linux --------> _service.single: one task after the other
 """
 
 from __future__ import annotations
@@ -148,9 +150,15 @@ class Worker:
         """Decorator: makes a task of a function of its kwargs, which runs in a process of its own.
 
         :param name: the task's name, as `submit` was given it.
-        :param sqs_timeout, alarm_timeout, hard_timeout: where they differ from the worker's.
+        :param sqs_timeout: whole seconds, where it differs from the worker's.
+        :param alarm_timeout: seconds, where it differs from the worker's.
+        :param hard_timeout: seconds, where it differs from the worker's.
         :param retry_delay: `retry_delay(exception, receive_count)`, see MessageHandler.retry_delay.
-        :param term_grace, start_method, max_memory, dead_letter, max_continuations: see ProcessMessageHandler.
+        :param term_grace: seconds from SIGTERM to SIGKILL, see ProcessMessageHandler.
+        :param start_method: how its process is started, see ProcessMessageHandler.
+        :param max_memory: bytes that the task and what it started may hold, see ProcessMessageHandler.
+        :param dead_letter: exceptions for which no retry helps, see ProcessMessageHandler.
+        :param max_continuations: how often it may raise `Continue`, see ProcessMessageHandler.
         :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns: no
             coroutine function, no generator.
         :raises ValueError: for a setting out of its range, or a name that is taken.
