@@ -65,10 +65,12 @@ class LocalMessage:
 
     @property
     def receipt_handle(self) -> str:
+        """A handle like SQS's, of no meaning: there are no claims here."""
         return f"receipt-{self.message_id}"
 
     @property
     def md5_of_body(self) -> str:
+        """The MD5 of the body, as SQS gives it: 32 hexadecimal digits."""
         return _md5(self.body)
 
     def change_visibility(self, **kwargs: Any) -> None:
@@ -120,6 +122,7 @@ class LocalQueue:
     `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind.
     """
 
+    #: The queue of each URL, for the whole process.
     local_queues: dict[str, queue.SimpleQueue[LocalMessage]] = {}
     _asides: weakref.WeakKeyDictionary[queue.SimpleQueue[LocalMessage], _Aside] = weakref.WeakKeyDictionary()
 

@@ -64,13 +64,22 @@ _ASK_AGAIN_SECONDS = 0.005
 class Outcome(str, enum.Enum):
     """How a `with` block ended. Each is also the plain string of its value: `handler.outcome == "done"`."""
 
+    #: It ended normally. The message is deleted, and that is tried again while the claim lives.
     DONE = "done"
+    #: It raised an Exception, or its process died. The message is kept: it is visible again when its claim ends, or
+    #: after `retry_delay`.
     FAILED = "failed"
+    #: It reached its hard timeout, also where it swallowed the HardTimeout. The message is kept, as above.
     TIMED_OUT = "timed out"
+    #: Its `running()` gave False. The message is kept, as above.
     STUCK = "stuck"
+    #: Ctrl-C, SystemExit, or a worker that is stopping. The message is given back at once.
     INTERRUPTED = "interrupted"
+    #: The claim was lost, and a Worker stopped the task for it. Nothing is done about the message.
     CLAIM_LOST = "claim lost"
+    #: It raised Continue: its successor has been sent, then the message was deleted.
     CONTINUED = "continued"
+    #: No retry would help: the message has been sent to the dead-letter queue, then deleted.
     DEAD_LETTERED = "dead-lettered"
 
     def __str__(self) -> str:
@@ -112,6 +121,9 @@ class MessageHandler(abc.ABC):
     :param dead_letter: types of exceptions for which no retry helps, `(KeyError, HardTimeout)`: see DeadLetter.
     :param clock: seconds, for tests: in place of the monotonic clock, and of the claim's.
     :raises ValueError: for a timeout out of its range, and a `dead_letter` that is no types of exceptions.
+
+    The times are attributes of the same names. `outcome` is None until the block has been left, then an Outcome;
+    `progress` is what the task last reported, `{}` before.
 
     What the block does not delete, SQS redelivers when the visibility timeout ends, and moves to the dead-letter queue
     after the queue's `maxReceiveCount`:

@@ -342,6 +342,7 @@ class MessageContent:
 
     @classmethod
     def of(cls, message: Any) -> MessageContent:
+        """What a message says, read once, so that the task needs neither client nor connection for it."""
         attributes: Mapping[str, Any] | None = message.attributes
         return cls(
             message.body,
@@ -351,9 +352,11 @@ class MessageContent:
         )
 
     def change_visibility(self, **_: Any) -> NoReturn:
+        """:raises UnsupportedContext: always: the claim is the worker's."""
         raise UnsupportedContext("The claim on the message is the worker's, the task cannot change it")
 
     def delete(self) -> NoReturn:
+        """:raises UnsupportedContext: always: the worker deletes the message when the task has returned."""
         raise UnsupportedContext("The message is the worker's: it deletes it when the task has returned")
 
 

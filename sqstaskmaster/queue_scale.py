@@ -28,9 +28,13 @@ Rule = Mapping[str, Any]
 class ServiceState(enum.Enum):
     """Where an ECS service is in its life; only an ACTIVE one is scaled."""
 
+    #: Not ready yet: left as it is.
     STARTING = "starting"
+    #: Scaled by the depth of its queue.
     ACTIVE = "active"
+    #: About to go: left as it is.
     STOPPING = "stopping"
+    #: Something is wrong with it: left as it is.
     FAILING = "failing"
 
 
@@ -59,9 +63,13 @@ class Provisioner:
     `ecs:ListTagsForResource` where `get_description` and `get_tags` are used) on the services.
     """
 
+    #: The key of the queue's URL.
     QUEUE_NAME = "queue_name"
+    #: The key of the ECS service's name.
     SERVICE_NAME = "service_name"
+    #: The key of the ECS cluster's name.
     CLUSTER_NAME = "cluster_name"
+    #: The key of the desired count while there is work: a whole number, 0 or more.
     ACTIVE_SIZE = "active_size"
 
     #: What `log_queue_depth` calls the counts that SQS gives.

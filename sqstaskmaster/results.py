@@ -23,6 +23,7 @@ class MessageIds(Sequence[str | None]):
         self._length = 0
 
     def put(self, index: int, message_id: str | None) -> None:
+        """Note the message id of the `index`-th task. For `submit_many` itself."""
         if message_id is None:
             return self.grow(index + 1)
         start = index * _ID_BYTES

@@ -83,10 +83,12 @@ class TaskManager:
         retries from the standard AWS configuration, and the region in the URL where there is one.
     :param sender_name: sent with each message as its attribute `service_name`.
     :param strict: refuse values that JSON cannot hold (NaN and infinity, and keys that are no strings, are among them)
-        instead of sending them as `str(value)`. The reference has the table of what becomes of which value.
+        instead of sending them as `str(value)`. The documentation ("Values and what they arrive as") has the table of what becomes of which.
         A strict manager looks at every value, which costs about a microsecond each.
     :raises TypeError: for a queue constructor that does not give a queue.
     :raises ValueError: for a URL or a sender name that is none, or (ConfigurationError) where no region is configured.
+
+    `url` and `sender_name` are attributes, as they were given.
     """
 
     def __init__(

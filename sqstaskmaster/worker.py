@@ -87,6 +87,8 @@ class Worker:
     :raises ValueError: for a time or a number out of its range.
     :raises TypeError: for a manager that is none, and for a handler that cannot be constructed as above.
     :raises UnsupportedContext: for more than one slot where there is no Linux.
+
+    What was given is there as attributes of the same names; `managers` is the list of queues, `manager` its first.
     """
 
     def __init__(
