@@ -83,7 +83,7 @@ class TaskManager:
         retries from the standard AWS configuration, and the region in the URL where there is one.
     :param sender_name: sent with each message as its attribute `service_name`.
     :param strict: refuse values that JSON cannot hold (NaN and infinity, and keys that are no strings, are among them)
-        instead of sending them as `str(value)`. The documentation ("Values and what they arrive as") has the table of what becomes of which.
+        instead of sending them as `str(value)`. "Values, and what they arrive as" in the documentation has the table.
         A strict manager looks at every value, which costs about a microsecond each.
     :raises TypeError: for a queue constructor that does not give a queue.
     :raises ValueError: for a URL or a sender name that is none, or (ConfigurationError) where no region is configured.
