@@ -1,5 +1,7 @@
 """MessageHandler: one message, from the claim to the verdict.
 
+::
+
     __enter__   the claim is extended, unless it is known to be fresh; SIGALRM and its timer are borrowed
         |
       body  <-- SIGALRM --  _handle_alarm: _decide --> past the limit   raise HardTimeout, again every alarm_timeout
@@ -23,7 +25,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqstaskmaster._claim import current, note, owner
 from sqstaskmaster._claim.block import Block
@@ -39,7 +41,7 @@ from sqstaskmaster.endings import Continue
 from sqstaskmaster.endings import Outcome as Outcome
 from sqstaskmaster.errors import CannotContinue, HandlerStuck, HardTimeout, NoAnswer
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 logger.addFilter(FactsFilter())
 
 Self = TypeVar("Self", bound="MessageHandler")
@@ -88,6 +90,9 @@ class MessageHandler(abc.ABC):
     :param clock: seconds, for tests: in place of the monotonic clock, and of the claim's.
     :raises ValueError: for a timeout out of its range, and a `dead_letter` that is no types of exceptions.
 
+    The times are attributes of the same names. `outcome` is None until the block has been left, then an Outcome;
+    `progress` is what the task last reported, `{}` before.
+
     What the block does not delete, SQS redelivers when the visibility timeout ends, and moves to the dead-letter queue
     after the queue's `maxReceiveCount`:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
@@ -112,8 +117,8 @@ class MessageHandler(abc.ABC):
         clock: Callable[[], float] | None = None,
     ) -> None:
         check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
-        self.dead_letter = _checked_types(dead_letter)
-        self.sqs_timeout = int(sqs_timeout)
+        self.dead_letter: tuple[type[BaseException], ...] = _checked_types(dead_letter)
+        self.sqs_timeout: int = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
         self.outcome: Outcome | None = None
@@ -145,15 +150,19 @@ class MessageHandler(abc.ABC):
         May be called from another thread than the task's. What it raises is logged and goes no further.
         """
 
-    def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
-        """When a task that failed is to be tried again: in how many seconds, or None (the default): when its visibility
-        timeout ends.
+    if TYPE_CHECKING:  # so that a subclass may have either: a method, or an object that is called
+        retry_delay: Callable[[BaseException, int], float | None]
+    else:
 
-        Asked after the task failed, timed out or was stuck, once the heartbeat is over. `receive_count` is how often
-        the message has been received, this time included. What goes past the claim's 12 hours is cut. A policy to put
-        here: `ExponentialBackoff`.
-        """
-        return None
+        def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
+            """When a task that failed is to be tried again: in how many seconds, or None (the default): when its
+            visibility timeout ends.
+
+            Asked after the task failed, timed out or was stuck, once the heartbeat is over. `receive_count` is how
+            often the message has been received, this time included. What goes past the claim's 12 hours is cut. A
+            policy to put here: `ExponentialBackoff`.
+            """
+            return None
 
     def claim_lost(self, exception: BaseException) -> None:
         """The claim is gone: the message is visible to others, being run by another, or deleted.

@@ -1,10 +1,12 @@
 """ProcessMessageHandler: MessageHandler, its `run` in a process of its own.
 
-worker: with handler:                                          task's process
-          handler.run()  ---- isolation.Child ---------------> run() of the subclass
-            loop: wait --- every alarm_timeout: _decide -----> extend | stop, keep the claim until all is gone
-          <-------------------- value, or exception ---------- returns, or raises
-        __exit__: the verdict, as in MessageHandler
+::
+
+    worker: with handler:                                          task's process
+              handler.run()  ---- isolation.Child ---------------> run() of the subclass
+                loop: wait --- every alarm_timeout: _decide -----> extend | stop, keep the claim until all is gone
+              <-------------------- value, or exception ---------- returns, or raises
+            __exit__: the verdict, as in MessageHandler
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from sqstaskmaster.endings import Continue, Outcome
 from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, NothingHasRun, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, stop_exception
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Self = TypeVar("Self", bound="ProcessMessageHandler")
 
@@ -120,7 +122,7 @@ class ProcessMessageHandler(MessageHandler):
             raise ValueError(f"max_memory must be a whole number of bytes over 0, or None, not {max_memory!r}")
         if max_memory is not None and not process_tree.LINUX:
             raise UnsupportedContext("max_memory needs Linux, where the memory of other processes can be read")
-        self.max_continuations = check_whole("max_continuations", max_continuations, 0, _MOST_CONTINUATIONS)
+        self.max_continuations: int = check_whole("max_continuations", max_continuations, 0, _MOST_CONTINUATIONS)
         self.term_grace = term_grace
         self.start_method = start_method
         self.max_memory = max_memory
@@ -345,6 +347,7 @@ class MessageContent:
 
     @classmethod
     def of(cls, message: Any) -> MessageContent:
+        """What a message says, read once, so that the task needs neither client nor connection for it."""
         attributes: Mapping[str, Any] | None = message.attributes
         return cls(
             message.body,
@@ -354,9 +357,11 @@ class MessageContent:
         )
 
     def change_visibility(self, **_: Any) -> NoReturn:
+        """:raises UnsupportedContext: always: the claim is the worker's."""
         raise UnsupportedContext("The claim on the message is the worker's, the task cannot change it")
 
     def delete(self) -> NoReturn:
+        """:raises UnsupportedContext: always: the worker deletes the message when the task has returned."""
         raise UnsupportedContext("The message is the worker's: it deletes it when the task has returned")
 
 

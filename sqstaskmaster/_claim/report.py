@@ -61,7 +61,7 @@ class Report:
         queue_url: str | None = None,
     ) -> None:
         self.task = task
-        self.started_at = clock()
+        self.started_at: float = clock()
         self.ended_at: float | None = None
         self.outcome: str | None = None
         self.comes_back_in: float | None = None
