@@ -41,7 +41,8 @@ const look = page => new Promise(done => {
         frame.style.width = width + "px";
         const wide = [...shown.querySelectorAll("html, body, .page, .main, .content")]
           .filter(box => box.scrollWidth > box.clientWidth).map(box => box.tagName + "." + box.className);
-        found.push({page, theme, width, wide, words: shown.body.innerText.length, background: getComputedStyle(shown.body).backgroundColor});
+        found.push({page, theme, width, wide,
+                    words: shown.body.innerText.length, background: getComputedStyle(shown.body).backgroundColor});
       }
     }
     frame.remove();
