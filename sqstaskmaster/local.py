@@ -32,7 +32,7 @@ from sqstaskmaster._sqs.limits import (
     is_whole,
 )
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -56,19 +56,21 @@ class LocalMessage:
         message_attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.body = body
-        self.attributes = {} if attributes is None else attributes
-        self.message_attributes = {} if message_attributes is None else message_attributes
+        self.attributes: Mapping[str, Any] = {} if attributes is None else attributes
+        self.message_attributes: Mapping[str, Any] = {} if message_attributes is None else message_attributes
         self.queue_url: str | None = None
-        self.message_id = f"local-{next(_numbers)}"
-        self.deleted = False
+        self.message_id: str = f"local-{next(_numbers)}"
+        self.deleted: bool = False
         self.visibility_changes: list[int] = []
 
     @property
     def receipt_handle(self) -> str:
+        """A handle like SQS's, of no meaning: there are no claims here."""
         return f"receipt-{self.message_id}"
 
     @property
     def md5_of_body(self) -> str:
+        """The MD5 of the body, as SQS gives it: 32 hexadecimal digits."""
         return _md5(self.body)
 
     def change_visibility(self, **kwargs: Any) -> None:
@@ -120,6 +122,7 @@ class LocalQueue:
     `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind.
     """
 
+    #: The queue of each URL, for the whole process.
     local_queues: dict[str, queue.SimpleQueue[LocalMessage]] = {}
     _asides: weakref.WeakKeyDictionary[queue.SimpleQueue[LocalMessage], _Aside] = weakref.WeakKeyDictionary()
 

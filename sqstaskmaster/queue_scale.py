@@ -19,17 +19,22 @@ from botocore.exceptions import ClientError, NoRegionError
 from sqstaskmaster._sqs.regions import region_of
 from sqstaskmaster.errors import ConfigurationError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
+#: What one service is scaled by: a dictionary with the four keys that `Provisioner` names.
 Rule = Mapping[str, Any]
 
 
 class ServiceState(enum.Enum):
     """Where an ECS service is in its life; only an ACTIVE one is scaled."""
 
+    #: Not ready yet: left as it is.
     STARTING = "starting"
+    #: Scaled by the depth of its queue.
     ACTIVE = "active"
+    #: About to go: left as it is.
     STOPPING = "stopping"
+    #: Something is wrong with it: left as it is.
     FAILING = "failing"
 
 
@@ -58,9 +63,13 @@ class Provisioner:
     `ecs:ListTagsForResource` where `get_description` and `get_tags` are used) on the services.
     """
 
+    #: The key of the queue's URL.
     QUEUE_NAME = "queue_name"
+    #: The key of the ECS service's name.
     SERVICE_NAME = "service_name"
+    #: The key of the ECS cluster's name.
     CLUSTER_NAME = "cluster_name"
+    #: The key of the desired count while there is work: a whole number, 0 or more.
     ACTIVE_SIZE = "active_size"
 
     #: What `log_queue_depth` calls the counts that SQS gives.
@@ -73,10 +82,12 @@ class Provisioner:
     def __init__(self, rules: Iterable[Rule], notify: Callable[..., Any] | None = None) -> None:
         if notify is not None and not callable(notify):
             raise TypeError(f"notify must be callable as notify(exception, context=...), not {notify!r}")
-        self.rules = _checked(rules)
+        self.rules: list[Rule] = _checked(rules)
         self._notify = notify
         self._clients: dict[str, Any] = {}
         named = next(filter(None, (region_of(rule[self.QUEUE_NAME]) for rule in self.rules)), None)
+        self.sqs: Any
+        self.ecs: Any
         try:
             self.sqs, self.ecs = boto3.resource("sqs"), boto3.client("ecs")
         except NoRegionError as error:

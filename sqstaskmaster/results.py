@@ -23,6 +23,7 @@ class MessageIds(Sequence[str | None]):
         self._length = 0
 
     def put(self, index: int, message_id: str | None) -> None:
+        """Note the message id of the `index`-th task. For `submit_many` itself."""
         if message_id is None:
             return self.grow(index + 1)
         start = index * _ID_BYTES
@@ -77,7 +78,7 @@ class SubmitResult:
         self.taken = 0
         self.sent = 0
         self.failed = 0
-        self.message_ids = MessageIds()
+        self.message_ids: MessageIds = MessageIds()
 
     def __repr__(self) -> str:
         return f"SubmitResult(taken={self.taken}, sent={self.sent}, failed={self.failed})"

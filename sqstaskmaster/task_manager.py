@@ -1,8 +1,10 @@
 """TaskManager: the queue, seen as tasks.
 
-submit(task, **kwargs) -> messages.encode -> size check -> queue.send_message
-submit_many(tasks) -> the same for each -> sending -> client.send_message_batch
-task_generator -> queue.receive_messages -> messages.decode -> yields (task, kwargs, message)
+::
+
+    submit(task, **kwargs) -> messages.encode -> size check -> queue.send_message
+    submit_many(tasks) -> the same for each -> sending -> client.send_message_batch
+    task_generator -> queue.receive_messages -> messages.decode -> yields (task, kwargs, message)
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
 from sqstaskmaster.results import SubmitResult
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Task = tuple[str, dict[str, Any], Any]
 
@@ -81,10 +83,12 @@ class TaskManager:
         retries from the standard AWS configuration, and the region in the URL where there is one.
     :param sender_name: sent with each message as its attribute `service_name`.
     :param strict: refuse values that JSON cannot hold (NaN and infinity, and keys that are no strings, are among them)
-        instead of sending them as `str(value)`. The reference has the table of what becomes of which value.
+        instead of sending them as `str(value)`. "Values, and what they arrive as" in the documentation has the table.
         A strict manager looks at every value, which costs about a microsecond each.
     :raises TypeError: for a queue constructor that does not give a queue.
     :raises ValueError: for a URL or a sender name that is none, or (ConfigurationError) where no region is configured.
+
+    `url` and `sender_name` are attributes, as they were given.
     """
 
     def __init__(

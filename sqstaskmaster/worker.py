@@ -1,8 +1,10 @@
 """Worker: task name -> handler, as many at once as it has slots, and an orderly stop.
 
-Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loop, N slots
-   |
-   +------- plain MessageHandlers, or no Linux --------> _service.single: one task after the other
+::
+
+    Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loop, N slots
+       |
+       +------- plain MessageHandlers, or no Linux --------> _service.single: one task after the other
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from sqstaskmaster.errors import UnsupportedContext
 from sqstaskmaster.message_handler import MessageHandler, check_timeouts
 from sqstaskmaster.task_manager import TaskManager
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Environment = Mapping[str, str]
@@ -85,6 +87,8 @@ class Worker:
     :raises ValueError: for a time or a number out of its range.
     :raises TypeError: for a manager that is none, and for a handler that cannot be constructed as above.
     :raises UnsupportedContext: for more than one slot where there is no Linux.
+
+    What was given is there as attributes of the same names; `managers` is the list of queues, `manager` its first.
     """
 
     def __init__(
@@ -114,16 +118,16 @@ class Worker:
                 raise TypeError(f"{name} must be callable, not {value!r}")
         if handlers is not None and not isinstance(handlers, Mapping):
             raise TypeError(f'handlers must be a mapping like {{"Train": Train}}, not {handlers!r}')
-        self.managers = _managers(manager)
-        self.manager = self.managers[0]
-        self.slots = _checked_slots(slots)
-        self.sqs_timeout = int(sqs_timeout)
+        self.managers: list[TaskManager] = _managers(manager)
+        self.manager: TaskManager = self.managers[0]
+        self.slots: int | Literal["auto"] | list[dict[str, str]] = _checked_slots(slots)
+        self.sqs_timeout: int = int(sqs_timeout)
         self.alarm_timeout = alarm_timeout
         self.hard_timeout = hard_timeout
-        self.wait_time = check_whole_seconds("wait_time", wait_time, MAX_WAIT_SECONDS)
+        self.wait_time: int = check_whole_seconds("wait_time", wait_time, MAX_WAIT_SECONDS)
         self.shutdown_grace = shutdown_grace
         self.on_claim_lost = on_claim_lost
-        self.dead_letter_reasons = bool(dead_letter_reasons)
+        self.dead_letter_reasons: bool = bool(dead_letter_reasons)
         self._around, self._on_start, self._on_finish = around, on_start, on_finish
         self._registry = registry.Registry()
         for name, handler in (handlers or {}).items():
@@ -148,9 +152,15 @@ class Worker:
         """Decorator: makes a task of a function of its kwargs, which runs in a process of its own.
 
         :param name: the task's name, as `submit` was given it.
-        :param sqs_timeout, alarm_timeout, hard_timeout: where they differ from the worker's.
+        :param sqs_timeout: whole seconds, where it differs from the worker's.
+        :param alarm_timeout: seconds, where it differs from the worker's.
+        :param hard_timeout: seconds, where it differs from the worker's.
         :param retry_delay: `retry_delay(exception, receive_count)`, see MessageHandler.retry_delay.
-        :param term_grace, start_method, max_memory, dead_letter, max_continuations: see ProcessMessageHandler.
+        :param term_grace: seconds from SIGTERM to SIGKILL, see ProcessMessageHandler.
+        :param start_method: how its process is started, see ProcessMessageHandler.
+        :param max_memory: bytes that the task and what it started may hold, see ProcessMessageHandler.
+        :param dead_letter: exceptions for which no retry helps, see ProcessMessageHandler.
+        :param max_continuations: how often it may raise `Continue`, see ProcessMessageHandler.
         :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns: no
             coroutine function, no generator.
         :raises ValueError: for a setting out of its range, or a name that is taken.

@@ -1,6 +1,5 @@
 """The examples, run as they are, against a real SQS server, with the real solver and the real trainer."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -8,23 +7,14 @@ import re
 import signal
 import sys
 import tempfile
-import unittest
 
 from tests.support import Script, ServerTestCase, wait_until
+from tests.support.extras import need
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 VISIBILITY_SECONDS = 2
 HARD_TIMEOUT_SECONDS = 3
-
-
-def need(package, extra):
-    """Skips on a laptop, fails in CI."""
-    if importlib.util.find_spec(package) is None:
-        missing = f"{package} is not installed: pip install -e '.[{extra}]'"
-        if os.environ.get("CI"):
-            raise AssertionError(missing)
-        raise unittest.SkipTest(missing)
 
 
 class ExampleTestCase(ServerTestCase):

@@ -1,0 +1,163 @@
+"""Every code block of the pages is run, type-checked, or at least parsed, as its language allows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from sqstaskmaster._cli.main import _parse
+from tests import support
+from tests.support.blocks import QUEUE_URL, ROOT, as_modules, blocks, commands, python_files
+from tests.support.extras import need
+
+PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
+
+SHELL = ("sh", "bash", "shell")
+# Of these nothing is held.
+UNCHECKED = ("docker", "ini", "none", "pycon", "text", "toml")
+
+MYPY_SECONDS = 200
+
+
+def all_blocks():
+    return [block for page in PAGES for block in blocks(page) if not block.mark.startswith("not checked")]
+
+
+def fails(arguments):
+    """What the command says against its arguments; None where they are right."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            _parse(arguments)
+        except SystemExit as end:
+            return said.getvalue() if end.code else None
+    return None
+
+
+class TestBlocks(unittest.TestCase):
+    maxDiff = None
+
+    def test_there_are_pages_and_blocks(self):
+        self.assertGreater(len(PAGES), 10)
+        self.assertGreater(len(all_blocks()), 5)
+
+    def test_every_block_is_of_a_language_that_is_looked_at(self):
+        known = {"python", "json", "yaml", *SHELL, *UNCHECKED}
+        self.assertEqual([], [f"{block}: {block.language}" for block in all_blocks() if block.language not in known])
+
+    def test_only_a_python_file_is_marked_to_be_run(self):
+        self.assertEqual([], [str(block) for block in all_blocks() if block.mark == "run" and not block.name])
+
+    def test_every_json_block_parses(self):
+        for block in all_blocks():
+            if block.language == "json":
+                with self.subTest(str(block)):
+                    json.loads(block.source)
+
+    def test_every_yaml_block_parses(self):
+        need("yaml", "docs")
+        import yaml
+
+        for block in all_blocks():
+            if block.language == "yaml":
+                with self.subTest(str(block)):
+                    list(yaml.safe_load_all(block.source))
+
+    @unittest.skipUnless(shutil.which("bash"), "there is no bash")
+    def test_every_shell_block_parses(self):
+        for block in all_blocks():
+            if block.language in SHELL:
+                checked = subprocess.run(
+                    ["bash", "-n"], input=block.source, capture_output=True, text=True, timeout=support.DEADLINE_SECONDS
+                )
+                self.assertEqual((0, ""), (checked.returncode, checked.stderr), str(block))
+
+    def test_every_command_shown_is_one_that_the_parser_takes(self):
+        wrong = []
+        for block in all_blocks():
+            if block.language in SHELL:
+                shown = commands(block.source)
+            else:  # as a list of words, in a Dockerfile or a manifest
+                lists = re.findall(r'\[\s*"sqstaskmaster"(?:\s*,\s*"[^"]*")+\s*\]', block.source)
+                shown = [json.loads(words)[1:] for words in lists]
+            for arguments in shown:
+                said = fails(arguments)
+                if said:
+                    wrong.append(f"{block}: {' '.join(arguments)}: {said}")
+        self.assertEqual([], wrong)
+
+    def test_every_command_named_in_the_text_exists_and_has_the_options_named(self):
+        wrong = []
+        for page in PAGES:
+            for said in re.findall(r"``sqstaskmaster ([a-z][^`]*)``", page.read_text(encoding="utf-8")):
+                command, *rest = said.split()
+                helped = io.StringIO()
+                with contextlib.redirect_stdout(helped), contextlib.redirect_stderr(helped):
+                    with contextlib.suppress(SystemExit):
+                        _parse([command, "--help"])
+                for option in [word.partition("=")[0] for word in rest if word.startswith("--")] + [""]:
+                    if f"usage: sqstaskmaster {command}" not in helped.getvalue() or option not in helped.getvalue():
+                        wrong.append(f"{page.relative_to(ROOT)}: sqstaskmaster {said}")
+        self.assertEqual([], wrong)
+
+    def test_every_python_block_passes_the_type_checker(self):
+        with tempfile.TemporaryDirectory() as folder:
+            pages = {}
+            for page in PAGES:
+                prefix = re.sub(r"\W", "_", str(page.relative_to(ROOT).with_suffix("")))
+                for name, source in as_modules(page, prefix).items():
+                    pages[name] = page.relative_to(ROOT)
+                    (pathlib.Path(folder) / f"{name}.py").write_text(source, encoding="utf-8")
+            environ = {**os.environ, "MYPYPATH": str(ROOT) if (ROOT / "sqstaskmaster").is_dir() else ""}
+            checked = subprocess.run(
+                [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir=.cache", "--no-error-summary"]
+                # Other packages need not be installed; a second definition of a name is a second way to write it; and
+                # current_task() gives None outside of a task only.
+                + ["--check-untyped-defs", "--ignore-missing-imports", "--no-strict-optional"]
+                + ["--disable-error-code=no-redef", "."],
+                cwd=folder,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=MYPY_SECONDS,
+            )
+        said = re.sub(r"(?m)^(\w+)\.py:", lambda found: f"{pages.get(found[1], found[1])}:", checked.stdout)
+        self.assertEqual((0, ""), (checked.returncode, said + checked.stderr))
+
+
+class TestRunBlocks(support.ServerTestCase):
+    def test_every_file_marked_to_be_run_runs_to_its_end(self):
+        for page in PAGES:
+            marked = [block.name for block in blocks(page) if block.mark == "run"]
+            if not marked:
+                continue
+            with tempfile.TemporaryDirectory() as folder, self.subTest(str(page.relative_to(ROOT))):
+                url = self.create_queue()
+                for name, source in python_files(page):
+                    path = pathlib.Path(folder) / f"{name}.py"
+                    path.write_text(source.replace(QUEUE_URL, url), encoding="utf-8")
+                for name in marked:
+                    ran = subprocess.run(
+                        [sys.executable, f"{name}.py"],
+                        cwd=folder,
+                        env={**support.environment(), "PYTHONPATH": os.pathsep.join(sys.path), "QUEUE_URL": url},
+                        stdin=subprocess.DEVNULL,
+                        capture_output=True,
+                        text=True,
+                        timeout=support.DEADLINE_SECONDS,
+                    )
+                    self.assertEqual(0, ran.returncode, f"{name}.py of {page}:\n{ran.stdout}{ran.stderr}")
+
+
+if __name__ == "__main__":
+    unittest.main()
