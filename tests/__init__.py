@@ -1,4 +1,4 @@
-"""All tests: `python -m unittest -v` runs the modules side by side, `python -m unittest tests.room.test_x` one alone."""
+"""All tests. `python -m unittest -v` runs the modules side by side, `python -m unittest tests.room.test_x` one."""
 
 import os
 

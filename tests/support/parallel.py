@@ -1,8 +1,9 @@
 """Runs the modules of a suite side by side, in processes of their own, and tells of them as if there were but one.
 
-Most of what the tests do is to wait: for timeouts, claims, and processes that end. Each process takes the next module that
-nobody has taken, runs it from first test to last, and writes down what became of each test. Files and no pipes, because tests
-close descriptors and write into what is open. A process that dies fails the test it was in, and the others go on.
+Most of what the tests do is to wait: for timeouts, claims, and processes that end. Each process takes the next module
+that nobody has taken, runs it from first test to last, and writes down what became of each test. Files and no pipes,
+because tests close descriptors and write into what is open. A process that dies fails the test it was in, and the
+others go on.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class _SideBySide(unittest.TestSuite):
 
 
 def _sorted(suite):
-    """What has to run here, such as modules that cannot be imported; and the tests' names by module, the longest first."""
+    """What has to run here, such as modules that cannot be imported; and the tests' names by module, longest first."""
     here, modules = unittest.TestSuite(), {}
     pending = [suite]
     while pending:
