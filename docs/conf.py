@@ -13,7 +13,7 @@ author = "The sqstaskmaster founders"
 copyright = "The sqstaskmaster founders, MIT licence"
 release = version = __version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "names"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "generated", "names"]
 templates_path = []
 exclude_patterns = ["_ext", "plots", "pictures"]
 

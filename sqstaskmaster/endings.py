@@ -1,11 +1,37 @@
-"""How a task may end, beyond returning and raising: it goes on later, or it goes to the dead-letter queue at once."""
+"""How a task ends: the outcomes, and what a task raises to go on later, or to the dead-letter queue at once."""
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 from sqstaskmaster._sqs.limits import MAX_DELAY_SECONDS, check_whole_seconds
 from sqstaskmaster.errors import SQSTaskMasterError
+
+
+class Outcome(str, enum.Enum):
+    """How a task ended. Each is also the plain string of its value: `handler.outcome == "done"`."""
+
+    #: It ended normally. The message is deleted, and that is tried again while the claim lives.
+    DONE = "done"
+    #: It raised an Exception, or its process died. The message is kept: it is visible again when its claim ends, or
+    #: after `retry_delay`.
+    FAILED = "failed"
+    #: It reached its hard timeout, also where it swallowed the HardTimeout. The message is kept, as above.
+    TIMED_OUT = "timed out"
+    #: Its `running()` gave False. The message is kept, as above.
+    STUCK = "stuck"
+    #: Ctrl-C, SystemExit, or a worker that is stopping. The message is given back at once.
+    INTERRUPTED = "interrupted"
+    #: The claim was lost, and a Worker stopped the task for it. Nothing is done about the message.
+    CLAIM_LOST = "claim lost"
+    #: It raised Continue: its successor has been sent, then the message was deleted.
+    CONTINUED = "continued"
+    #: No retry would help: the message has been sent to the dead-letter queue, then deleted.
+    DEAD_LETTERED = "dead-lettered"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class Continue(BaseException):

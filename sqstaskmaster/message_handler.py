@@ -19,27 +19,26 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqstaskmaster._claim import current, forwarding, note, owner
-from sqstaskmaster._claim.claim import Claim
+from sqstaskmaster._claim import current, note, owner
+from sqstaskmaster._claim.block import Block
 from sqstaskmaster._claim.clock import now as claim_clock
 from sqstaskmaster._claim.current import CurrentTask
-from sqstaskmaster._claim.deletion import LONGEST_WAIT_SECONDS
-from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED
-from sqstaskmaster._claim.report import FactsFilter, Report
-from sqstaskmaster._claim.requests import Extensions, change_visibility, delete
+from sqstaskmaster._claim.ending import Ending
+from sqstaskmaster._claim.report import FactsFilter
 from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.endings import Continue
+from sqstaskmaster.endings import Outcome as Outcome
 from sqstaskmaster.errors import CannotContinue, HandlerStuck, HardTimeout, NoAnswer
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -53,37 +52,6 @@ _HEARTBEAT_WAIT_SECONDS = 1.0
 
 # How far before the end of the claim's 12 hours a task is stopped, so that it is gone when the message comes back.
 _END_MARGIN_SECONDS = 2.0
-
-# The longest that sending a message on is waited for; its claim is kept meanwhile.
-SEND_SECONDS = 30.0
-
-# An alarm that finds a block being entered or left may not raise, and asks again this soon; then doubled each time.
-_ASK_AGAIN_SECONDS = 0.005
-
-
-class Outcome(str, enum.Enum):
-    """How a `with` block ended. Each is also the plain string of its value: `handler.outcome == "done"`."""
-
-    #: It ended normally. The message is deleted, and that is tried again while the claim lives.
-    DONE = "done"
-    #: It raised an Exception, or its process died. The message is kept: it is visible again when its claim ends, or
-    #: after `retry_delay`.
-    FAILED = "failed"
-    #: It reached its hard timeout, also where it swallowed the HardTimeout. The message is kept, as above.
-    TIMED_OUT = "timed out"
-    #: Its `running()` gave False. The message is kept, as above.
-    STUCK = "stuck"
-    #: Ctrl-C, SystemExit, or a worker that is stopping. The message is given back at once.
-    INTERRUPTED = "interrupted"
-    #: The claim was lost, and a Worker stopped the task for it. Nothing is done about the message.
-    CLAIM_LOST = "claim lost"
-    #: It raised Continue: its successor has been sent, then the message was deleted.
-    CONTINUED = "continued"
-    #: No retry would help: the message has been sent to the dead-letter queue, then deleted.
-    DEAD_LETTERED = "dead-lettered"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Decision(enum.Enum):
@@ -164,7 +132,7 @@ class MessageHandler(abc.ABC):
         self._alarm: alarm.Alarm | alarm.Unborrowed = alarm.Unborrowed()
         self._end_margin = _END_MARGIN_SECONDS
         self._owner: int | None = None
-        self._prepare(None)
+        self._start_time = self._clock()
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -204,7 +172,7 @@ class MessageHandler(abc.ABC):
         the task go on; an exception raised here stops it.
         """
         wait = self._wait_seconds()
-        self._report.trouble_apart(wait, "Claim lost for message: %s", exception, "claim_lost", logging.ERROR)
+        self._block.report.trouble_apart(wait, "Claim lost for message: %s", exception, "claim_lost", logging.ERROR)
 
     # -- the block -----------------------------------------------------------------------------------------------
 
@@ -218,11 +186,13 @@ class MessageHandler(abc.ABC):
             "consume in the main thread, or use ProcessMessageHandler, which needs no signal in the worker",
         )
         self._begin()
-        first = 0.0 if self._stop_at_first_alarm else self._seconds_to_next_alarm()
+        block = self._block
+        first = 0.0 if block.stop_at_first_alarm else self._seconds_to_next_alarm()
         self._alarm = alarm.Alarm(self._handle_alarm)
         self._alarm.borrow(first)
         ends_at = time.monotonic() + self._seconds_to_limit()
-        self._current = CurrentTask(self._report.task, self._message, ends_at, self._progressed, self._is_stopping)
+        report_progress = functools.partial(setattr, self, "progress")
+        self._current = CurrentTask(block.report.task, self._message, ends_at, report_progress, self._is_stopping)
         current.begin(self._current)
         return self
 
@@ -233,7 +203,8 @@ class MessageHandler(abc.ABC):
 
         A child process that was forked in the block ends here: the message is its parent's.
         """
-        self._leaving = True  # first of all: from here on no alarm raises, or arms the timer
+        block = self._block
+        block.leaving = True  # first of all: from here on no alarm raises, or arms the timer
         if self._owner is not None:
             owner.leave_if_forked(self._owner, exception)
         undisturbed = self._alarm.give_back()
@@ -242,7 +213,7 @@ class MessageHandler(abc.ABC):
             current.end(self._current)
             self._current = None
         if not undisturbed:
-            self._report.log(
+            block.report.log(
                 logging.WARNING,
                 "alarm_taken",
                 "The task of message %s took SIGALRM or its timer for itself: from then on its claim was not "
@@ -251,194 +222,65 @@ class MessageHandler(abc.ABC):
             )
         return self._conclude(exception)
 
-    def _progressed(self, progress: dict[str, Any]) -> None:
-        self.progress = progress
+    @functools.cached_property
+    def _block(self) -> Block:
+        """What this block has, from `_begin` on; made here for a handler that was never entered."""
+        return self._new_block(None)
 
-    def _prepare(self, receipt: note.Receipt | None) -> None:
-        """Set all that one block changes, as it is before the first request."""
-        now = self._claim_clock()
-        self._start_time = self._clock()
-        self.outcome = None
-        self._stopped_as: Outcome | None = None
-        self._stop_at_first_alarm: Exception | None = None
-        self._continue: Continue | None = None  # what the task answered when it was stopped
-        self._lost_is_told = self._leaving = False
-        self._ask_again = _ASK_AGAIN_SECONDS
-        self._receipt = receipt or note.Receipt(now, now, None)
-        asked_at, task = self._receipt.asked_at, self._receipt.task
-        self._claim = Claim(self.sqs_timeout, self.alarm_timeout, asked_at=asked_at, task=task)
-        self._report = Report(
+    def _new_block(self, receipt: note.Receipt | None) -> Block:
+        return Block(
             self._message,
-            task or type(self).__name__,
+            type(self).__name__,
             lambda error, context: self.notify(error, context=context),
             lambda: logger,
-            self._clock,
+            (self._clock, self._claim_clock),
+            (self.sqs_timeout, self.alarm_timeout),
+            receipt,
             self._queue_url,
         )
-        self._extensions = Extensions(self._message, self._claim, self._claim_clock, self._report)
-        if receipt is not None and receipt.seconds is not None:
-            if now <= receipt.answered_at + receipt.seconds or receipt.terms.stops_on_lost_claim:
-                self._claim.received(receipt.answered_at, receipt.seconds)
-            else:
-                self._report.log(
-                    logging.WARNING,
-                    "claim_lapsed",
-                    "The claim on %s ended %.1f s before its task began: another worker may be running it too",
-                    self._message,
-                    now - receipt.answered_at - receipt.seconds,
-                )
 
     def _begin(self) -> None:
         """Have the claim extended, unless it is fresh."""
         self._owner = os.getpid()
-        self._prepare(note.take(self._message))
-        if not self._claim.is_fresh(self._claim_clock()):
+        self._start_time = self._clock()
+        self.outcome = None
+        block = self._block = self._new_block(note.take(self._message))
+        if not block.claim.is_fresh(self._claim_clock()):
             try:
                 self._extend_timeout(self.sqs_timeout)
             except Exception as error:
-                if not self._lost_is_told:
+                if not block.lost_is_told:
                     raise
                 # claim_lost stops the task, but a `with` block cannot be skipped from here, and an exception out of
                 # __enter__ would end the user's loop: so the first alarm raises it, inside the block.
-                self._stop_at_first_alarm = error
+                block.stop_at_first_alarm = error
 
     def _conclude(self, exception: BaseException | None) -> bool:
         """The one verdict: what becomes of the message. True where the exception is swallowed."""
-        self._report.ended_at = self._clock()
-        if exception is None and self._stopped_as is not None:
+        block = self._block
+        block.report.ended_at = self._clock()
+        if exception is None and block.stopped_as is not None:
             # The task swallowed the exception that stopped it. It cannot be taken for finished.
-            exception = self._stop_exception(self._stopped_as)
+            exception = stop_exception(block.stopped_as, self._message, self._run_time())
         if exception is None:
             # What claim_lost raised in __enter__ counts also where the block ended before an alarm could raise it.
-            exception = self._stop_at_first_alarm
+            exception = block.stop_at_first_alarm
         try:
             self._collect_answers()
         except Exception as error:  # of claim_lost: the task has ended, there is nothing to stop any more
-            self._report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
-        swallowed = isinstance(exception, (Exception, Continue)) or not isinstance(exception, BaseException)
-        self._report.more = {"continuation": forwarding.chain_of(self._message).number or None}
-        if self._receipt.terms.stops_on_lost_claim and self._claim.lost is not None:
-            # Told already. Another worker may be running it: nothing is sent, deleted, or given back.
-            self._set_outcome(Outcome.CLAIM_LOST)
-        else:
-            self._carry_out(exception, swallowed)
-        self._report.finished()
+            block.report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
+        ends_as = functools.partial(setattr, self, "outcome")
+        ending = Ending(block, ends_as, self._extend_timeout, self._successor, self.retry_delay, self.dead_letter)
+        swallowed = ending.carry_out(exception)
+        block.finished()
         return swallowed
-
-    def _carry_out(self, exception: Any, swallowed: bool) -> None:
-        outcome = Outcome.DONE if exception is None else self._stopped_as or Outcome.FAILED
-        ending = exception if isinstance(exception, Continue) else self._continue
-        if ending is not None:
-            outcome, exception = Outcome.CONTINUED, self._send_successor(ending)
-            if exception is not None:
-                outcome = Outcome.FAILED
-        elif swallowed and exception is not None and self._is_dead_lettered(exception):
-            self._set_outcome(Outcome.DEAD_LETTERED)
-            self._report.failed(exception)
-            outcome, exception = Outcome.DEAD_LETTERED, None
-        if exception is None:
-            self._set_outcome(outcome)
-            apart = self._run_time() >= self.alarm_timeout
-            if not delete(self._message, self._claim, self._claim_clock, self._report, apart):
-                self._report.comes_back_in = self._claim.left(self._claim_clock())
-            return
-        self._set_outcome(outcome if swallowed else Outcome.INTERRUPTED)
-        # Before it is reported: an error service that answers slowly is not what another worker waits for.
-        self._return_message(exception, at_once=not swallowed)
-        self._report.failed(exception)
-        if not swallowed:
-            self._warn_of_last_receive()
-
-    def _set_outcome(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        self._report.outcome = outcome.value
-
-    def _return_message(self, exception: Any, at_once: bool) -> None:
-        """Have the message come back at once, or when `retry_delay` says: by default when its claim ends.
-
-        Not where the claim was lost: another worker may be running it.
-        """
-        delay = 0 if at_once else retry_delay_of(self, exception, self._report)
-        if delay is not None:
-            # An extension still under way would hide the message again, for another time.
-            self._extensions.wait(_HEARTBEAT_WAIT_SECONDS)
-            self._extensions.collect()
-        if self._claim.lost is not None:
-            return
-        self._report.comes_back_in = self._claim.left(self._claim_clock()) or None
-        if delay is not None:
-            seconds = self._claim.cut(delay, self._claim_clock())
-            if change_visibility(self._message, seconds, self._report):
-                self._report.comes_back_in = seconds
-
-    # -- sending on: first, before anything is deleted -----------------------------------------------------------
 
     def _successor(self, ending: Continue) -> Callable[[], Any]:
         """What sends the successor of this message. Raises where it cannot be sent."""
         raise CannotContinue(
-            f"Task {self._report.task!r} cannot continue in a MessageHandler, which runs it in the worker's process: "
-            "make it a ProcessMessageHandler"
+            f"Task {self._block.report.task!r} cannot continue in a MessageHandler, which runs it in the worker's "
+            "process: make it a ProcessMessageHandler"
         )
-
-    def _send_successor(self, ending: Continue) -> CannotContinue | None:
-        """None where it was sent; else why not, and the task has failed."""
-        error: BaseException | None
-        try:
-            error = self._send(self._successor(ending))
-        except Exception as refused:
-            error = refused
-        if error is None or isinstance(error, CannotContinue):
-            return error
-        problem = CannotContinue(f"Task {self._report.task!r} cannot continue, its successor was not sent: {error}")
-        problem.__cause__ = error
-        return problem
-
-    def _is_dead_lettered(self, exception: Any) -> bool:
-        """Send it to the dead-letter queue with the reason, where that is due. Whether it was, and has been sent."""
-        reason: BaseException | None = forwarding.without_retry(exception, self.dead_letter)
-        if reason is None and self._receipt.terms.dead_letter_reasons and isinstance(exception, BaseException):
-            reason = exception
-        if reason is None:
-            return False
-        error, queues, due = reason, self._receipt.dead_letters, []
-
-        def send() -> None:
-            if queues is None:
-                raise CannotContinue("its message was received by no TaskManager, and does not know its queue")
-            due.append(queues.send(self._message, self._report.task, error, self._receipt.has_attributes))
-
-        problem = self._send(send)
-        if problem is not None and (queues is None or queues.is_news(self._receipt.queue_url, problem)):
-            self._report.log(logging.WARNING, "dead_letter_failed", NOT_DEAD_LETTERED, self._report.task, problem)
-        return problem is None and due == [True]
-
-    def _send(self, send: Callable[[], Any]) -> BaseException | None:
-        """Have it sent, and keep the claim meanwhile. What it raised."""
-        call = BoundedCall(send)
-        until = time.monotonic() + SEND_SECONDS
-        while True:
-            now = self._claim_clock()
-            left = until - time.monotonic()
-            if call.wait(max(0.0, min(self._claim.due(now) - now, left))):
-                return call.error
-            if left <= 0:
-                return NoAnswer(f"no answer in {SEND_SECONDS:g} s")
-            try:
-                self._extend_timeout(self.sqs_timeout)
-            except Exception as error:  # of claim_lost
-                self._report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
-
-    def _warn_of_last_receive(self) -> None:
-        queues = self._receipt.dead_letters
-        if queues is None or self._report.comes_back_in != 0:
-            return
-
-        def warn() -> None:
-            if queues.is_last_receive(self._message):
-                facts = self._report.task, self._report.receive_count, self._message
-                self._report.log(logging.WARNING, "last_receive", LAST_RECEIVE, *facts)
-
-        BoundedCall(warn).wait(LONGEST_WAIT_SECONDS)
 
     # -- the decision and its driver -----------------------------------------------------------------------------
 
@@ -450,7 +292,7 @@ class MessageHandler(abc.ABC):
         """Until the hard timeout, or until the claim's 12 hours are nearly over, whichever is earlier."""
         return min(
             self.hard_timeout - self._run_time(),
-            self._claim.ends - self._end_margin - self._claim_clock(),
+            self._block.claim.ends - self._end_margin - self._claim_clock(),
         )
 
     def _decide(self) -> Decision:
@@ -460,11 +302,6 @@ class MessageHandler(abc.ABC):
             return Decision.STUCK
         return Decision.EXTEND
 
-    def _stop_exception(self, outcome: Outcome) -> Exception:
-        if outcome is Outcome.TIMED_OUT:
-            return HardTimeout("Hit Hard Timeout for message handler")
-        return HandlerStuck(f"Handler is stuck on {self._message} after {self._run_time():.1f} seconds")
-
     def _handle_alarm(self, signum: int, frame: FrameType | None) -> None:
         """The SIGALRM handler: the one place where this package works inside a signal handler.
 
@@ -472,7 +309,7 @@ class MessageHandler(abc.ABC):
         may interrupt any code: it arms the timer, and whatever can block (a call to SQS, a log handler) runs in a
         thread of its own and is waited for only so long.
         """
-        if self._leaving:
+        if self._block.leaving:
             return  # whatever is due outside this block is armed again there
         interrupted = MessageHandler._at_border
         at_border = interrupted or alarm.is_outside_body(frame, MessageHandler)
@@ -482,17 +319,16 @@ class MessageHandler(abc.ABC):
                 return
             if at_border:
                 # A block is being entered or left: nothing may be raised there.
-                self._ask_again = min(self._ask_again * 2, self.alarm_timeout)
-                self._alarm.arm(self._ask_again)
-                self._keep_claim_meanwhile()
+                self._alarm.arm(self._block.ask_again_in(self.alarm_timeout))
+                self._block.keep_claim(self.alarm_timeout + self._wait_seconds())
             else:
                 self._heartbeat()
         finally:
             MessageHandler._at_border = interrupted
 
     def _heartbeat(self) -> None:
-        """The task is running: decide about it, and arm the next alarm."""
-        self._ask_again = _ASK_AGAIN_SECONDS
+        """The task is running: decide about it, do that, and arm the next alarm."""
+        self._block.body_runs()
         # Armed before running() and the network call, so that neither can leave the task without a limit.
         limit = self._seconds_to_limit()
         self._alarm.arm(limit if limit > 0 else self.alarm_timeout)
@@ -507,27 +343,27 @@ class MessageHandler(abc.ABC):
 
     def _extend_or_stop(self) -> None:
         """Ask `_decide`, and do what it says."""
-        if self._stop_at_first_alarm is not None:
-            error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
-            raise error
+        block = self._block
+        block.raise_what_stops()
         decision = self._decide()
         if decision is Decision.EXTEND:
             self._extend_timeout(self.sqs_timeout)
             return
-        self._stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
+        block.stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
         self._collect_answers()
-        self._keep_claim_meanwhile()
-        raise self._stop_exception(self._stopped_as)
+        # For a task that may take long over being told, or swallow it; it is told on time.
+        block.keep_claim(self.alarm_timeout + self._wait_seconds())
+        raise stop_exception(block.stopped_as, self._message, self._run_time())
 
     def _seconds_to_next_alarm(self) -> float:
         """The next thing that is due for the claim or the limit, whichever is earlier.
 
         Never over `alarm_timeout`: also where nothing is due, running() and the limit are asked.
         """
-        now = self._claim_clock()
+        now, claim = self._claim_clock(), self._block.claim
         # A claim that was just extended is a little older than its answer: no reason for an odd number.
-        just_extended = self.sqs_timeout - self._claim.left(now) <= self._wait_seconds()
-        seconds = self.alarm_timeout if just_extended else min(self.alarm_timeout, self._claim.due(now) - now)
+        just_extended = self.sqs_timeout - claim.left(now) <= self._wait_seconds()
+        seconds = self.alarm_timeout if just_extended else min(self.alarm_timeout, claim.due(now) - now)
         return max(0.0, min(seconds, self._seconds_to_limit()))
 
     # -- the claim -----------------------------------------------------------------------------------------------
@@ -545,46 +381,31 @@ class MessageHandler(abc.ABC):
         A failure (any Exception) is notified and logged, and the next alarm comes soon enough to try again. A call that
         does not answer in time goes on beside the task.
         """
+        block = self._block
         self._collect_answers()
-        if self._extensions.give_up() and self._claim.lost is None:
+        if block.extensions.give_up() and block.claim.lost is None:
             error = NoAnswer(f"SQS has not answered the extension of the claim on {self._message}; trying another")
             text = "Claim not extended, the task goes on, message: %s"
-            self._report.trouble_apart(self._wait_seconds(), text, error, "extension_failed")
-        call = self._extensions.send(seconds)
+            block.report.trouble_apart(self._wait_seconds(), text, error, "extension_failed")
+        call = block.extensions.send(seconds)
         if call is not None and self._wait_for(call):
             self._collect_answers()
 
     def _collect_answers(self) -> None:
         """Act on the answers that have come, and on the time that has passed."""
-        self._extensions.collect()
-        self._claim.lapsed(self._claim_clock())
-        if self._claim.lost is not None and not self._lost_is_told:
-            self._lost_is_told = True
-            self.claim_lost(self._claim.lost)
+        lost = self._block.collect()
+        if lost is not None:
+            self.claim_lost(lost)
 
     def _wait_for(self, call: BoundedCall) -> bool:
         return call.wait(self._wait_seconds())
 
-    def _keep_claim_meanwhile(self) -> None:
-        """Extend a claim that would not last to the next alarm, without waiting for it.
 
-        For a task that was told to stop, which may take long over it or swallow that; it is told on time.
-        """
-        if self._claim.left(self._claim_clock()) < self.alarm_timeout + self._wait_seconds():
-            self._extensions.send()
-
-
-def retry_delay_of(handler: MessageHandler, exception: BaseException, report: Report) -> int | None:
-    """What `retry_delay` says, in whole seconds. What is wrong with it is told, and counts as None."""
-    try:
-        delay = handler.retry_delay(exception, report.receive_count or 1)
-        if delay is not None and (not is_number(delay) or delay < 0):
-            raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
-    except Exception as error:
-        text = "No retry delay, the message comes back when its visibility timeout ends: %s"
-        report.trouble(text, error, "retry_delay_failed")
-        return None
-    return None if delay is None else math.ceil(delay)
+def stop_exception(outcome: Outcome, message: Any, seconds: float) -> Exception:
+    """What a task is stopped with: the texts are the classic library's."""
+    if outcome is Outcome.TIMED_OUT:
+        return HardTimeout("Hit Hard Timeout for message handler")
+    return HandlerStuck(f"Handler is stuck on {message} after {seconds:.1f} seconds")
 
 
 def _checked_types(given: Any) -> tuple[type[BaseException], ...]:

@@ -29,9 +29,9 @@ from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
-from sqstaskmaster.endings import Continue
+from sqstaskmaster.endings import Continue, Outcome
 from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, NothingHasRun, UnsupportedContext
-from sqstaskmaster.message_handler import Decision, MessageHandler, Outcome
+from sqstaskmaster.message_handler import Decision, MessageHandler, stop_exception
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -172,9 +172,8 @@ class ProcessMessageHandler(MessageHandler):
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def _run_in_child(self) -> Any:
-        if self._stop_at_first_alarm is not None:
-            error, self._stop_at_first_alarm = self._stop_at_first_alarm, None
-            raise error
+        block = self._block
+        block.raise_what_stops()
         self._stop_where_lost()
         child = isolation.Child(
             functools.partial(run_task, self._task_side(), task=self._task_name(), seconds=self._seconds_to_limit()),
@@ -188,15 +187,15 @@ class ProcessMessageHandler(MessageHandler):
             self._child = child
             self._set_next_alarm()
             while not child.wait(self._seconds_to_attend()):
-                self._progressed(child.progress)
+                self.progress = child.progress
                 self._extend_or_stop_child(child)
-            self._progressed(child.progress)
+            self.progress = child.progress
             return child.result()
         except BaseException as error:
             self._stop(child)
-            if self._claim.lost is None:
-                self._continue = _continuation_of(child)
-            self._report.stack = child.stack
+            if block.claim.lost is None:
+                block.answer = _continuation_of(child)
+            block.report.stack = child.stack
             show_stack(error, child.stack)
             raise
         finally:
@@ -212,28 +211,34 @@ class ProcessMessageHandler(MessageHandler):
             return
         decision = self._decide()
         if decision is not Decision.EXTEND:
-            self._stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
-            raise self._stop_exception(self._stopped_as)
+            stopped_as = Outcome.TIMED_OUT if decision is Decision.TIMED_OUT else Outcome.STUCK
+            self._block.stopped_as = stopped_as
+            raise stop_exception(stopped_as, self._message, self._run_time())
         self._extend_timeout(self.sqs_timeout)
         self._stop_where_lost()
         self._set_next_alarm()
 
     def _stop_where_lost(self) -> None:
-        if self._receipt.terms.stops_on_lost_claim and self._claim.lost is not None:
-            raise self._claim.lost
+        if self._block.stops_for_lost_claim and self._block.claim.lost is not None:
+            raise self._block.claim.lost
 
     def _successor(self, ending: Continue) -> Callable[[], Any]:
         task, given = messages.decode(self._message.body)
         kwargs = {**given, **ending.kwargs}
         self._check_fit(given, kwargs)
         request = forwarding.successor(
-            self._message, task, kwargs, ending.delay_seconds, self.max_continuations, self._receipt.has_attributes
+            self._message,
+            task,
+            kwargs,
+            ending.delay_seconds,
+            self.max_continuations,
+            self._block.receipt.has_attributes,
         )
         return lambda: send_successor(self._message, request)
 
     def _check_fit(self, given: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
         """Raises where the successor's kwargs do not fit the task, which would then fail for ever."""
-        fits = self._receipt.terms.fits
+        fits = self._block.receipt.terms.fits
         if fits is not None:
             fits(kwargs)
             return
@@ -304,7 +309,7 @@ class ProcessMessageHandler(MessageHandler):
     # -- what goes to the task, and what comes back --------------------------------------------------------------
 
     def _task_name(self) -> str:
-        return self._claim.task or type(self).__name__
+        return self._block.report.task
 
     def _task_side(self: Self) -> Self:
         """This handler as the task has it: without the claim, which is the worker's."""
@@ -313,7 +318,7 @@ class ProcessMessageHandler(MessageHandler):
         del task_side.__dict__["run"]
         task_side._message = MessageContent.of(self._message)
         # What has to do with the claim stays here, and cannot be pickled.
-        del task_side._report, task_side._extensions, task_side._receipt
+        del task_side._block
         task_side._clock = task_side._claim_clock = time.monotonic
         task_side._child = task_side._asked = None
         task_side._children = []

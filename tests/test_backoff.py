@@ -127,7 +127,7 @@ class RetryDelayTest(unittest.TestCase):
 
         handler = Failing(Slow("{}", {}), 7)
         with contextlib.suppress(ValueError), handler:
-            handler._extensions.send(30)
+            handler._block.extensions.send(30)
             handler.run()
         self.assertEqual(7, order[-1])
         self.assertEqual(2, order.count(30))

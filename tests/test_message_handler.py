@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqstaskmaster._claim import note
+from sqstaskmaster._claim.block import Block
+from sqstaskmaster._claim.requests import Extensions
 from sqstaskmaster._signals.alarm import Alarm, Unborrowed
 from sqstaskmaster.errors import (
     ClaimLapsed,
@@ -419,8 +421,8 @@ class DecisionTest(HandlerTestCase):
                 with self.assertRaises(HardTimeout):
                     handler.alarm()
                 self.assertAlmostEqual(10, handler.armed(), delta=1)
-                self.assertTrue(handler._extensions.wait(5), "it is answered")
-                self.assertGreaterEqual(handler._claim.left(self.clock.now), 0)
+                self.assertTrue(handler._block.extensions.wait(5), "it is answered")
+                self.assertGreaterEqual(handler._block.claim.left(self.clock.now), 0)
                 self.advance(10)
         self.assertEqual("timed out", handler.outcome)
 
@@ -471,7 +473,7 @@ class ExtensionTest(HandlerTestCase):
                     for _ in range(3):
                         handler.alarm()
                         armed = handler.armed()
-                        self.assertTrue(0 < armed <= handler._claim.left(self.clock.now) / 4 + 0.01, armed)
+                        self.assertTrue(0 < armed <= handler._block.claim.left(self.clock.now) / 4 + 0.01, armed)
                         self.advance(armed)
                     handler.alarm()
                     self.assertAlmostEqual(10, handler.armed(), delta=1)
@@ -484,7 +486,7 @@ class ExtensionTest(HandlerTestCase):
         with self.handler(self.message(on_change=Answers(None, NO_ANSWERS[0]))) as handler:
             self.advance(10)
             tries = 0
-            while handler._claim.left(self.clock.now):
+            while handler._block.claim.left(self.clock.now):
                 handler.alarm()
                 tries += 1
                 self.advance(max(handler.armed(), 0.45))
@@ -537,7 +539,7 @@ class ExtensionTest(HandlerTestCase):
                 handler.alarm()
                 self.assertEqual([], handler.lost)
                 answer.set()
-                self.assertTrue(handler._extensions.wait(NEVER), "the late answer comes")
+                self.assertTrue(handler._block.extensions.wait(NEVER), "the late answer comes")
                 handler.alarm()
                 self.assertEqual([LOST], handler.lost)
                 self.assertEqual([30, 30], handler._message.changes)
@@ -635,7 +637,7 @@ class ClaimLostTest(HandlerTestCase):
             self.advance(100)
             with contextlib.suppress(HardTimeout):
                 handler.alarm()
-            self.assertTrue(handler._extensions.wait(5), "the extension is answered")
+            self.assertTrue(handler._block.extensions.wait(5), "the extension is answered")
             with contextlib.suppress(HardTimeout):
                 handler.alarm()
         self.assertEqual([LOST], handler.lost)
@@ -693,13 +695,14 @@ class LapseTest(HandlerTestCase):
         calls = iter([lambda: None, lambda: answer.wait(NEVER) and LOST])
         message = self.message(on_change=lambda: next(calls)())
 
-        class Interrupted(Handler):
-            def _return_message(self, exception, at_once):
-                answer.set()
-                super()._return_message(exception, at_once)
+        def answer_first(extensions, seconds):
+            answer.set()
+            return wait(extensions, seconds)
 
-        with mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 0.05):
-            with self.assertRaises(KeyboardInterrupt), self.handler(message, kind=Interrupted) as handler:
+        wait = Extensions.wait
+        answers = mock.patch.object(Extensions, "wait", answer_first)
+        with answers, mock.patch.object(MessageHandler, "_wait_seconds", lambda handler: 0.05):
+            with self.assertRaises(KeyboardInterrupt), self.handler(message) as handler:
                 self.advance(10)
                 handler.alarm()
                 raise KeyboardInterrupt
@@ -734,7 +737,6 @@ class LapseTest(HandlerTestCase):
         with mock.patch("sqstaskmaster.message_handler.claim_clock", lambda: self.clock.now + suspended):
             handler = Handler(FakeMessage())
             with mock.patch("time.monotonic", self.clock):
-                handler._prepare(None)
                 handler._begin()
                 suspended = 3600.0
                 self.assertEqual(100, handler._seconds_to_limit())
@@ -822,12 +824,12 @@ class VerdictWalkTest(HandlerTestCase):
                         handler.alarm()
                     except (HardTimeout, HandlerStuck) as error:
                         stopped.append(error)
-                    if handler._claim.lost is None:
+                    if handler._block.claim.lost is None:
                         # A claim that lives is extended before it can end, or it is told that it is lost.
-                        self.assertLessEqual(handler._claim.due(self.clock.now), handler._claim.latest_end)
-                handler._extensions.wait(NEVER)
+                        self.assertLessEqual(handler._block.claim.due(self.clock.now), handler._block.claim.latest_end)
+                handler._block.extensions.wait(NEVER)
                 handler._collect_answers()
-                lost = handler._claim.lost
+                lost = handler._block.claim.lost
                 before = len(message.changes)
                 if ending:
                     raise ending()
@@ -1445,14 +1447,16 @@ class LeavingTest(SignalTestCase):
         self.assertEqual("contextlib.py", os.path.basename(handler.landed[0].f_code.co_filename))
 
     def test_a_second_alarm_in_the_handling_of_one_that_may_not_raise_may_not_either(self):
-        class Own(SignalledHandler):
-            def _keep_claim_meanwhile(self):
-                if self.depth == 1:
-                    signal.raise_signal(signal.SIGALRM)
+        entered = []
+
+        def raise_another(block, seconds):
+            if entered[-1].depth == 1:
+                signal.raise_signal(signal.SIGALRM)
 
         def attempt():
-            with contextlib.ExitStack() as stack:
-                handler = stack.enter_context(self.past_limit(Own))
+            with mock.patch.object(Block, "keep_claim", raise_another), contextlib.ExitStack() as stack:
+                handler = stack.enter_context(self.past_limit())
+                entered.append(handler)
                 self.alarm_soon()
                 1 in itertools.repeat(0, 2_000_000)
             return handler

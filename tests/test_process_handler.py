@@ -301,6 +301,7 @@ class Tasks:
 class Handler(Tasks, ProcessMessageHandler):
     def __init__(self, message, task, path="", hard_timeout=3600, sqs_timeout=3, alarm_timeout=0.1, **options):
         super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, clock=self.clock, **options)
+        self._claim_clock = time.monotonic  # the jump is to be seen by the limit only
         self.task = task
         self.path = path
         self.notified = []
@@ -553,7 +554,7 @@ class StoppingTest(Case):
         extend = handler._extend_timeout
 
         def extend_and_look(seconds):
-            before.append(handler._stopped_as)
+            before.append(handler._block.stopped_as)
             extend(seconds)
 
         handler._extend_timeout = extend_and_look

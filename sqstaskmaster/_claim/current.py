@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,24 +29,40 @@ class CurrentTask:
         report: Callable[[dict[str, Any]], None],
         stopping: Callable[[], bool],
     ) -> None:
-        chain = forwarding.chain_of(message)
-        attributes = getattr(message, "attributes", None)
-        message_attributes = getattr(message, "message_attributes", None)
         self.name = name
-        message_id = getattr(message, "message_id", None)
-        self.message_id: str | None = message_id if isinstance(message_id, str) else None
-        self.attributes: Mapping[str, Any] = attributes if isinstance(attributes, Mapping) else {}
-        self.message_attributes: Mapping[str, Any] = (
-            message_attributes if isinstance(message_attributes, Mapping) else {}
-        )
-        received = self.attributes.get("ApproximateReceiveCount")
-        plausible = isinstance(received, str) and received.isdecimal() and len(received) < 20
-        self.receive_count: int | None = int(str(received)) if plausible else None
-        self.continuation: int = chain.number
-        self.first_message_id: str | None = chain.first_id or self.message_id
+        self._message = message
         self._ends_at = ends_at
         self._report = report
         self._stopping = stopping
+
+    # The message's content is looked at when it is asked for: most tasks never do.
+
+    @functools.cached_property
+    def message_id(self) -> str | None:
+        message_id = getattr(self._message, "message_id", None)
+        return message_id if isinstance(message_id, str) else None
+
+    @functools.cached_property
+    def attributes(self) -> Mapping[str, Any]:
+        return _mapping(getattr(self._message, "attributes", None))
+
+    @functools.cached_property
+    def message_attributes(self) -> Mapping[str, Any]:
+        return _mapping(getattr(self._message, "message_attributes", None))
+
+    @functools.cached_property
+    def receive_count(self) -> int | None:
+        received = self.attributes.get("ApproximateReceiveCount")
+        plausible = isinstance(received, str) and received.isdecimal() and len(received) < 20
+        return int(str(received)) if plausible else None
+
+    @functools.cached_property
+    def continuation(self) -> int:
+        return forwarding.chain_of(self._message).number
+
+    @functools.cached_property
+    def first_message_id(self) -> str | None:
+        return forwarding.chain_of(self._message).first_id or self.message_id
 
     @property
     def seconds_left(self) -> float:
@@ -66,6 +83,10 @@ class CurrentTask:
 
     def __repr__(self) -> str:
         return f"CurrentTask(name={self.name!r}, message_id={self.message_id!r})"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 # One inside the other where a task handles a message itself. Not a context variable: the task's threads ask too.
@@ -93,7 +114,7 @@ def begin(task: CurrentTask) -> None:
 
 def end(task: CurrentTask) -> None:
     """Ending one that is not running, as in a forked process, is nothing."""
-    with contextlib.suppress(ValueError):
+    if task in _running:
         _running.remove(task)
 
 

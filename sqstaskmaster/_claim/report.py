@@ -91,6 +91,11 @@ class Report:
         message_id = getattr(self._message, "message_id", None)
         return message_id if isinstance(message_id, str) else None
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been handled; once it has ended, how long it was."""
+        return (self._clock() if self.ended_at is None else self.ended_at) - self.started_at
+
     def facts(self, action: str) -> dict[str, Any]:
         """The fields that every log record about this message carries, for formatters that write them."""
         now = self._clock()
@@ -102,7 +107,7 @@ class Report:
             "message_id": self.message_id,
             "receive_count": self.receive_count,
             "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours
-            "elapsed": (now if self.ended_at is None else self.ended_at) - self.started_at,
+            "elapsed": self.seconds,
             "outcome": self.outcome,
             "comes_back_in": None if self.comes_back_in is None else round(self.comes_back_in, 1),
             "limit": self.limit,
@@ -134,11 +139,14 @@ class Report:
         text = "Task finished, but its message could not be deleted and will be redelivered: %s"
         self._log_exception(text, exception, "delete_failed")
 
+    def is_said(self, level: int) -> bool:
+        """Whether a line of that level is for anybody to read."""
+        return self._logger().isEnabledFor(level)
+
     def log(self, level: int, action: str, text: str, *arguments: object) -> None:
         """One line, with the facts as fields."""
-        logger = self._logger()
-        if logger.isEnabledFor(level):
-            logger.log(level, text, *arguments, extra=self.facts(action))
+        if self.is_said(level):
+            self._logger().log(level, text, *arguments, extra=self.facts(action))
 
     def trouble(self, text: str, exception: BaseException, action: str, level: int = logging.WARNING) -> None:
         """Something beside the task went wrong: one `notify` and one line. `text` has one %s, for the message."""
@@ -156,7 +164,7 @@ class Report:
 
     def finished(self) -> None:
         """The one line of a task that has ended, done or not."""
-        if not self._logger().isEnabledFor(logging.INFO):
+        if not self.is_said(logging.INFO):
             return
         more = self.more
         facts = {**self.facts("finished"), **more}

@@ -149,11 +149,11 @@ class Child:
 
     @property
     def usage(self) -> Usage:
-        return self.task.usage if self.task else Usage()
+        return self.task.meter.usage if self.task else Usage()
 
     def memory(self, enough: int) -> int:
         """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
-        return self._started().memory(enough)
+        return self._started().meter.memory(enough)
 
     def _started(self) -> TaskProcess:
         if self.task is None:

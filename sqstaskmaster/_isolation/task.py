@@ -2,7 +2,7 @@
 
     for descriptor in those of task.descriptors() that are readable:  task.read(descriptor)
     when task.next_step_at is over:                                    task.step()
-    until task.gone; then task.result(), task.usage
+    until task.gone; then task.result(), task.meter.usage
 
 A stop goes from step to step:
 
@@ -24,7 +24,7 @@ from sqstaskmaster._isolation import pipes, process_tree, task_side, verdict
 from sqstaskmaster._isolation.channel import MessageReader
 from sqstaskmaster._isolation.news import News
 from sqstaskmaster._isolation.stacks import Dump
-from sqstaskmaster._isolation.usage import Meter, Usage
+from sqstaskmaster._isolation.usage import Meter
 
 # A stack takes under a millisecond to write, from a signal handler in C; a machine that is busy, a little longer. What
 # comes later is read all the same, SIGTERM does not wait for it.
@@ -67,6 +67,8 @@ class _Plan:
 class TaskProcess:
     """One task below a keeper, as the worker sees it.
 
+    `gone`: it and everything below the keeper has ended. `meter`: what it uses.
+
     :param name: what the task is called in errors.
     :param term_grace: seconds between SIGTERM and SIGKILL.
     :param ends: the worker's ends of the task's pipes; closed when the task is gone.
@@ -78,6 +80,8 @@ class TaskProcess:
     def __init__(self, name: str, term_grace: float, ends: pipes.Ends, keeper: int, pidfd: int | None) -> None:
         self.name = name
         self.gone = False
+        self._began = time.monotonic()
+        self.meter = Meter(self._began, keeper)
         self._term_grace = term_grace
         self._ends = ends
         self._keeper = keeper
@@ -91,9 +95,7 @@ class TaskProcess:
             ends.stack: self._dump.feed,
             ends.news: self._news.feed,
         }
-        self._began = time.monotonic()
         self._ended: float | None = None
-        self._meter = Meter(self._began)
         self._plan = _Plan()
 
     # -- for the driver ------------------------------------------------------------------------------------------
@@ -116,14 +118,14 @@ class TaskProcess:
     @property
     def next_step_at(self) -> float:
         """When `step` has something to do, by `time.monotonic`; infinity where nothing is."""
-        return math.inf if self.gone else min(self._plan.at, self._meter.next_look_at)
+        return math.inf if self.gone else min(self._plan.at, self.meter.next_look_at)
 
     def step(self, now: float | None = None) -> None:
         """Do what is due."""
         now = time.monotonic() if now is None else now
         self._plan.take(now)
-        if now >= self._meter.next_look_at and not self.gone:
-            self._meter.look(now, self._keeper, self._messages.inherited)
+        if now >= self.meter.next_look_at and not self.gone:
+            self.meter.look(now)
 
     # -- what is known of it -------------------------------------------------------------------------------------
 
@@ -156,25 +158,6 @@ class TaskProcess:
     def seconds(self) -> float:
         """How long the task has run."""
         return (time.monotonic() if self._ended is None else self._ended) - self._began
-
-    @property
-    def usage(self) -> Usage:
-        """CPU seconds and peak memory; while it runs, as of now and as of the last sample."""
-        if not self.gone:
-            return Usage(process_tree.cpu_seconds_below(self._keeper), self._meter.peak)
-        return self._meter.usage(self._news.cpu_seconds, self._news.resident_peak, self._messages.inherited)
-
-    def memory(self, enough: int) -> int:
-        """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
-        return process_tree.memory(process_tree.descendants(self._keeper), enough)
-
-    @property
-    def held(self) -> int | None:
-        """Bytes that it and everything below it hold now, beyond what it was forked with; None where not known."""
-        inherited = self._messages.inherited
-        if self.gone or inherited is None or not process_tree.LINUX:
-            return None
-        return process_tree.own_memory(self._keeper, inherited)
 
     def result(self) -> Any:
         """What the function returned, once the task is gone. What is no plain data has become its repr.
@@ -261,6 +244,7 @@ class TaskProcess:
                 self._lose_keeper()
             return False
         self._readers[descriptor](content)
+        self.meter.inherited = self._messages.inherited
         if descriptor == self._ends.stack and self._plan.step == self._terminate:
             self._plan.step_in(_STACK_PAUSE_SECONDS, self._terminate)
         if self._messages.verdict is not None and self._plan.step is None:
@@ -294,5 +278,6 @@ class TaskProcess:
                 reads += 1
         self.gone = True
         self._ended = time.monotonic()
+        self.meter.end(self._news.cpu_seconds, self._news.resident_peak)
         self._open.close_all()
         self._pidfd = None

@@ -25,21 +25,46 @@ class Usage(NamedTuple):
 
 
 class Meter:
-    """The samples of one task's memory. On Linux; elsewhere there are none."""
+    """What one task uses: samples of its memory while it runs, on Linux, and what its keeper says at the end.
 
-    def __init__(self, began: float) -> None:
+    :param began: by `time.monotonic`.
+    :param keeper: the keeper's pid.
+    """
+
+    def __init__(self, began: float, keeper: int) -> None:
         self.next_look_at = began + _LOOK_SECONDS[0]
-        self.peak = 0
+        self.inherited: int | None = None  # the bytes that it was forked with, known once it has started
         self._began = began
+        self._keeper = keeper
+        self._peak = 0
+        self._used: Usage | None = None
 
-    def look(self, now: float, keeper: int, inherited: int | None) -> None:
+    @property
+    def usage(self) -> Usage:
+        """While it runs, CPU seconds as of now and memory as of the last sample."""
+        return self._used or Usage(process_tree.cpu_seconds_below(self._keeper), self._peak)
+
+    @property
+    def held(self) -> int | None:
+        """Bytes that it and everything below it hold now, beyond what it was forked with; None where not known."""
+        if self._used is not None or self.inherited is None or not process_tree.LINUX:
+            return None
+        return process_tree.own_memory(self._keeper, self.inherited)
+
+    def memory(self, enough: int) -> int:
+        """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
+        return process_tree.memory(process_tree.descendants(self._keeper), enough)
+
+    def look(self, now: float) -> None:
         """Take a sample, and set when to take the next."""
         shortest, longest = _LOOK_SECONDS
         self.next_look_at = now + min(longest, max(shortest, (now - self._began) * _LOOK_SHARE))
-        if process_tree.LINUX and inherited is not None:
-            self.peak = max(self.peak, process_tree.own_memory(keeper, inherited))
+        if process_tree.LINUX and self.inherited is not None:
+            self._peak = max(self._peak, process_tree.own_memory(self._keeper, self.inherited))
 
-    def usage(self, cpu_seconds: float | None, resident_peak: int | None, inherited: int | None) -> Usage:
-        if resident_peak is None or inherited is None:
-            return Usage(cpu_seconds, None)
-        return Usage(cpu_seconds, max(self.peak, resident_peak - inherited, 0))
+    def end(self, cpu_seconds: float | None, resident_peak: int | None) -> None:
+        """The task is gone: what its keeper said of it, None for what that did not say."""
+        peak = None
+        if resident_peak is not None and self.inherited is not None:
+            peak = max(self._peak, resident_peak - self.inherited, 0)
+        self._used = Usage(cpu_seconds, peak)

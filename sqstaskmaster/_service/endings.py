@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from sqstaskmaster._claim import clock, forwarding
 from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED, DeadLetterQueues, send_successor
+from sqstaskmaster._claim.ending import SEND_SECONDS, retry_delay_of
 from sqstaskmaster._service.job import Job, logger
 from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._service.threads import Threads
 from sqstaskmaster._service.verdicts import Verdicts
-from sqstaskmaster.endings import Continue
+from sqstaskmaster.endings import Continue, Outcome
 from sqstaskmaster.errors import CannotContinue, NoAnswer, ShutdownRequested, TaskDied
-from sqstaskmaster.message_handler import SEND_SECONDS, Outcome, retry_delay_of
 from sqstaskmaster.process_handler import show_stack
 from sqstaskmaster.results import Finished
 
@@ -276,7 +276,7 @@ class _Sending(NamedTuple):
 def _report_and_ask(job: Job, error: BaseException) -> int | None:
     """In a thread, since all of it is the user's code: report a failure; when is the message to come back?"""
     handler, report = job.handler, job.report
-    delay = None if handler is None else retry_delay_of(handler, error, report)
+    delay = None if handler is None else retry_delay_of(handler.retry_delay, error, report)
     report.comes_back_in = job.claim.left(clock.now()) if delay is None else delay
     report.failed(error)
     return delay

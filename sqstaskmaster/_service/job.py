@@ -16,7 +16,7 @@ from sqstaskmaster._claim import clock, forwarding
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._claim.report import FactsFilter, Report
 from sqstaskmaster._isolation.task import TaskProcess
-from sqstaskmaster.message_handler import Outcome
+from sqstaskmaster.endings import Outcome
 from sqstaskmaster.process_handler import ProcessMessageHandler
 from sqstaskmaster.results import Finished
 
@@ -95,7 +95,7 @@ class Job:
 
     def finished(self) -> Finished:
         """The facts of an ended task."""
-        usage = self.process.usage if self.process is not None else None
+        usage = self.process.meter.usage if self.process is not None else None
         facts = self.report.facts("finished")
         return Finished(
             task=self.task,
@@ -122,8 +122,8 @@ class Job:
             "receive_count": said["receive_count"],
             "seconds": round(process.seconds, 1),
             "limit": None if handler is None else handler.hard_timeout,
-            "memory": process.held,
-            "cpu_seconds": process.usage.cpu_seconds,
+            "memory": process.meter.held,
+            "cpu_seconds": process.meter.usage.cpu_seconds,
             "progress": process.progress,
             "claim_age": None if handler is None else round(handler.sqs_timeout - self.claim.left(clock.now()), 1),
             "stopping": self.stop_reason is not None,

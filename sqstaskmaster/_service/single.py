@@ -30,7 +30,7 @@ from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of
-from sqstaskmaster.endings import Continue
+from sqstaskmaster.endings import Continue, Outcome
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
     PollRefused,
@@ -38,7 +38,7 @@ from sqstaskmaster.errors import (
     TaskQuit,
     UnknownTask,
 )
-from sqstaskmaster.message_handler import MessageHandler, Outcome
+from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.process_handler import ProcessMessageHandler, check_has_run
 from sqstaskmaster.task_manager import Task, TaskManager
 

@@ -14,8 +14,9 @@ from typing import Any
 from sqstaskmaster._service.job import Job
 from sqstaskmaster._service.readers import Readers
 from sqstaskmaster._service.threads import Threads
-from sqstaskmaster.errors import HandlerStuck, HardTimeout, MemoryLimitExceeded
-from sqstaskmaster.message_handler import Outcome
+from sqstaskmaster.endings import Outcome
+from sqstaskmaster.errors import HandlerStuck, MemoryLimitExceeded
+from sqstaskmaster.message_handler import stop_exception
 from sqstaskmaster.process_handler import ProcessMessageHandler
 
 # How far before the end of a claim's 12 hours a task is stopped, so that it is gone when the message comes back.
@@ -64,10 +65,10 @@ class Watching:
             self._on_ended(job)
         elif job.stop_reason is None:
             if now >= job.limit_at:
-                job.stop(HardTimeout("Hit Hard Timeout for message handler"), Outcome.TIMED_OUT)
+                job.stop(stop_exception(Outcome.TIMED_OUT, job.message, now - job.began), Outcome.TIMED_OUT)
             elif handler.max_memory is not None and now >= job.memory_at:
                 job.memory_at = now + _MEMORY_LOOK_SECONDS
-                size = process.memory(handler.max_memory)
+                size = process.meter.memory(handler.max_memory)
                 if size > handler.max_memory:
                     job.stop(MemoryLimitExceeded(job.task, size, handler.max_memory))
             elif now >= job.look_at:
@@ -102,8 +103,7 @@ class Watching:
         if error is not None:
             job.stop(error if isinstance(error, Exception) else HandlerStuck(f"running() raised {error!r}"))
         elif not makes_progress:
-            text = f"Handler is stuck on {job.message} after {time.monotonic() - job.began:.1f} seconds"
-            job.stop(HandlerStuck(text), Outcome.STUCK)
+            job.stop(stop_exception(Outcome.STUCK, job.message, time.monotonic() - job.began), Outcome.STUCK)
 
     def _watch(self, job: Job) -> None:
         """Have the loop read what the task's descriptors have to say: those it has now."""

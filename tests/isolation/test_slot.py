@@ -286,8 +286,8 @@ class OrderTest(Case):
 
     def test_a_task_s_usage_is_its_own_and_not_that_of_the_one_before(self):
         slot = self.open_slot()
-        self.assertAlmostEqual(50, self.finish(slot, "holds").usage.peak_memory / MIB, delta=8)
-        self.assertLess(self.finish(slot, "echo x").usage.peak_memory / MIB, 3)
+        self.assertAlmostEqual(50, self.finish(slot, "holds").meter.usage.peak_memory / MIB, delta=8)
+        self.assertLess(self.finish(slot, "echo x").meter.usage.peak_memory / MIB, 3)
 
 
 class RoughTasksTest(Case):

@@ -329,7 +329,7 @@ class UsageTest(Case):
             os.kill(program, signal.SIGKILL)
 
         child = self.start(run)
-        self.attend_until(child, lambda: child.task._meter.peak > 140 * MIB)
+        self.attend_until(child, lambda: child.usage.peak_memory > 140 * MIB)
         child.task.tell_stopping()
         self.assertTrue(child.wait(SOON_SECONDS))
         self.assertAlmostEqual(155, child.usage.peak_memory / MIB, delta=25)
@@ -348,7 +348,7 @@ class UsageTest(Case):
             return len(held)
 
         child = self.start(run)
-        self.attend_until(child, lambda: child.task._meter.peak > 100 * MIB)
+        self.attend_until(child, lambda: child.usage.peak_memory > 100 * MIB)
         child.task.tell_stopping()
         self.assertTrue(child.wait(SOON_SECONDS))
         self.assertAlmostEqual(120, child.usage.peak_memory / MIB, delta=20)
@@ -475,11 +475,12 @@ class ScheduleTest(unittest.TestCase):
     def test_a_hundred_tasks_that_sleep_are_looked_at_ten_times_a_second_in_all(self):
         from sqstaskmaster._isolation.usage import Meter
 
-        meter, now, looks = Meter(0.0), 0.0, 0
+        meter, now, looks = Meter(0.0, keeper=1), 0.0, 0
+        meter.inherited = 0
         with mock.patch.object(process_tree, "own_memory", return_value=0):
             while now < 3600:
                 now = meter.next_look_at
-                meter.look(now, 1, 0)
+                meter.look(now)
                 looks += 1
         self.assertLess(looks, 3600 / 10 + 100)
 

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import pathlib
 import re
+import statistics
 
 import sqstaskmaster
 
@@ -79,8 +80,37 @@ def known(package=PACKAGE):
     return found
 
 
+def classes(folder=PACKAGE):
+    """{(file, class): its methods}: every function in the body of the class, properties too, what is inherited not."""
+    return {
+        (str(path.relative_to(folder)), node.name): [
+            each.name for each in node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def porch(package=PACKAGE):
+    """The modules whose names have no underscore."""
+    return [module for module in sources(package) if not any(part.startswith("_") for part in module.split("."))]
+
+
+def print_sizes():
+    """Names on the porch, and how large modules and classes are: median, and the largest three."""
+    lines = {module: len(path.read_text().splitlines()) for module, path in sources().items()}
+    methods = {f"{file}: {name}": len(found) for (file, name), found in classes().items()}
+    print(f"\nnames on the porch: {len(sqstaskmaster.__all__)}, in {len(porch())} modules")
+    for what, sizes in (("lines a module", lines), ("methods a class", methods)):
+        largest = sorted(sizes.items(), key=lambda each: -each[1])[:3]
+        print(f"{what}: median {statistics.median(sizes.values()):g}, largest", end=" ")
+        print(", ".join(f"{name} {size}" for name, size in largest), f"({len(sizes)} in all)")
+
+
 if __name__ == "__main__":
-    # The drawing as it would be: python -m tests.repository.rooms
+    # The drawing as it would be, and sizes: python -m tests.repository.rooms
     rooms = known()
     for each in reversed(list(graphlib.TopologicalSorter(rooms).static_order())):
         print(f"   {each:<16} -> {', '.join(sorted(rooms[each])) or 'nobody'}")
+    print_sizes()

@@ -89,6 +89,11 @@ class ArchitectureTest(unittest.TestCase):
             strangers = {m for m in namers if not any(f"{m}.".startswith(f"{friend}.") for friend in friends)}
             self.assertEqual(set(), strangers, f"they name {name}")
 
+    def test_no_class_has_more_than_25_methods(self):
+        for folder in (rooms.PACKAGE, DRAWING.parent / "benchmarks"):
+            for (file, name), methods in rooms.classes(folder).items():
+                self.assertLessEqual(len(methods), 25, f"{name} in {file}: give what belongs together its own object")
+
     def test_isolation_comes_down_to_the_standard_library(self):
         for module, imported in self.imports.items():
             if rooms.room_of(module) in STANDARD_LIBRARY_ONLY:
