@@ -19,7 +19,8 @@ exclude_patterns = ["_ext", "plots", "pictures"]
 
 # `name` in single backquotes is a link where it is a name of this package, and code where it is not.
 default_role = "name"
-highlight_language = "none"
+# No curly quotes, and no dashes made of the two of an option.
+smartquotes = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -32,5 +33,7 @@ html_title = f"sqstaskmaster {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+# There is a search.
+html_use_index = html_domain_indices = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": False}

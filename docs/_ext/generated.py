@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import functools
 import importlib
 import inspect
 import pathlib
@@ -49,10 +50,12 @@ class CommandLine(Generated):
             yield from ["", name, "-" * len(name), ""]
             yield f"{command.description}"
             yield from ["", ".. code-block:: none", ""]
+            command.formatter_class = functools.partial(argparse.HelpFormatter, width=88)
             yield from (f"   {line}" for line in command.format_usage().removeprefix("usage: ").splitlines())
             yield from ["", f".. program:: sqstaskmaster {name}", ""]
             for action in command._actions:
-                yield from described(action)
+                if action.dest not in ("help", "debug"):
+                    yield from described(action)
             yield from ["Examples:", "", ".. code-block:: sh", ""]
             examples = str(command.epilog).removeprefix("examples:\n")
             yield from (f"   {line.strip()}" for line in examples.splitlines())
