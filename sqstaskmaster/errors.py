@@ -198,7 +198,8 @@ class PollRefused(SQSTaskMasterError):
         said = " ".join(str(error).split()).rstrip(".")
         # Errors of missing credentials bring their remedy with them.
         advice = "" if remedy in said else f": {remedy}"
-        super().__init__(f"The queue {queue} cannot be polled: {said}{advice}".replace("  ", " "))
+        named = "" if queue in said else f" {queue}"
+        super().__init__(f"The queue{named} cannot be polled: {said}{advice}")
         self.code = code
         self.remedy = remedy
 

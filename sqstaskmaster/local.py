@@ -13,6 +13,7 @@ import hashlib
 import heapq
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -30,6 +31,7 @@ from sqstaskmaster._sqs.limits import (
     check_identifier,
     check_whole_seconds,
     is_whole,
+    message_bytes,
 )
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -133,7 +135,10 @@ class LocalQueue:
     @property
     def queue(self) -> queue.SimpleQueue[LocalMessage]:
         """What waits in it. Looked up when used: a test can patch it on the class."""
-        return self.local_queues.setdefault(self.url, queue.SimpleQueue())
+        try:
+            return self.local_queues[self.url]
+        except KeyError:
+            return self.local_queues.setdefault(self.url, queue.SimpleQueue())
 
     @property
     def _aside(self) -> _Aside:
@@ -236,11 +241,13 @@ class LocalQueue:
 
     def _let_in(self) -> float:
         """Append the delayed messages whose time has come. Returns the seconds until it does for the next."""
+        if not self._asides:  # nothing was ever delayed
+            return math.inf
         with self._aside.lock:
             delayed, now = self._aside.delayed, time.monotonic()
             while delayed and delayed[0][0] <= now:
                 self.queue.put_nowait(heapq.heappop(delayed)[2])
-            return delayed[0][0] - now if delayed else float("inf")
+            return delayed[0][0] - now if delayed else math.inf
 
     def receive_messages(self, **kwargs: Any) -> list[LocalMessage]:
         """Like SQS: as soon as at least one message is there, all that are, up to the maximum; nothing after the wait.
@@ -264,6 +271,12 @@ class LocalQueue:
         return received
 
     def _first(self, wait: float) -> LocalMessage:
+        self._let_in()
+        try:
+            return self.queue.get_nowait()
+        except queue.Empty:
+            if not wait:
+                raise
         deadline = time.monotonic() + wait
         while True:
             patience = min(_LOOK_SECONDS, self._let_in(), deadline - time.monotonic())
@@ -291,7 +304,7 @@ _SYSTEM_ATTRIBUTES = ("MessageGroupId", "MessageDeduplicationId")
 
 def _wrong(given: Mapping[str, Any], fifo: bool) -> tuple[str, str] | None:
     """SQS's code for what is wrong with a message, and a text."""
-    if _size(given) > MAX_MESSAGE_BYTES:
+    if message_bytes(given) > MAX_MESSAGE_BYTES:
         return "InvalidParameterValue", f"A message must be shorter than {MAX_MESSAGE_BYTES} bytes"
     if fifo and "MessageGroupId" not in given:
         return "MissingParameter", "The request must contain the parameter MessageGroupId"
@@ -300,9 +313,11 @@ def _wrong(given: Mapping[str, Any], fifo: bool) -> tuple[str, str] | None:
     if "MessageDeduplicationId" in given and not fifo:
         return "InvalidParameterValue", "MessageDeduplicationId is not valid for a standard queue"
     try:
-        check_whole_seconds("DelaySeconds", given.get("DelaySeconds", 0), MAX_DELAY_SECONDS)
+        if "DelaySeconds" in given:
+            check_whole_seconds("DelaySeconds", given["DelaySeconds"], MAX_DELAY_SECONDS)
         for name in _SYSTEM_ATTRIBUTES:
-            check_identifier(name, given.get(name, "none"))
+            if name in given:
+                check_identifier(name, given[name])
     except ValueError as error:
         return "InvalidParameterValue", str(error)
     return None
@@ -315,19 +330,9 @@ def _wrong_batch(entries: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None
         return "TooManyEntriesInBatchRequest", f"Maximum number of entries per request is {MAX_BATCH_ENTRIES}"
     if len({entry["Id"] for entry in entries}) < len(entries):
         return "BatchEntryIdsNotDistinct", "Two or more batch entries in the request have the same Id"
-    if sum(map(_size, entries)) > MAX_BATCH_BYTES:
+    if sum(map(message_bytes, entries)) > MAX_BATCH_BYTES:
         return "BatchRequestTooLong", f"Batch requests cannot be longer than {MAX_BATCH_BYTES} bytes"
     return None
-
-
-def _size(given: Mapping[str, Any]) -> int:
-    """The bytes of a message as SQS counts them: its body, and the names, types and values of its attributes."""
-    size = len(given["MessageBody"].encode(errors="surrogatepass"))
-    for name, attribute in given.get("MessageAttributes", {}).items():
-        value = attribute.get("StringValue", attribute.get("BinaryValue", b""))
-        size += len(name.encode()) + len(attribute["DataType"])
-        size += len(value.encode(errors="surrogatepass") if isinstance(value, str) else value)
-    return size
 
 
 def _refusal(operation: str, code: str, text: str) -> Exception:

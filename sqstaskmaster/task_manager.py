@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import logging
@@ -55,6 +54,18 @@ _MAX_THREADS = 64
 
 # What each message has as its attribute service_name, the sender's name aside.
 _ATTRIBUTE_BYTES = len("service_name") + len("String")
+
+# This process. Kept, since to ask the system costs as much as to read a message's body.
+_process = os.getpid()
+
+
+def _note_fork() -> None:
+    global _process
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _with_words_for_two_tasks(submit: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,19 +128,20 @@ class TaskManager:
         self._fifo = sqs_url.endswith(".fifo")  # SQS asks it of the names of FIFO queues, and forbids it to others
         self._options = NO_OPTIONS
         self._extra_bytes = _ATTRIBUTE_BYTES + len(self._service_name.encode())
+        self._remedies = _Remedies(sqs_url)
         self._queue_constructor = queue_constructor
         self.queue = self._make_queue()
 
     @property
     def queue(self) -> Any:
         """The queue. In a process that was forked it is made anew: two processes cannot share a connection."""
-        if os.getpid() != self._process:
+        if self._process != _process:
             self.queue = self._make_queue()
         return self._queue
 
     @queue.setter
     def queue(self, queue: Any) -> None:
-        self._queue, self._process = queue, os.getpid()
+        self._queue, self._process = queue, _process
 
     def _make_queue(self) -> Queue:
         if self._queue_constructor is None:
@@ -159,7 +171,7 @@ class TaskManager:
     def _submit(self, task: str, kwargs: Mapping[str, Any]) -> Any:
         """`submit` for arguments of any name."""
         request, _ = self._request(task, kwargs)
-        with _remedies():
+        with self._remedies:
             return self.queue.send_message(**request)
 
     def submit_many(
@@ -321,7 +333,9 @@ class TaskManager:
             # A list of its own for each poll: instrumentation adds to it.
             wanted: dict[str, Any] = {"MessageAttributeNames": [*names]} if names else {}
             received = self.receive(wait_time, sqs_timeout, **wanted)
-            yield from (task for task in received if task is not None)
+            for task in received:
+                if task is not None:
+                    yield task
             if burst and not received:
                 return
 
@@ -330,7 +344,7 @@ class TaskManager:
     ) -> list[Task | None]:
         """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
         asked_at = clock.now()
-        with _remedies():
+        with self._remedies:
             received = self.queue.receive_messages(
                 AttributeNames=["All"],
                 MaxNumberOfMessages=most,
@@ -338,23 +352,22 @@ class TaskManager:
                 VisibilityTimeout=sqs_timeout,
                 **wanted,
             )
-        receipt = note.Receipt(
-            asked_at,
-            clock.now(),
-            sqs_timeout,
-            queue_url=self.url,
-            has_attributes=bool({"All", ".*"}.intersection(wanted.get("MessageAttributeNames", ()))),
-            dead_letters=self._dead_letters,
-        )
+        names = wanted.get("MessageAttributeNames", ())
+        has_attributes = "All" in names or ".*" in names
+        receipt = asked_at, clock.now(), sqs_timeout, has_attributes
         return [self._open(message, receipt, in_worker) for message in received]
 
-    def _open(self, message: Any, receipt: note.Receipt, in_worker: bool) -> Task | None:
+    def _open(self, message: Any, receipt: tuple[float, float, int, bool], in_worker: bool) -> Task | None:
         try:
             task, kwargs = messages.decode(message.body)
         except MalformedMessage as error:
             self._refuse(error, message, in_worker)
             return None
-        note.leave(message, receipt._replace(task=task))
+        asked_at, answered_at, seconds, has_attributes = receipt
+        note.leave(
+            message,
+            note.Receipt(asked_at, answered_at, seconds, task, self.url, has_attributes, self._dead_letters),
+        )
         return task, kwargs, message
 
     def _refuse(self, error: MalformedMessage, message: Any, in_worker: bool) -> None:
@@ -370,7 +383,7 @@ class TaskManager:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
         """
-        with _remedies():
+        with self._remedies:
             self.queue.load()
             attributes: Mapping[str, Any] = self.queue.attributes
             return attributes
@@ -380,7 +393,7 @@ class TaskManager:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_PurgeQueue.html
         """
-        with _remedies():
+        with self._remedies:
             self.queue.purge()
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
@@ -475,9 +488,10 @@ def _sender(queue: Any) -> tuple[Callable[[list[dict[str, Any]]], Any], int]:
     # passed over: one that somebody put in its place does something more.
     if getattr(getattr(type(queue), "send_messages", None), "__module__", None) == "boto3.resources.factory":
         client, url = queue.meta.client, queue.url
+        remedies = _Remedies(url)
 
         def send(entries: list[dict[str, Any]]) -> Any:
-            with _remedies():
+            with remedies:
                 return client.send_message_batch(QueueUrl=url, Entries=entries)
 
         return send, MAX_BATCH_ENTRIES
@@ -500,15 +514,26 @@ def _connections(queue: Any) -> int:
     return most if isinstance(most, int) and most > 0 else _MAX_THREADS
 
 
-@contextlib.contextmanager
-def _remedies() -> Iterator[None]:
-    """Say what to do where credentials are missing. The error stays a botocore.exceptions.NoCredentialsError."""
-    try:
-        yield
-    except Exception as error:
+class _Remedies:
+    """A block whose errors say what to do, where credentials or the queue are missing. They stay botocore's own."""
+
+    __slots__ = ("_url",)
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None or not type(error).__module__.startswith("botocore."):
+            return
+        from sqstaskmaster._sqs.answers import is_missing_queue, remedy_for
+
         if type(error).__name__ == "NoCredentialsError":
             error.args = (
                 "No AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run "
                 "with an IAM role",
             )
-        raise
+        elif is_missing_queue(error) and self._url not in str(error):
+            error.args = (f"{str(error).rstrip('.')}: {self._url}: {remedy_for(error)}",)

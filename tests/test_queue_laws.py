@@ -5,6 +5,7 @@ What LocalQueue does not promise (visibility, redelivery, dead letters) is a sec
 
 import contextlib
 import hashlib
+import re
 import threading
 import time
 import unittest
@@ -13,6 +14,7 @@ from unittest import mock
 
 from botocore.exceptions import ClientError, EndpointConnectionError
 
+from sqstaskmaster.errors import TasksNotSent
 from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.task_manager import TaskManager
@@ -367,6 +369,21 @@ class ServerOnlyLaws(ServerTestCase):
             with self.assertRaises(ClientError) as refusal:
                 call()
             self.assertRegex(refusal.exception.response["Error"]["Code"], "QueueDoesNotExist|NonExistentQueue")
+            self.assertEqual("QueueDoesNotExist", type(refusal.exception).__name__, "the class of the client's own")
+
+    def test_where_there_is_no_such_queue_the_error_names_it_and_says_what_to_check(self):
+        gone = self.create_queue()
+        self.sqs.delete_queue(QueueUrl=gone)
+        manager = TaskManager(gone)
+        for call in (
+            lambda: manager.submit("Task"),
+            lambda: next(manager.task_generator(wait_time=0)),
+            manager.attributes,
+            lambda: manager.submit_many([("Task", {})]),
+        ):
+            with self.assertRaises((ClientError, TasksNotSent)) as refusal:
+                call()
+            self.assertRegex(str(refusal.exception), f"{re.escape(gone)}: check the queue's URL, its region")
 
     def test_a_server_that_is_not_there_ends_the_generator_with_its_error(self):
         with mock.patch.dict("os.environ", AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}", AWS_MAX_ATTEMPTS="1"):

@@ -71,10 +71,9 @@ class Block:
         self.lost_is_told = self.leaving = False
         self.used: Mapping[str, Any] = {}
         self._ask_again = _ASK_AGAIN_SECONDS
-        if self.receipt.seconds is not None:
-            self._receive(self.receipt.answered_at, self.receipt.seconds, now)
-
-    def _receive(self, answered_at: float, seconds: int, now: float) -> None:
+        answered_at, seconds = self.receipt.answered_at, self.receipt.seconds
+        if seconds is None:
+            return
         if now <= answered_at + seconds or self.receipt.terms.stops_on_lost_claim:
             self.claim.received(answered_at, seconds)
         else:

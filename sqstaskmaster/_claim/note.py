@@ -60,5 +60,5 @@ def take(message: Any) -> Receipt | None:
     """What is noted on the message; from now on the note does not say how long the claim is, since it is changed."""
     receipt = read(message)
     if receipt is not None:
-        leave(message, receipt._replace(seconds=None))
+        leave(message, Receipt(receipt.asked_at, receipt.answered_at, None, *receipt[3:]))
     return receipt

@@ -246,8 +246,11 @@ class SlotsRun:
             return
         self._polls += 1
         wait, timeout = self._polling.wait_time, self._settings.sqs_timeout
+        # One answer of a FIFO queue may hold several messages of one group, which would then run side by side. While
+        # one is claimed, SQS itself keeps back the others.
+        most = 1 if source.manager.url.endswith(".fifo") else free
         self._requests.call(
-            lambda: source.manager.receive(wait, timeout, free, in_worker=True, MessageAttributeNames=["All"]),
+            lambda: source.manager.receive(wait, timeout, most, in_worker=True, MessageAttributeNames=["All"]),
             functools.partial(self._polled, source, not self._jobs),
         )
 

@@ -26,6 +26,9 @@ from sqstaskmaster.errors import UnsupportedContext
 
 SignalHandler = Callable[[int, "FrameType | None"], Any]
 
+# As a plain number: Python's enum computes the hash of a member by running a function, at each use.
+_ONLY_SIGALRM = frozenset({int(signal.SIGALRM)}) if hasattr(signal, "SIGALRM") else frozenset()
+
 # setitimer(0) disarms, so nothing that is due may be rounded to it.
 _SOONEST_SECONDS = 0.001
 
@@ -82,7 +85,7 @@ class Alarm:
 
     def borrow(self, seconds: float) -> None:
         """Install the handler and arm the timer. Where this raises, nothing is armed that was not before."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ONLY_SIGALRM)
         try:
             self._outer = top = Alarm._top
             # Foreign code may have taken SIGALRM inside an outer Alarm's block: then its handler is to be put back.
@@ -98,7 +101,7 @@ class Alarm:
             self.give_back()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ONLY_SIGALRM)
 
     def arm(self, seconds: float) -> None:
         """Have the handler called in `seconds`, once; math.inf disarms. Replaces what was armed before."""
@@ -147,7 +150,7 @@ class Alarm:
         below = self._below
         if below is None:
             return True
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ONLY_SIGALRM)
         try:
             undisturbed = signal.SIGALRM not in blocked and self._is_installed() and self._is_armed()
             if Alarm._top is self:
@@ -165,7 +168,7 @@ class Alarm:
             self._below = self._outer = None
             self._due = math.inf
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ONLY_SIGALRM)
         return undisturbed
 
     def earliest(self) -> float:

@@ -82,6 +82,11 @@ def is_claim_lost(error: BaseException) -> bool:
     return code_of(error) in _CLAIM_LOST and not is_beyond_total(error)
 
 
+def is_missing_queue(error: BaseException) -> bool:
+    """Whether SQS says that there is no such queue."""
+    return _REMEDIES.get(code_of(error)) is _NO_QUEUE
+
+
 def remedy_for(error: BaseException) -> str | None:
     """What helps where asking again does not; None where it may: no answer, throttling, SQS's own failures (5xx),
     credentials that expired and may be renewed, and whatever is not known here."""

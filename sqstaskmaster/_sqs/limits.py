@@ -44,8 +44,7 @@ def is_sendable(text: str) -> bool:
 
 def message_bytes(request: Mapping[str, Any]) -> int:
     """The bytes of a message as SQS counts them: its body, and the names, types and values of its attributes."""
-    body = len(request["MessageBody"].encode(errors="surrogatepass"))
-    return body + attributes_bytes(request.get("MessageAttributes", {}))
+    return _text_bytes(request["MessageBody"]) + attributes_bytes(request.get("MessageAttributes", {}))
 
 
 def attributes_bytes(attributes: Mapping[str, Any]) -> int:
@@ -53,9 +52,13 @@ def attributes_bytes(attributes: Mapping[str, Any]) -> int:
     size = 0
     for name, attribute in attributes.items():
         value = attribute.get("StringValue", attribute.get("BinaryValue", b""))
-        size += len(name.encode()) + len(attribute["DataType"])
-        size += len(value.encode(errors="surrogatepass") if isinstance(value, str) else value)
+        size += _text_bytes(name) + len(attribute["DataType"])
+        size += _text_bytes(value) if isinstance(value, str) else len(value)
     return size
+
+
+def _text_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def is_number(value: Any) -> bool:

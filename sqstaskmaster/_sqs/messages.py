@@ -13,6 +13,7 @@ from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import InvalidTask, MalformedMessage
 
 _lenient = Writer()
+_decode_text = json.JSONDecoder().decode  # without what json.loads looks for in every text first
 
 
 def encode(task: str, kwargs: Mapping[str, Any], writer: Writer = _lenient) -> str:
@@ -37,7 +38,7 @@ def decode(body: Any) -> tuple[str, dict[str, Any]]:
     Raises MalformedMessage for every other body, whatever is wrong with it, and nothing else.
     """
     try:
-        content = json.loads(body)
+        content = _decode_text(body) if isinstance(body, str) else json.loads(body)
     # ValueError: no JSON, bytes that are no UTF-8, an integer of more digits than Python converts.
     # TypeError: a body that is no text. RecursionError: a few thousand opening brackets.
     except (ValueError, TypeError, RecursionError) as error:

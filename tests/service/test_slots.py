@@ -668,6 +668,28 @@ class ServerSlotsTest(ServerTestCase):
         self.assertEqual((0, 0, 0), self.counts(url))
         self.assertGreater(requests["ChangeMessageVisibilityBatch"], 3)
 
+    def test_no_two_tasks_of_a_group_of_a_fifo_queue_run_at_once(self):
+        manager = TaskManager(self.create_queue(FifoQueue="true", ContentBasedDeduplication="true"))
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        journal = Path(folder.name, "journal")
+        worker = Worker(manager, slots=4, wait_time=1)
+
+        @worker.task("T")
+        def task(group, number):
+            with journal.open("a", buffering=1) as lines:
+                lines.write(f"{group} {number} begins\n")
+                time.sleep(0.05)
+                lines.write(f"{group} {number} ends\n")
+
+        by_group = manager.options(message_group_id=lambda task, kwargs: kwargs["group"])
+        by_group.submit_many([("T", {"group": group, "number": number}) for number in range(3) for group in "ab"])
+        self.assertEqual({"done": 6}, dict(worker.run(burst=True)))
+        lines = journal.read_text().splitlines()
+        for group in "ab":
+            expected = [f"{group} {number} {what}" for number in range(3) for what in ("begins", "ends")]
+            self.assertEqual(expected, [line for line in lines if line.startswith(group)])
+
     def test_deleting_a_running_message_stops_its_task(self):
         url = self.create_queue()
         manager = TaskManager(url)
