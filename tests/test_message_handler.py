@@ -1,5 +1,6 @@
 """MessageHandler: the laws of one message. Time is a fake clock's; a real signal only where a signal is the subject."""
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import unittest
+import warnings
 from unittest import mock
 
 from hypothesis import given, settings
@@ -23,6 +25,7 @@ from sqstaskmaster.errors import (
     HandlerStuck,
     HardTimeout,
     NoAnswer,
+    NothingHasRun,
     SQSTaskMasterError,
     UnsupportedContext,
 )
@@ -742,6 +745,72 @@ class LapseTest(HandlerTestCase):
                 self.assertEqual(100, handler._seconds_to_limit())
                 handler._extend_timeout(30)
         self.assertEqual([3570.0], [error.seconds for error in handler.lost])
+
+
+async def coroutine(handler):
+    handler.ran.append("coroutine")
+
+
+def generator(handler):
+    yield handler.ran.append("generator")
+    yield
+
+
+async def async_generator(handler):
+    yield handler.ran.append("async_generator")
+
+
+class NothingHasRunTest(HandlerTestCase):
+    """A classic block whose `run` gives what has yet to be run."""
+
+    KINDS = (coroutine, generator, async_generator)
+
+    def of(self, function):
+        class Async(Handler):
+            ran = []
+            run = function
+
+        handler = self.handler(kind=Async)
+        handler.ran = []
+        return handler
+
+    def test_a_run_that_gave_what_was_never_begun_is_a_failure_that_says_so_and_nothing_is_deleted(self):
+        for function in self.KINDS:
+            with self.subTest(function.__name__), warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with self.assertLogs("sqstaskmaster", "ERROR"), self.of(function) as handler:
+                    handler.run()
+                self.assertEqual(("failed", 0, []), (handler.outcome, handler._message.deletes, handler.ran))
+                [(error, context)] = handler.notified
+                self.assertIsInstance(error, NothingHasRun)
+                self.assertRegex(str(error), f"returned a {function.__name__}.*has done nothing yet".replace("_", "_?"))
+                self.assertEqual(CONTEXT, context)
+
+    def test_one_that_is_awaited_or_iterated_in_the_block_is_a_task_like_any_other(self):
+        async def iterate(values):
+            return [value async for value in values]
+
+        ways = asyncio.run, list, lambda values: asyncio.run(iterate(values))
+        for function, way in (*zip(self.KINDS, ways), (generator, next)):
+            with self.subTest(function.__name__):
+                with self.of(function) as handler:
+                    way(handler.run())
+                self.assertEqual(
+                    ("done", 1, [function.__name__]), (handler.outcome, handler._message.deletes, handler.ran)
+                )
+
+    def test_a_run_that_somebody_put_on_the_handler_or_its_class_is_called_and_asked_as_ever(self):
+        own = mock.Mock(return_value=5)
+        handler = self.handler()
+        handler.run = own
+        with handler:
+            self.assertIs(own, handler.run)
+            self.assertEqual(5, handler.run())
+        self.assertIs(own, handler.run)
+        with self.handler() as handler, mock.patch.object(Handler, "run", return_value=6):
+            self.assertEqual(6, handler.run(1, two=2))
+            handler.run.assert_called_once_with(1, two=2)
+        self.assertNotIn("run", vars(handler))
 
 
 class TwelveHoursTest(HandlerTestCase):
