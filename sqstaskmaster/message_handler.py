@@ -33,6 +33,7 @@ from sqstaskmaster._claim.clock import now as claim_clock
 from sqstaskmaster._claim.current import CurrentTask
 from sqstaskmaster._claim.ending import Ending
 from sqstaskmaster._claim.report import FactsFilter
+from sqstaskmaster._claim.returned import WatchedRun
 from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS, is_number, is_whole
@@ -194,6 +195,7 @@ class MessageHandler(abc.ABC):
         report_progress = functools.partial(setattr, self, "progress")
         self._current = CurrentTask(block.report.task, self._message, ends_at, report_progress, self._is_stopping)
         current.begin(self._current)
+        block.run = WatchedRun(self)
         return self
 
     def __exit__(
@@ -265,6 +267,9 @@ class MessageHandler(abc.ABC):
         if exception is None:
             # What claim_lost raised in __enter__ counts also where the block ended before an alarm could raise it.
             exception = block.stop_at_first_alarm
+        nothing_has_run = None if block.run is None else block.run.end()
+        if exception is None:
+            exception = nothing_has_run
         try:
             self._collect_answers()
         except Exception as error:  # of claim_lost: the task has ended, there is nothing to stop any more

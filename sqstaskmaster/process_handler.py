@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 from sqstaskmaster._claim import current, forwarding, owner
 from sqstaskmaster._claim.current import CurrentTask
 from sqstaskmaster._claim.destinations import send_successor
+from sqstaskmaster._claim.returned import check_has_run
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import plain, process_tree
 from sqstaskmaster._isolation.channel import Channel
@@ -30,7 +31,7 @@ from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.endings import Continue, Outcome
-from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, NothingHasRun, UnsupportedContext
+from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, stop_exception
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ class ProcessMessageHandler(MessageHandler):
     blocks all signals is stopped too, but tells no stack. Without Linux there is no kernel help to find processes that
     made themselves daemons: those are lost sight of.
     """
+
+    progress: dict[str, Any]
 
     def __init__(
         self,
@@ -403,21 +406,6 @@ def _checked(ending: Continue, task: str) -> BaseException:
         f"Task {task!r} cannot continue: {problem}: plain data of at most 1 MiB goes on, so store the rest elsewhere, "
         "in S3 for example, and continue with its address"
     )
-
-
-def check_has_run(value: Any) -> Any:
-    """What `run` returned, unless that has yet to be run: deleting its message would lose the task.
-
-    :raises NothingHasRun: for a coroutine or a generator.
-    """
-    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
-        if inspect.iscoroutine(value):
-            value.close()  # lest Python warn of it too
-        raise NothingHasRun(
-            f"run() returned a {type(value).__name__} and has done nothing yet: call asyncio.run(...) in it, or go "
-            "through the generator"
-        )
-    return value
 
 
 def _continuation_of(child: isolation.Child) -> Continue | None:

@@ -1,5 +1,6 @@
 """MessageHandler: the laws of one message. Time is a fake clock's; a real signal only where a signal is the subject."""
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import unittest
+import warnings
 from unittest import mock
 
 from hypothesis import given, settings
@@ -23,6 +25,7 @@ from sqstaskmaster.errors import (
     HandlerStuck,
     HardTimeout,
     NoAnswer,
+    NothingHasRun,
     SQSTaskMasterError,
     UnsupportedContext,
 )
@@ -744,6 +747,72 @@ class LapseTest(HandlerTestCase):
         self.assertEqual([3570.0], [error.seconds for error in handler.lost])
 
 
+async def coroutine(handler):
+    handler.ran.append("coroutine")
+
+
+def generator(handler):
+    yield handler.ran.append("generator")
+    yield
+
+
+async def async_generator(handler):
+    yield handler.ran.append("async_generator")
+
+
+class NothingHasRunTest(HandlerTestCase):
+    """A classic block whose `run` gives what has yet to be run."""
+
+    KINDS = (coroutine, generator, async_generator)
+
+    def of(self, function):
+        class Async(Handler):
+            ran = []
+            run = function
+
+        handler = self.handler(kind=Async)
+        handler.ran = []
+        return handler
+
+    def test_a_run_that_gave_what_was_never_begun_is_a_failure_that_says_so_and_nothing_is_deleted(self):
+        for function in self.KINDS:
+            with self.subTest(function.__name__), warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with self.assertLogs("sqstaskmaster", "ERROR"), self.of(function) as handler:
+                    handler.run()
+                self.assertEqual(("failed", 0, []), (handler.outcome, handler._message.deletes, handler.ran))
+                [(error, context)] = handler.notified
+                self.assertIsInstance(error, NothingHasRun)
+                self.assertRegex(str(error), f"returned a {function.__name__}.*has done nothing yet".replace("_", "_?"))
+                self.assertEqual(CONTEXT, context)
+
+    def test_one_that_is_awaited_or_iterated_in_the_block_is_a_task_like_any_other(self):
+        async def iterate(values):
+            return [value async for value in values]
+
+        ways = asyncio.run, list, lambda values: asyncio.run(iterate(values))
+        for function, way in (*zip(self.KINDS, ways), (generator, next)):
+            with self.subTest(function.__name__):
+                with self.of(function) as handler:
+                    way(handler.run())
+                self.assertEqual(
+                    ("done", 1, [function.__name__]), (handler.outcome, handler._message.deletes, handler.ran)
+                )
+
+    def test_a_run_that_somebody_put_on_the_handler_or_its_class_is_called_and_asked_as_ever(self):
+        own = mock.Mock(return_value=5)
+        handler = self.handler()
+        handler.run = own
+        with handler:
+            self.assertIs(own, handler.run)
+            self.assertEqual(5, handler.run())
+        self.assertIs(own, handler.run)
+        with self.handler() as handler, mock.patch.object(Handler, "run", return_value=6):
+            self.assertEqual(6, handler.run(1, two=2))
+            handler.run.assert_called_once_with(1, two=2)
+        self.assertNotIn("run", vars(handler))
+
+
 class TwelveHoursTest(HandlerTestCase):
     def run_to_the_end(self, handler):
         """The seconds after entering at which the task was stopped."""
@@ -954,6 +1023,12 @@ class SignalledHandler(Handler):
 
     def landed_in(self):
         return [frame.f_code.co_name for frame in self.landed]
+
+
+class AlarmedInItsExit(SignalledHandler):
+    def __exit__(self, *details):
+        signal.raise_signal(signal.SIGALRM)
+        return super().__exit__(*details)
 
 
 class RealAlarmTest(SignalTestCase):
@@ -1337,12 +1412,7 @@ class LeavingTest(SignalTestCase):
         self.assertEqual([], handler.notified)
 
     def test_in_an_exit_of_the_subclass(self):
-        class Own(SignalledHandler):
-            def __exit__(self, *details):
-                signal.raise_signal(signal.SIGALRM)
-                return super().__exit__(*details)
-
-        with self.past_limit(Own) as handler:
+        with self.past_limit(AlarmedInItsExit) as handler:
             self.clock.now += 100
         self.check_done(handler)
 
@@ -1481,12 +1551,7 @@ class LeavingTest(SignalTestCase):
         self.assertIsInstance(handler.notified[0][0], TypeError)
 
     def test_a_failure_stays_the_failure_it_was(self):
-        class Own(SignalledHandler):
-            def __exit__(self, *details):
-                signal.raise_signal(signal.SIGALRM)
-                return super().__exit__(*details)
-
-        with self.past_limit(Own) as handler:
+        with self.past_limit(AlarmedInItsExit) as handler:
             self.clock.now += 100
             raise ValueError
         self.assertEqual("failed", handler.outcome)
@@ -1580,13 +1645,8 @@ class LeavingTest(SignalTestCase):
         self.assertIsInstance(handler._alarm, Unborrowed)
 
     def test_an_alarm_of_two_tasks_at_once_as_the_inner_is_left(self):
-        class Own(SignalledHandler):
-            def __exit__(self, *details):
-                signal.raise_signal(signal.SIGALRM)
-                return super().__exit__(*details)
-
         with SignalledHandler(FakeMessage(), 30, 0.05, 0.05) as outer:
-            with self.past_limit(Own) as inner:
+            with self.past_limit(AlarmedInItsExit) as inner:
                 self.clock.now += 100
                 with contextlib.suppress(HardTimeout):
                     spin(lambda: False)

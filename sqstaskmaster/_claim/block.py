@@ -10,6 +10,7 @@ from sqstaskmaster._claim import forwarding, note
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._claim.report import Report
 from sqstaskmaster._claim.requests import Clock, Extensions, delete
+from sqstaskmaster._claim.returned import WatchedRun
 from sqstaskmaster.endings import Continue, Outcome
 
 # An alarm that finds a block being entered or left may not raise, and asks again this soon; then doubled each time.
@@ -22,7 +23,7 @@ class Block:
     `stopped_as`: what the task was stopped for, None where it was not. `stop_at_first_alarm`: what is to be raised in
     the task as soon as something can be. `answer`: the Continue with which it answered that it was stopped.
     `lost_is_told`: `claim_lost` was called. `leaving`: from now on no alarm may raise, or arm the timer. `used`: what
-    the task used, as fields of its last line.
+    the task used, as fields of its last line. `run`: what stands in for the handler's `run`, in this process.
 
     :param name: the task's, where the message's receiver noted none.
     :param notify, logger, queue_url: see Report.
@@ -44,6 +45,7 @@ class Block:
         "lost_is_told",
         "leaving",
         "used",
+        "run",
         "_ask_again",
     )
 
@@ -70,6 +72,7 @@ class Block:
         self.answer: Continue | None = None
         self.lost_is_told = self.leaving = False
         self.used: Mapping[str, Any] = {}
+        self.run: WatchedRun | None = None
         self._ask_again = _ASK_AGAIN_SECONDS
         answered_at, seconds = self.receipt.answered_at, self.receipt.seconds
         if seconds is None:

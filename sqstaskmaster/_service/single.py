@@ -22,6 +22,7 @@ from typing import Any
 
 from sqstaskmaster._claim import note, owner
 from sqstaskmaster._claim.report import Report
+from sqstaskmaster._claim.returned import check_has_run
 from sqstaskmaster._isolation import child
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.polling import Polling
@@ -39,7 +40,7 @@ from sqstaskmaster.errors import (
     UnknownTask,
 )
 from sqstaskmaster.message_handler import MessageHandler
-from sqstaskmaster.process_handler import ProcessMessageHandler, check_has_run
+from sqstaskmaster.process_handler import ProcessMessageHandler
 from sqstaskmaster.task_manager import Task, TaskManager
 
 logger = logging.getLogger("sqstaskmaster.worker")
