@@ -35,30 +35,32 @@ def hang():
     time.sleep(3600)
 
 
+def falls_out():
+    """Forks, and is true in the child, which returns from the task's function then. The task has waited for it."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return not child
+
+
 # -- one function for each attack ------------------------------------------------------------------------------------
 
 
 def fork_falls_out_then_killed():
-    child = os.fork()
-    if child == 0:
+    if falls_out():
         return
-    os.waitpid(child, 0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fork_falls_out_then_exits():
-    child = os.fork()
-    if child == 0:
+    if falls_out():
         return
-    os.waitpid(child, 0)
     os._exit(1)
 
 
 def fork_falls_out_then_raises():
-    child = os.fork()
-    if child == 0:
+    if falls_out():
         return
-    os.waitpid(child, 0)
     raise ValueError("the task's own verdict")
 
 

@@ -100,6 +100,8 @@ class ProcessMessageHandler(MessageHandler):
     made themselves daemons: those are lost sight of.
     """
 
+    progress: dict[str, Any]
+
     def __init__(
         self,
         message: Message,

@@ -31,8 +31,7 @@ from tests.support.endings import (
     Plain,
     Stopping,
     Task,
-    WorkerDeadLetterLaws,
-    WorkerServerLaws,
+    WorkerOnServerLaws,
     WorkerStopLaws,
 )
 
@@ -49,17 +48,7 @@ class WorkerOnLocalQueueTest(InWorker, ContinueLaws, ContinueLocalLaws, DeadLett
     pass
 
 
-class WorkerOnServerTest(
-    InWorker,
-    ContinueLaws,
-    ContinueServerLaws,
-    DeadLetterLaws,
-    WorkerStopLaws,
-    WorkerDeadLetterLaws,
-    WorkerServerLaws,
-    DeadLetterServerLaws,
-    OnServer,
-):
+class WorkerOnServerTest(InWorker, WorkerOnServerLaws, OnServer):
     pass
 
 

@@ -1025,6 +1025,12 @@ class SignalledHandler(Handler):
         return [frame.f_code.co_name for frame in self.landed]
 
 
+class AlarmedInItsExit(SignalledHandler):
+    def __exit__(self, *details):
+        signal.raise_signal(signal.SIGALRM)
+        return super().__exit__(*details)
+
+
 class RealAlarmTest(SignalTestCase):
     """With real signals and the real clock. Margins are wide: they tell seconds from what broken code would take."""
 
@@ -1406,12 +1412,7 @@ class LeavingTest(SignalTestCase):
         self.assertEqual([], handler.notified)
 
     def test_in_an_exit_of_the_subclass(self):
-        class Own(SignalledHandler):
-            def __exit__(self, *details):
-                signal.raise_signal(signal.SIGALRM)
-                return super().__exit__(*details)
-
-        with self.past_limit(Own) as handler:
+        with self.past_limit(AlarmedInItsExit) as handler:
             self.clock.now += 100
         self.check_done(handler)
 
@@ -1550,12 +1551,7 @@ class LeavingTest(SignalTestCase):
         self.assertIsInstance(handler.notified[0][0], TypeError)
 
     def test_a_failure_stays_the_failure_it_was(self):
-        class Own(SignalledHandler):
-            def __exit__(self, *details):
-                signal.raise_signal(signal.SIGALRM)
-                return super().__exit__(*details)
-
-        with self.past_limit(Own) as handler:
+        with self.past_limit(AlarmedInItsExit) as handler:
             self.clock.now += 100
             raise ValueError
         self.assertEqual("failed", handler.outcome)
@@ -1649,13 +1645,8 @@ class LeavingTest(SignalTestCase):
         self.assertIsInstance(handler._alarm, Unborrowed)
 
     def test_an_alarm_of_two_tasks_at_once_as_the_inner_is_left(self):
-        class Own(SignalledHandler):
-            def __exit__(self, *details):
-                signal.raise_signal(signal.SIGALRM)
-                return super().__exit__(*details)
-
         with SignalledHandler(FakeMessage(), 30, 0.05, 0.05) as outer:
-            with self.past_limit(Own) as inner:
+            with self.past_limit(AlarmedInItsExit) as inner:
                 self.clock.now += 100
                 with contextlib.suppress(HardTimeout):
                     spin(lambda: False)

@@ -35,7 +35,7 @@ from sqstaskmaster.errors import (
     TaskNotPicklable,
     UnsupportedContext,
 )
-from tests.support import DEADLINE_SECONDS, Script, wait_until
+from tests.support import DEADLINE_SECONDS, STARTS_A_DAEMON, Script, wait_until
 
 HANGING = {"about": "to hang"}
 
@@ -675,21 +675,13 @@ class StoppingTest(Case):
         wait_until(lambda: not any(alive(pid) for pid in pids), "the task and its daemon are gone")
 
 
-# Imports nothing of the tests, whose guard would end what it leaves behind.
-KILLED_WORKER = """
-import os, signal, time
+KILLED_WORKER = STARTS_A_DAEMON + """
+import time
 from sqstaskmaster import LocalMessage, ProcessMessageHandler
 
 class Task(ProcessMessageHandler):
     def run(self):
-        inlet, outlet = os.pipe()
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                os.write(outlet, b"%d" % os.getpid())
-                signal.pause()
-            os._exit(0)
-        print("pids", os.getpid(), int(os.read(inlet, 20)), flush=True)
+        print("pids", os.getpid(), start_a_daemon(), flush=True)
         time.sleep(3600)
 
 with Task(LocalMessage("{}", {}), 30, 10, 3600) as handler:

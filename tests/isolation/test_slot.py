@@ -21,7 +21,7 @@ from sqstaskmaster._isolation.slot import SlotLost
 from sqstaskmaster._isolation.template import Template
 from sqstaskmaster.errors import HardTimeout, TaskExited, TaskKilled, TaskNotStarted
 from tests.isolation.test_task import MIB, SOON_SECONDS, alive, daemonise, descriptors
-from tests.support import DEADLINE_SECONDS, Script, wait_until
+from tests.support import DEADLINE_SECONDS, STARTS_A_DAEMON, Script, wait_until
 
 
 def descriptors_of(pid):
@@ -488,21 +488,13 @@ class KilledTest(Case):
         wait_until(lambda: not any(alive(pid) for pid in pids), "all of them are gone", SOON_SECONDS)
 
 
-# Imports nothing of the tests, whose guard would end what it leaves behind.
-KILLED_WORKER = """
-import os, select, signal, time
+KILLED_WORKER = STARTS_A_DAEMON + """
+import select, time
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.template import Template
 
 def perform(order, channel):
-    inlet, outlet = os.pipe()
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            os.write(outlet, b"%d" % os.getpid())
-            signal.pause()
-        os._exit(0)
-    channel.report({"task": os.getpid(), "daemon": int(os.read(inlet, 20))})
+    channel.report({"task": os.getpid(), "daemon": start_a_daemon()})
     signal.pause()
 
 template = Template(perform)
@@ -526,20 +518,24 @@ time.sleep(3600)
 
 
 class ShortOfProcessesTest(Case):
-    def test_a_spare_that_cannot_be_forked_is_tried_again_and_an_order_meanwhile_is_told_why(self):
+    def template_short_of_processes(self, *refused):
+        """With these forks refused, counted along each line: the template's, a keeper's, its spares'."""
         fork, calls = os.fork, []
 
-        def fork_twice_then_sometimes():
-            calls.append(1)
-            if 3 <= len(calls) <= 6:
+        def fork_unless_refused():
+            calls.append(1)  # each process has its own copy of the count
+            if len(calls) in refused:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             return fork()
 
-        # In the template, the keeper, the spares: each has its own copy of the count.
-        with mock.patch.object(os, "fork", fork_twice_then_sometimes):
+        with mock.patch.object(os, "fork", fork_unless_refused):
             template = Template(perform)
             template.start()
         self.addCleanup(template.close)
+        return template
+
+    def test_a_spare_that_cannot_be_forked_is_tried_again_and_an_order_meanwhile_is_told_why(self):
+        template = self.template_short_of_processes(3, 4, 5, 6)
         slot = self.open_slot(template)
         running = self.finish(slot, "echo x")
         with self.assertRaisesRegex(TaskNotStarted, "Resource temporarily unavailable"):
@@ -552,18 +548,7 @@ class ShortOfProcessesTest(Case):
         self.assertEqual(b"x", wait_until(runs, "a task runs", SOON_SECONDS))
 
     def test_a_keeper_that_cannot_be_forked_is_an_error_with_the_system_s_words(self):
-        fork, calls = os.fork, []
-
-        def fork_once():
-            calls.append(1)
-            if len(calls) == 2:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            return fork()
-
-        with mock.patch.object(os, "fork", fork_once):
-            template = Template(perform)
-            template.start()
-        self.addCleanup(template.close)
+        template = self.template_short_of_processes(2)
         before = descriptors()
         with self.assertRaisesRegex(OSError, "Resource temporarily unavailable"):
             template.open_slot({})

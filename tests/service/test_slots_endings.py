@@ -12,15 +12,12 @@ from tests.support import DEADLINE_SECONDS
 from tests.support.endings import (
     ContinueLaws,
     ContinueLocalLaws,
-    ContinueServerLaws,
     DeadLetterLaws,
-    DeadLetterServerLaws,
     InSlots,
     OnLocalQueue,
     OnServer,
     Stopping,
-    WorkerDeadLetterLaws,
-    WorkerServerLaws,
+    WorkerOnServerLaws,
     WorkerStopLaws,
 )
 
@@ -31,18 +28,7 @@ class SlotsOnLocalQueueTest(InSlots, ContinueLaws, ContinueLocalLaws, DeadLetter
 
 
 @unittest.skipUnless(sys.platform == "linux", "slots need Linux")
-class SlotsOnServerTest(
-    InSlots,
-    ContinueLaws,
-    ContinueServerLaws,
-    DeadLetterLaws,
-    WorkerStopLaws,
-    WorkerDeadLetterLaws,
-    WorkerServerLaws,
-    DeadLetterServerLaws,
-    OnServer,
-    Stopping,
-):
+class SlotsOnServerTest(InSlots, WorkerOnServerLaws, OnServer, Stopping):
     pass
 
 

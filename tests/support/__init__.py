@@ -216,6 +216,22 @@ class ServerTestCase(unittest.TestCase):
         return tuple(int(found[name]) for name in names)
 
 
+# The beginning of a script, which imports nothing of the tests: their guard would end what it leaves behind.
+STARTS_A_DAEMON = """
+import os, signal
+
+def start_a_daemon():
+    inlet, outlet = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(outlet, b"%d" % os.getpid())
+            signal.pause()
+        os._exit(0)
+    return int(os.read(inlet, 20))
+"""
+
+
 class Script:
     """A Python script as a user would write it, run as a process of its own against the test server.
 

@@ -309,7 +309,7 @@ class ContinueLaws:
     def test_a_task_that_is_over_its_hard_timeout_may_still_go_on(self):
         self.submit("goes_on_when_stopped")
         with self.assertLogs("sqstaskmaster", "INFO"):
-            self.assertEqual({"continued": 1, "done": 1}, self.consume(hard_timeout=0.5))
+            self.assertEqual({"continued": 1, "done": 1}, self.consume(hard_timeout=1))
         self.assertEqual([0, 7], [each["step"] for each in self.seen()])
         self.assertEqual((0, 0), self.left())
 
@@ -560,3 +560,15 @@ class WorkerServerLaws:
         with self.assertLogs("sqstaskmaster"), mock.patch.object(Task, "is_done_soon", soon, create=True):
             counts = self.worker(alarm_timeout=1, sqs_timeout=30, on_claim_lost="continue").run(burst=True)
         self.assertEqual({"done": 1}, dict(counts))
+
+
+class WorkerOnServerLaws(
+    ContinueLaws,
+    ContinueServerLaws,
+    DeadLetterLaws,
+    WorkerStopLaws,
+    WorkerDeadLetterLaws,
+    WorkerServerLaws,
+    DeadLetterServerLaws,
+):
+    """All that hold for a worker on a server, with slots and without."""
