@@ -285,6 +285,11 @@ class Worker:
         """Whether it is set to send failed messages to the dead-letter queue. What a task raises is not known here."""
         return self.dead_letter_reasons or any(entry.dead_letters for _, entry in self._registry.items())
 
+    @property
+    def tasks_without_max_memory(self) -> list[str]:
+        """Names of the functions that are tasks without `max_memory`. What a handler class sets is not known here."""
+        return [name for name, entry in self._registry.items() if entry.without_max_memory]
+
     def _has_slots(self, environments: Sequence[Environment]) -> bool:
         """Whether tasks run in slots: all of them have processes of their own, forked as Linux can."""
         if len(environments) > 1 or any(environments):

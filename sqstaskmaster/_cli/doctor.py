@@ -12,6 +12,7 @@ import enum
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -85,12 +86,14 @@ class Facts:
     dead_letters_denied: str | None = None
     dead_letters_not_tried: bool = False
     worker: WorkerTimes | None = None
+    one_group: bool = False
 
 
 class WorkerTimes(NamedTuple):
     """The timeouts of a worker, in seconds, and the queue it polls. `hard_timeouts` are those of its tasks, by name.
 
-    `dead_letters`: whether it is set to send failed messages to the dead-letter queue by itself.
+    `dead_letters`: whether it is set to send failed messages to the dead-letter queue by itself. `without_max_memory`:
+    those of its tasks of which that is known.
     """
 
     url: str
@@ -99,6 +102,7 @@ class WorkerTimes(NamedTuple):
     shutdown_grace: float
     hard_timeouts: Mapping[str, float]
     dead_letters: bool = False
+    without_max_memory: Sequence[str] = ()
 
     @property
     def longest(self) -> tuple[str, float]:
@@ -288,6 +292,18 @@ def _worker(facts: Facts) -> Iterator[Finding]:
         yield Finding("worker's tasks", Level.ERROR, "it has none, and would refuse every message", remedy)
     yield from _visibility(worker, int(facts.attributes.get("VisibilityTimeout", 30)))
     yield from _shutdown(worker)
+    if facts.one_group:
+        yield from _memory(worker)
+
+
+def _memory(worker: WorkerTimes) -> Iterator[Finding]:
+    text = "the kernel ends all processes of this container where one takes too much (memory.oom.group)"
+    if worker.without_max_memory:
+        text += f", and no max_memory ends {', '.join(map(repr, worker.without_max_memory))} before"
+        remedy = "give each task a max_memory, all slots together well below the container's limit"
+        yield Finding("memory", Level.WARNING, text, remedy)
+    else:
+        yield Finding("memory", Level.OK, text)
 
 
 def _visibility(worker: WorkerTimes, default: int) -> Iterator[Finding]:
@@ -365,6 +381,7 @@ def times_of(worker: Worker) -> WorkerTimes:
         worker.shutdown_grace,
         worker.hard_timeouts,
         worker.sends_dead_letters,
+        worker.tasks_without_max_memory,
     )
 
 
@@ -376,7 +393,7 @@ def gather(url: str, client: Any, explain: Callable[[BaseException], str], worke
     from sqstaskmaster._sqs.regions import region_of
 
     facts = Facts(url=url, url_region=region_of(url), region=client.meta.region_name, endpoint=client.meta.endpoint_url)
-    facts.worker = worker
+    facts.worker, facts.one_group = worker, is_one_group()
     facts.configured_region, facts.credentials = _configuration()
     try:
         facts.attributes = _attributes(client, url)
@@ -401,6 +418,17 @@ def gather(url: str, client: Any, explain: Callable[[BaseException], str], worke
                     lambda: client.send_message(QueueUrl=dead_letters, MessageBody="\0", DelaySeconds=_NO_DELAY)
                 )
     return facts
+
+
+def is_one_group(cgroup: Path = Path("/sys/fs/cgroup")) -> bool:
+    """Whether the kernel's out-of-memory killer takes this container as a whole: Kubernetes asks for that, cgroup v2.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html
+    """
+    try:
+        return (cgroup / "memory.oom.group").read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 def _attributes(client: Any, url: str) -> Mapping[str, str]:

@@ -38,7 +38,8 @@ class Entry(NamedTuple):
     """One task: `fits(kwargs)` raises TypeError where they do not; `make(message, kwargs, notify)` gives the handler.
 
     `slotted`: it can run in a slot: a process of its own, forked. `quick`: making it runs nothing of the user's.
-    `hard_timeout` is what is known of its limit, in seconds; `dead_letters`, whether it names exceptions without retry.
+    `hard_timeout` is what is known of its limit, in seconds; `dead_letters`, whether it names exceptions without retry,
+    `without_max_memory`, whether it is known to have no limit of its memory.
     """
 
     fits: Callable[[Mapping[str, Any]], object]
@@ -48,6 +49,7 @@ class Entry(NamedTuple):
     quick: bool
     hard_timeout: float
     dead_letters: bool = False
+    without_max_memory: bool = False
 
 
 class Registry:
@@ -166,6 +168,7 @@ def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, 
         quick=True,
         hard_timeout=settings["hard_timeout"],
         dead_letters=bool(settings.get("dead_letter")),
+        without_max_memory=settings.get("max_memory") is None,
     )
 
 

@@ -1,4 +1,6 @@
+import tempfile
 import unittest
+from pathlib import Path
 from unittest import mock
 
 from botocore.exceptions import ClientError
@@ -6,7 +8,7 @@ from botocore.exceptions import ClientError
 from sqstaskmaster import LocalQueue, TaskManager, Worker
 from sqstaskmaster._claim.destinations import dead_letter_url
 from sqstaskmaster._cli import doctor
-from sqstaskmaster._cli.doctor import Facts, Level, WorkerTimes, examine, worst
+from sqstaskmaster._cli.doctor import Facts, Level, WorkerTimes, examine, is_one_group, times_of, worst
 
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/tasks"
 POLICY = '{"deadLetterTargetArn": "arn:aws:sqs:eu-west-1:123456789012:dead", "maxReceiveCount": %d}'
@@ -154,6 +156,27 @@ class TestExamine(unittest.TestCase):
 
     def test_a_visibility_timeout_that_one_slow_request_would_lose_is_a_warning(self):
         self.assert_finding(healthy(times(sqs_timeout=15)), "visibility", Level.WARNING, "one slow request")
+
+    def test_a_container_that_the_kernel_ends_as_one_is_a_warning_where_a_task_has_no_max_memory(self):
+        facts = healthy(times()._replace(without_max_memory=["Train"]))
+        self.assertNotIn("memory", [finding.name for finding in examine(facts)])
+        facts.one_group = True
+        self.assert_finding(facts, "memory", Level.WARNING, "no max_memory ends 'Train' before")
+        facts.worker = times()
+        self.assert_finding(facts, "memory", Level.OK, "memory.oom.group")
+
+    def test_a_function_without_max_memory_is_known_to_have_none(self):
+        worker = Worker(TaskManager(URL))
+        worker.task("Train")(lambda: None)
+        worker.task("Small", max_memory=2**30)(lambda: None)
+        self.assertEqual(["Train"], times_of(worker).without_max_memory)
+
+    def test_the_cgroup_says_whether_the_kernel_ends_a_container_as_one(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertFalse(is_one_group(Path(folder)))
+            for said, expected in (("0", False), ("1", True)):
+                Path(folder, "memory.oom.group").write_text(f"{said}\n")
+                self.assertEqual(expected, is_one_group(Path(folder)))
 
     def test_a_worker_without_tasks_is_an_error(self):
         worker = times()._replace(hard_timeouts={})
