@@ -19,7 +19,7 @@ LONG = 600
 
 TASKS = """
 import os, time
-from sqstaskmaster import MessageHandler, TaskManager
+from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager
 from sqstaskmaster.worker import Worker
 
 class Task(MessageHandler):
@@ -72,6 +72,25 @@ worker = Worker(
     shutdown_grace=float(os.environ.get("GRACE", "600")),
 )
 not_a_worker = 5
+
+class Spawned(ProcessMessageHandler):  # no slot, but a process of its own
+    def __init__(self, message, **timeouts):
+        super().__init__(message, start_method="spawn", term_grace=0.1, **timeouts)
+
+    def run(self):
+        time.sleep(3600)
+
+alone = Worker(
+    TaskManager(os.environ["QUEUE_URL"]), {"Spawned": Spawned}, wait_time=1,
+    shutdown_grace=float(os.environ.get("GRACE", "600")),
+)
+slots_stop = Worker(
+    TaskManager(os.environ["QUEUE_URL"]), wait_time=1, shutdown_grace=float(os.environ.get("GRACE", "600"))
+)
+
+@slots_stop.task("Sleep", term_grace=0.1)
+def sleep():
+    time.sleep(3600)
 
 @worker.task("Isolated")
 def isolated():
@@ -352,7 +371,10 @@ class TestAttributes(WorkerTestCase):
 class TestStalledLog(WorkerTestCase):
     """Whoever reads the log has stopped reading, and the pipe is full: nothing that stops may wait for it."""
 
-    def start(self, *arguments):
+    # The name of the worker, and a task: in the worker's own process, in one of its own, in slots.
+    DRIVERS = (("worker", "Task"), ("alone", "Spawned"), ("slots_stop", "Sleep"))
+
+    def start(self, *arguments, worker="worker"):
         reading, writing = os.pipe()
         self.addCleanup(os.close, reading)
         os.set_blocking(writing, False)
@@ -361,7 +383,7 @@ class TestStalledLog(WorkerTestCase):
                 os.write(writing, b"\0" * 4096)
         os.set_blocking(writing, True)
         process = subprocess.Popen(
-            [*command(), "worker", "tasks:worker", *arguments],
+            [*command(), "worker", f"tasks:{worker}", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=writing,
@@ -376,18 +398,22 @@ class TestStalledLog(WorkerTestCase):
         wait_until(lambda: self.counts(self.url) == (0, 1, 0), "the task runs")
 
     def test_sigterm_stops_the_worker_all_the_same(self):
-        self.submit(wait_for=str(self.go))
-        process = self.start("--log-level", "DEBUG")
-        self.wait_for_task()
-        process.send_signal(signal.SIGTERM)
-        self.assertEqual(0, process.wait(DEADLINE_SECONDS))
-        self.assert_given_back()
+        for worker, task in self.DRIVERS:
+            with self.subTest(worker):
+                self.url = self.create_queue(visibility=LONG)
+                self.submit(task, **({"wait_for": str(self.go)} if task == "Task" else {}))
+                process = self.start("--log-level", "DEBUG", worker=worker)
+                self.wait_for_task()
+                process.send_signal(signal.SIGTERM)
+                self.assertEqual(0, process.wait(DEADLINE_SECONDS))
+                self.assert_given_back()
 
     def test_when_the_supervisor_is_killed_its_processes_end_all_the_same(self):
-        for task in ("Task", "Deaf"):
+        for worker, task in (*self.DRIVERS, ("worker", "Deaf")):
             with self.subTest(task):
+                self.url = self.create_queue(visibility=LONG)
                 self.submit(task)
-                process = self.start()
+                process = self.start(worker=worker)
                 pids = wait_until(lambda: children_of(process.pid), "there is a process")
                 wait_until(lambda: self.counts(self.url)[0] == 0, "the task has been received")
                 process.kill()

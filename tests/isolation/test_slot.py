@@ -464,6 +464,20 @@ class KilledTest(Case):
             template.open_slot({})
         self.assertEqual(b"x", self.finish(slot, "echo x").result())
 
+    def test_without_proc_a_daemon_holds_neither_the_worker_nor_the_slot(self):
+        with (
+            mock.patch.object(process_tree, "can_list", lambda: False),
+            mock.patch.object(process_tree, "descendants", lambda pid: []),
+            mock.patch.object(process_tree, "_BLIND_SECONDS", 0.05),
+        ):
+            template = Template(perform)  # what it forks has it so too
+            template.start()
+            self.addCleanup(template.close)
+            slot = self.open_slot(template)
+            daemon = self.finish(slot, "makes_a_daemon").result()
+            self.addCleanup(process_tree.kill, daemon, signal.SIGKILL)
+            self.assertEqual(b"next", self.finish(slot, "echo next").result())
+
     def test_a_worker_that_is_killed_takes_template_keepers_tasks_and_daemons_along(self):
         script = Script(self, KILLED_WORKER)
         holder, *pids = [int(pid) for pid in script.wait_for("pids").split()[1:]]
