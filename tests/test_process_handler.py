@@ -381,6 +381,7 @@ class EveryStartMethod:
         self.assertTrue(self.message.deleted)
 
     def test_the_line_of_a_finished_task_has_what_it_used_as_fields_and_in_words(self):
+        logging.disable(logging.NOTSET)
         with self.assertLogs("sqstaskmaster.message_handler", "INFO") as logs:
             self.run_task("returns")
         (finished,) = [record for record in logs.records if getattr(record, "action", "") == "finished"]
