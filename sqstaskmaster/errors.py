@@ -196,6 +196,9 @@ class PollRefused(SQSTaskMasterError):
 
     def __init__(self, error: BaseException, code: str, remedy: str, queue: str = "") -> None:
         said = " ".join(str(error).split()).rstrip(".")
+        if queue:
+            # What a manager adds to SQS's words, whose sentence begins elsewhere.
+            said = said.replace(f": {queue}", "")
         # Errors of missing credentials bring their remedy with them.
         advice = "" if remedy in said else f": {remedy}"
         named = "" if queue in said else f" {queue}"
