@@ -337,8 +337,8 @@ class TaskManager:
                 received = self.receive(wait_time, sqs_timeout, **wanted)
             except (KeyboardInterrupt, SystemExit):
                 logger.warning(
-                    "Stopped during a poll of %s: a message that it still brings stays hidden for %d s. Worker gives it "
-                    "back at once",
+                    "Stopped during a poll of %s: a message that it still brings stays hidden for %d s. Worker gives "
+                    "it back at once",
                     self.url,
                     sqs_timeout,
                     extra={"action": "poll_interrupted"},
