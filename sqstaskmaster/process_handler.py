@@ -26,6 +26,7 @@ from sqstaskmaster._claim.returned import check_has_run
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import plain, process_tree
 from sqstaskmaster._isolation.channel import Channel
+from sqstaskmaster._isolation.usage import Usage
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
@@ -203,6 +204,7 @@ class ProcessMessageHandler(MessageHandler):
             raise
         finally:
             self._child = None
+            block.report.used = _total(block.report.used, child.usage)
 
     def _extend_or_stop_child(self, child: isolation.Child) -> None:
         """What is due now. Raises what the task is to be stopped for."""
@@ -406,6 +408,15 @@ def _checked(ending: Continue, task: str) -> BaseException:
         f"Task {task!r} cannot continue: {problem}: plain data of at most 1 MiB goes on, so store the rest elsewhere, "
         "in S3 for example, and continue with its address"
     )
+
+
+def _total(before: Mapping[str, Any], used: Usage) -> Mapping[str, Any]:
+    """What a block has used so far: mostly the one task's, but `run` may be called again."""
+    seconds, peak = before.get("cpu_seconds"), before.get("peak_memory")
+    return {
+        "cpu_seconds": used.cpu_seconds if seconds is None else seconds + (used.cpu_seconds or 0.0),
+        "peak_memory": used.peak_memory if peak is None else max(peak, used.peak_memory or 0),
+    }
 
 
 def _continuation_of(child: isolation.Child) -> Continue | None:

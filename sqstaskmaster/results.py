@@ -104,14 +104,6 @@ class Finished(NamedTuple):
     peak_memory: int | None
     continuation: int
 
-    def more(self) -> dict[str, float | int | None]:
-        """What the finished line has beyond the facts of every line."""
-        return {
-            "cpu_seconds": self.cpu_seconds,
-            "peak_memory": self.peak_memory,
-            "continuation": self.continuation or None,
-        }
-
 
 def _unpacked(packed: bytes) -> str:
     digits = packed.hex()

@@ -21,6 +21,7 @@ from sqstaskmaster._service import loading, processors, registry
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.settings import Settings
 from sqstaskmaster._service.single import SingleRun
+from sqstaskmaster._service.status import AskFacts, Status
 from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster._sqs.limits import MAX_WAIT_SECONDS, check_whole, check_whole_seconds, is_number
 from sqstaskmaster.errors import UnsupportedContext
@@ -129,6 +130,7 @@ class Worker:
         self.on_claim_lost = on_claim_lost
         self.dead_letter_reasons: bool = bool(dead_letter_reasons)
         self._around, self._on_start, self._on_finish = around, on_start, on_finish
+        self._status: Callable[[AskFacts], Status] = Status
         self._registry = registry.Registry()
         for name, handler in (handlers or {}).items():
             self._registry.add(name, registry.of_class(name, handler, self._timeouts()))
@@ -238,6 +240,7 @@ class Worker:
             around=self._around,
             on_start=self._on_start,
             on_finish=self._on_finish,
+            status=self._status,
         )
         with ScaleInProtection(ecs_agent_uri, lock=ecs_lock) as protection:
             if self._has_slots(environments):
@@ -263,16 +266,19 @@ class Worker:
         """
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
 
-    def _alone(self, manager: TaskManager) -> Worker:
+    def _alone(self, manager: TaskManager, status: Callable[[AskFacts], Status]) -> Worker:
         """The same tasks and limits for that queue, one at a time, stopped at once: to run one task by hand.
 
         The hooks of the worker's own process are not called: they are for what runs in production.
+
+        :param status: what tells whoever asks what runs.
         """
         alone = copy.copy(self)
         alone.managers, alone.manager = [manager], manager
         alone.slots = self.slots[:1] if isinstance(self.slots, list) else 1
         alone.shutdown_grace = alone.wait_time = 0
         alone._on_start = alone._on_finish = None
+        alone._status = status
         return alone
 
     @property

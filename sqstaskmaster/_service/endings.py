@@ -260,7 +260,6 @@ class Endings:
     def _finish(self, job: Job) -> None:
         """The one line of a task that has ended, and whoever wants to know."""
         finished = job.finished()
-        job.report.more = finished.more()
         self._log(job.report.finished)
         on_finish = self._settings.on_finish
         if on_finish is not None:

@@ -25,6 +25,7 @@ from sqstaskmaster._claim.report import Report
 from sqstaskmaster._claim.returned import check_has_run
 from sqstaskmaster._isolation import child
 from sqstaskmaster._service.ecs import ScaleInProtection
+from sqstaskmaster._service.facts import SingleFacts
 from sqstaskmaster._service.polling import Polling
 from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._signals import alarm
@@ -71,12 +72,22 @@ class SingleRun:
         self._stop = stop
         self._process = os.getpid()
         self._polling: Polling[TaskManager] = Polling(settings.managers, settings.wait_time, logger.log)
+        self._facts = SingleFacts(settings, lambda: stop.requested)
 
     def run(self) -> collections.Counter[str]:
         """Run tasks until a stop is requested, or, in a burst, until the queues are empty.
 
         :raises PollRefused: where polling again does not help.
         """
+        status = self._settings.status(self._facts)
+        status.open()
+        try:
+            return self._run_tasks()
+        finally:
+            if os.getpid() == self._process:
+                status.close()
+
+    def _run_tasks(self) -> collections.Counter[str]:
         counts: collections.Counter[str] = collections.Counter()
         while not self._stop.requested:
             owner.leave_if_forked(self._process)  # forked by a hook, say: the queue is its parent's to consume
@@ -140,6 +151,7 @@ class SingleRun:
             handler._is_stopping = lambda: self._stop.requested
         try:
             with handler:
+                self._facts.begin(handler)
                 try:
                     if isinstance(handler, ProcessMessageHandler):
                         self._stop.interruptible(handler.run, child.is_waiting)
@@ -149,6 +161,8 @@ class SingleRun:
                     raise
                 except BaseException as error:
                     raise TaskQuit(f"The task raised {error!r} in the worker's process") from error
+                finally:
+                    self._facts.end()
         except ShutdownRequested:
             pass
         except Exception as error:  # of `__enter__`, or of a subclass's `__exit__`

@@ -80,6 +80,7 @@ class DeadTest(DeadTestCase):
         self.assertEqual("ValueError: odd", found["reason"])
         self.assertEqual("1970-01-01T00:00:00Z", found["when"])
         self.assertEqual("b", found["message_attributes"]["a"]["StringValue"])
+        self.assertEqual({"DataType": "Binary", "BinaryValue": "ZA=="}, found["message_attributes"]["c"])
         self.assertGreater(found["age"], 1e9)
 
     def test_a_queue_whose_messages_a_look_would_move_on_is_refused_untouched(self):

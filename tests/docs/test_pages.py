@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import unittest
 
 from tests import support
@@ -11,6 +13,29 @@ from tests.support.blocks import ROOT
 from tests.support.pages import PageTestCase
 
 HOWTO = ROOT / "docs" / "howto"
+
+
+class TestHangingTask(PageTestCase):
+    page = ROOT / "docs" / "tutorial" / "hanging-task.rst"
+
+    def test_the_task_that_hangs_is_stopped_and_its_line_is_shown(self):
+        self.change("hanging.py", "hard_timeout=20", "hard_timeout=0.5")
+        found = self.run_to_its_end("-m", "sqstaskmaster", "run", "hanging:worker", "Match", "length=40")
+        self.assertEqual(1, found.returncode, found.stderr)
+        self.assertIn('re.match(r"(a+)+$"', found.stderr)
+        self.assertIn("timed out", found.stderr)
+
+
+class TestIdempotentTasks(PageTestCase):
+    page = HOWTO / "idempotent-tasks.rst"
+
+    def test_a_bill_that_is_written_twice_is_one_bill(self):
+        self.change("bills.py", "/shared/bills.db", self.path("bills.db"))
+        for _ in range(2):
+            found = self.run_to_its_end("-m", "sqstaskmaster", "run", "bills:worker", "Bill", "order=A17", "cents=900")
+            self.assertEqual(0, found.returncode, found.stderr)
+        with contextlib.closing(sqlite3.connect(self.path("bills.db"))) as database:
+            self.assertEqual([("A17", 900)], database.execute("SELECT * FROM bills").fetchall())
 
 
 class TestProduceMillions(PageTestCase):

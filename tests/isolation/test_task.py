@@ -16,7 +16,7 @@ from unittest import mock
 from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree, task
 from sqstaskmaster.errors import TaskExited, TaskKilled, TaskNotStarted
-from tests.support import wait_until
+from tests.support import IS_MEASURED, wait_until
 
 # Generous for a loaded machine.
 SOON_SECONDS = 20
@@ -312,7 +312,7 @@ class UsageTest(Case):
         return child.usage.peak_memory / MIB
 
     def test_a_no_op_has_used_next_to_nothing_however_much_the_worker_holds(self):
-        self.assertLess(self.peak(lambda channel: None), 3)
+        self.assertLess(self.peak(lambda channel: None), 10 if IS_MEASURED else 3)
 
     def test_what_a_task_held_is_its_peak(self):
         def run(channel):

@@ -269,6 +269,8 @@ class VerdictsTest(SlotsTestCase):
             (message.body, "T", message.message_id, 1, self.manager.url, "failed"),
             tuple(context[name] for name in ("body", "task", "message_id", "receive_count", "queue", "outcome")),
         )
+        self.assertGreater(context["cpu_seconds"], 0)
+        self.assertGreaterEqual(context["peak_memory"], 0)
 
     def test_a_hard_timeout_is_met_though_the_task_swallows_it(self):
         def task():

@@ -30,8 +30,11 @@ from botocore.exceptions import ClientError
 
 DEADLINE_SECONDS = 60
 
-if threading.gettrace() is not None:
-    # Coverage is being measured, and threading.settrace does not reach the threads that the package starts without it.
+# Coverage is being measured, in tasks too, which have to write it down before they end.
+IS_MEASURED = threading.gettrace() is not None
+
+if IS_MEASURED:
+    # threading.settrace does not reach threads that are started without that module.
     _start = _thread.start_new_thread
 
     def _start_traced(function, arguments):
