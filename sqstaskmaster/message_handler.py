@@ -169,8 +169,8 @@ class MessageHandler(abc.ABC):
         """The claim is gone: the message is visible to others, being run by another, or deleted.
 
         Called once, with what SQS said, or with `ClaimLapsed` where it ran out before it was extended: after this
-        process was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and lets
-        the task go on; an exception raised here stops it.
+        process was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and
+        lets the task go on; an exception raised here stops it.
         """
         wait = self._wait_seconds()
         self._block.report.trouble_apart(wait, "Claim lost for message: %s", exception, "claim_lost", logging.ERROR)
