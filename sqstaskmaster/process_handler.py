@@ -32,7 +32,7 @@ from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.limits import check_whole, is_number, is_whole
 from sqstaskmaster._sqs.protocols import Message
 from sqstaskmaster.endings import Continue, Outcome
-from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, UnsupportedContext
+from sqstaskmaster.errors import CannotContinue, MemoryLimitExceeded, ShutdownRequested, UnsupportedContext
 from sqstaskmaster.message_handler import Decision, MessageHandler, stop_exception
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -199,6 +199,8 @@ class ProcessMessageHandler(MessageHandler):
         except BaseException as error:
             self._stop(child)
             if block.claim.lost is None:
+                if isinstance(error, ShutdownRequested) and _is_done(child):
+                    return child.result()  # it came to its end in its grace: finished work is not repeated
                 block.answer = _continuation_of(child)
             block.report.stack = child.stack
             show_stack(error, child.stack)
@@ -418,6 +420,14 @@ def _total(before: Mapping[str, Any], used: Usage) -> Mapping[str, Any]:
         "cpu_seconds": used.cpu_seconds if seconds is None else seconds + (used.cpu_seconds or 0.0),
         "peak_memory": used.peak_memory if peak is None else max(peak, used.peak_memory or 0),
     }
+
+
+def _is_done(child: isolation.Child) -> bool:
+    try:
+        child.result()
+    except BaseException:
+        return False
+    return True
 
 
 def _continuation_of(child: isolation.Child) -> Continue | None:

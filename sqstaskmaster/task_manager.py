@@ -320,7 +320,8 @@ class TaskManager:
         :raises TypeError: for attribute names that are no strings.
 
         A body that `submit` did not write is notified and logged, and left to the queue's redrive policy. Errors of
-        SQS in receiving are raised: let the process end, and its supervisor restart it.
+        SQS in receiving are raised: let the process end, and its supervisor restart it. A loop that is stopped while it
+        polls (Ctrl-C) leaves the message that this poll still brings hidden for `sqs_timeout`; `Worker` gives it back.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html
         """
@@ -333,7 +334,17 @@ class TaskManager:
         while True:
             # A list of its own for each poll: instrumentation adds to it.
             wanted: dict[str, Any] = {"MessageAttributeNames": [*names]} if names else {}
-            received = self.receive(wait_time, sqs_timeout, **wanted)
+            try:
+                received = self.receive(wait_time, sqs_timeout, **wanted)
+            except (KeyboardInterrupt, SystemExit):
+                logger.warning(
+                    "Stopped during a poll of %s: a message that it still brings stays hidden for %d s. Worker gives "
+                    "it back at once",
+                    self.url,
+                    sqs_timeout,
+                    extra={"action": "poll_interrupted"},
+                )
+                raise
             for task in received:
                 if task is not None:
                     yield task
