@@ -512,6 +512,8 @@ class ArgumentsTest(LoopTestCase):
         for function in (coroutine, generator, both):
             with self.subTest(function.__name__), self.assertRaisesRegex(TypeError, "asyncio.run|generator"):
                 Worker(self.manager).task("T")(function)
+        with self.assertRaisesRegex(TypeError, r"The function coroutine\(\), of task 'T', is async: write a plain"):
+            Worker(self.manager).task("T")(coroutine)
 
             class Handler(Recording):
                 run = function

@@ -117,6 +117,7 @@ class Endings:
             if error is None:
                 text = "Message given back, unstarted: %s"
                 self._log(lambda: job.report.log(logging.INFO, "given_back", text, job.message))
+                self._user.call(lambda: self._warn_of_last_receive(job), _tell_defect)
             else:
                 self._not_given_back(job, error)
             self._over(job, GIVEN_BACK)
@@ -166,7 +167,11 @@ class Endings:
 
     def _report_interrupted(self, job: Job, error: BaseException) -> None:
         job.report.failed(error)
-        if job.report.comes_back_in == 0 and self._dead_letters.is_last_receive(job.message):
+        if job.report.comes_back_in == 0:
+            self._warn_of_last_receive(job)
+
+    def _warn_of_last_receive(self, job: Job) -> None:
+        if self._dead_letters.is_last_receive(job.message):
             job.report.log(
                 logging.WARNING, "last_receive", LAST_RECEIVE, job.task, job.report.receive_count, job.message
             )

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from sqstaskmaster._claim import note, owner
+from sqstaskmaster._claim.ending import warn_of_last_receive
 from sqstaskmaster._claim.report import Report
 from sqstaskmaster._claim.returned import check_has_run
 from sqstaskmaster._isolation import child
@@ -126,7 +127,7 @@ class SingleRun:
     def _take(self, manager: TaskManager, task: str, kwargs: dict[str, Any], message: Any) -> str:
         """Run one task, or give its message back. How it ended."""
         if self._stop.requested:
-            self._give_back(message)
+            self._give_back(manager, task, message)
             return GIVEN_BACK
         try:
             handler = self._settings.registry.handler_for(task, kwargs, message, manager.notify)
@@ -181,14 +182,18 @@ class SingleRun:
             )
             note.leave(message, receipt._replace(terms=terms))
 
-    def _give_back(self, message: Any) -> None:
+    def _give_back(self, manager: TaskManager, task: str, message: Any) -> None:
         """Make a message that has not been started visible to others at once."""
+        report = self._report(manager, task, message, GIVEN_BACK)
         call = BoundedCall(lambda: message.change_visibility(VisibilityTimeout=0))
         if not call.wait(_GIVE_BACK_SECONDS) or call.error is not None:
             text = "Message not given back, it comes back when its visibility timeout ends: %s: %s"
-            logger.warning(text, message, call.error or "no answer", extra={"action": "give_back_failed"})
-        else:
-            logger.info("Message given back, unstarted: %s", message, extra={"action": "given_back"})
+            report.log(logging.WARNING, "give_back_failed", text, message, call.error or "no answer")
+            return
+        report.log(logging.INFO, "given_back", "Message given back, unstarted: %s", message)
+        receipt = note.read(message)
+        if receipt is not None:
+            warn_of_last_receive(receipt.dead_letters, message, report)
 
     def _report(self, manager: TaskManager, task: str, message: Any, outcome: str) -> Report:
         """For what is told of a message outside its handler."""

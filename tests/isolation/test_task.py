@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 import unittest
 from unittest import mock
@@ -239,6 +240,18 @@ class KeeperTest(Case):
         self.addCleanup(os.kill, other, signal.SIGKILL)
         self.finish(lambda channel: os.kill(os.getppid(), signal.SIGKILL))
         self.assertTrue(alive(other))
+
+    def test_a_task_that_closed_what_its_end_is_told_through_prints_no_traceback_of_ours(self):
+        def run(channel):
+            os.dup2(error_file.fileno(), 2)
+            os.close(channel._results)
+
+        with tempfile.TemporaryFile() as error_file:
+            child = self.finish(run)
+            with self.assertRaises(TaskExited):
+                child.result()
+            error_file.seek(0)
+            self.assertEqual(b"", error_file.read())
 
     def test_without_proc_a_daemon_does_not_hold_the_worker(self):
         daemon = []
