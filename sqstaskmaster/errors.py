@@ -147,7 +147,7 @@ class TaskNotPicklable(SQSTaskMasterError, TypeError):
 
 def _named(number: int | None) -> str:
     if number is None:
-        return "an unknown signal (the process that watches over it was killed)"
+        return "the system, together with the process that watches over it, which was killed"
     try:
         name = signal.Signals(number).name
     except ValueError:

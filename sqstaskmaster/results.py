@@ -14,7 +14,7 @@ class MessageIds(Sequence[str | None]):
     """The message ids by the index of their task, None for a task that was not sent.
 
     SQS's ids are UUIDs, and are kept as the 16 bytes they are: ten million take 160 MB, as strings they would take six
-    times that. Ids of another form (of a LocalQueue, say) are kept as they are.
+    times that. Ids of another form (of a `LocalQueue`, say) are kept as they are.
     """
 
     def __init__(self) -> None:
@@ -103,14 +103,6 @@ class Finished(NamedTuple):
     cpu_seconds: float | None
     peak_memory: int | None
     continuation: int
-
-    def more(self) -> dict[str, float | int | None]:
-        """What the finished line has beyond the facts of every line."""
-        return {
-            "cpu_seconds": self.cpu_seconds,
-            "peak_memory": self.peak_memory,
-            "continuation": self.continuation or None,
-        }
 
 
 def _unpacked(packed: bytes) -> str:

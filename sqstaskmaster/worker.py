@@ -21,6 +21,7 @@ from sqstaskmaster._service import loading, processors, registry
 from sqstaskmaster._service.ecs import ScaleInProtection
 from sqstaskmaster._service.settings import Settings
 from sqstaskmaster._service.single import SingleRun
+from sqstaskmaster._service.status import AskFacts, Status
 from sqstaskmaster._signals.shutdown import Shutdown
 from sqstaskmaster._sqs.limits import MAX_WAIT_SECONDS, check_whole, check_whole_seconds, is_number
 from sqstaskmaster.errors import UnsupportedContext
@@ -49,7 +50,7 @@ class Worker:
         if __name__ == "__main__":
             worker.run()
 
-    Each task of a ProcessMessageHandler, and each function, runs in a process of its own. The worker's modules are
+    Each task of a `ProcessMessageHandler`, and each function, runs in a process of its own. The worker's modules are
     imported once, by the process that all of them are forked from; it never runs a task itself. The worker's own
     process holds the claims of all of them, and claims no message that it has no free slot for.
 
@@ -129,6 +130,7 @@ class Worker:
         self.on_claim_lost = on_claim_lost
         self.dead_letter_reasons: bool = bool(dead_letter_reasons)
         self._around, self._on_start, self._on_finish = around, on_start, on_finish
+        self._status: Callable[[AskFacts], Status] = Status
         self._registry = registry.Registry()
         for name, handler in (handlers or {}).items():
             self._registry.add(name, registry.of_class(name, handler, self._timeouts()))
@@ -155,12 +157,12 @@ class Worker:
         :param sqs_timeout: whole seconds, where it differs from the worker's.
         :param alarm_timeout: seconds, where it differs from the worker's.
         :param hard_timeout: seconds, where it differs from the worker's.
-        :param retry_delay: `retry_delay(exception, receive_count)`, see MessageHandler.retry_delay.
-        :param term_grace: seconds from SIGTERM to SIGKILL, see ProcessMessageHandler.
-        :param start_method: how its process is started, see ProcessMessageHandler.
-        :param max_memory: bytes that the task and what it started may hold, see ProcessMessageHandler.
-        :param dead_letter: exceptions for which no retry helps, see ProcessMessageHandler.
-        :param max_continuations: how often it may raise `Continue`, see ProcessMessageHandler.
+        :param retry_delay: `retry_delay(exception, receive_count)`, see `MessageHandler.retry_delay`.
+        :param term_grace: seconds from SIGTERM to SIGKILL, see `ProcessMessageHandler`.
+        :param start_method: how its process is started, see `ProcessMessageHandler`.
+        :param max_memory: bytes that the task and what it started may hold, see `ProcessMessageHandler`.
+        :param dead_letter: exceptions for which no retry helps, see `ProcessMessageHandler`.
+        :param max_continuations: how often it may raise `Continue`, see `ProcessMessageHandler`.
         :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns: no
             coroutine function, no generator.
         :raises ValueError: for a setting out of its range, or a name that is taken.
@@ -238,6 +240,7 @@ class Worker:
             around=self._around,
             on_start=self._on_start,
             on_finish=self._on_finish,
+            status=self._status,
         )
         with ScaleInProtection(ecs_agent_uri, lock=ecs_lock) as protection:
             if self._has_slots(environments):
@@ -259,20 +262,24 @@ class Worker:
     def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
         """The handler that runs this task.
 
-        :raises UnknownTask, ArgumentsDoNotFit: where there is none.
+        :raises UnknownTask: where there is none.
+        :raises ArgumentsDoNotFit: where its arguments are not the task's.
         """
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
 
-    def _alone(self, manager: TaskManager) -> Worker:
+    def _alone(self, manager: TaskManager, status: Callable[[AskFacts], Status]) -> Worker:
         """The same tasks and limits for that queue, one at a time, stopped at once: to run one task by hand.
 
         The hooks of the worker's own process are not called: they are for what runs in production.
+
+        :param status: what tells whoever asks what runs.
         """
         alone = copy.copy(self)
         alone.managers, alone.manager = [manager], manager
         alone.slots = self.slots[:1] if isinstance(self.slots, list) else 1
         alone.shutdown_grace = alone.wait_time = 0
         alone._on_start = alone._on_finish = None
+        alone._status = status
         return alone
 
     @property

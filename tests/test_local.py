@@ -6,6 +6,8 @@ import threading
 import unittest
 from unittest import mock
 
+from botocore.exceptions import ClientError
+
 from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.task_manager import TaskManager
@@ -74,6 +76,20 @@ class LocalQueueTest(unittest.TestCase):
             with self.assertRaisesRegex(TypeError, "MessageBody must be a string, not"):
                 self.queue.send_message(**wrong)
         self.assertEqual(0, self.queue.queue.qsize())
+
+    def test_what_sqs_would_refuse_to_take_is_refused_with_its_code_and_appends_nothing(self):
+        fifo = LocalQueue(f"{URL}.fifo")
+        for to, code, wrong in (
+            (self.queue, "InvalidParameterValue", {"MessageBody": "x" * (2**20 + 1)}),
+            (self.queue, "InvalidParameterValue", {"MessageDeduplicationId": "d"}),
+            (fifo, "MissingParameter", {}),
+            (fifo, "InvalidParameterValue", {"MessageGroupId": "g", "DelaySeconds": 1}),
+        ):
+            with self.subTest(code, wrong=list(wrong)), self.assertRaisesRegex(ClientError, code):
+                to.send_message(**{"MessageBody": "x", **wrong})
+        with self.assertRaisesRegex(TypeError, "MessageBody must be a string, not 5"):
+            self.queue.send_messages(Entries=[{"Id": "0", "MessageBody": "x"}, {"Id": "1", "MessageBody": 5}])
+        self.assertEqual(0, self.queue.queue.qsize() + fifo.queue.qsize())
 
     def test_a_body_with_a_lone_surrogate_is_kept_whole_or_not_at_all(self):
         self.queue.send_message(MessageBody="\ud800")

@@ -380,6 +380,15 @@ class EveryStartMethod:
         self.assertEqual("done", handler.outcome)
         self.assertTrue(self.message.deleted)
 
+    def test_the_line_of_a_finished_task_has_what_it_used_as_fields_and_in_words(self):
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("sqstaskmaster.message_handler", "INFO") as logs:
+            self.run_task("returns")
+        (finished,) = [record for record in logs.records if getattr(record, "action", "") == "finished"]
+        self.assertRegex(finished.getMessage(), r"done.*, CPU \d+\.\d{3} s, peak memory \d+\.\d MiB$")
+        self.assertGreater(finished.cpu_seconds, 0)
+        self.assertLess(finished.peak_memory, 200 << 20)
+
     def test_a_result_larger_than_a_pipe_arrives_and_one_over_a_mebibyte_as_text(self):
         self.assertEqual(b"x" * 500_000, self.run_task("returns_much").returned)
         returned = self.run_task("returns_too_much").returned

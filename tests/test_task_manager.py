@@ -363,6 +363,19 @@ class GeneratorTest(unittest.TestCase):
         self.assertIs(closed, next(manager_of([closed]).task_generator())[2])
 
 
+class InterruptedPollTest(unittest.TestCase):
+    def test_a_loop_that_is_stopped_during_a_poll_is_told_of_the_message_that_it_may_still_bring(self):
+        class Queue(LocalQueue):
+            def receive_messages(self, **kwargs):
+                raise KeyboardInterrupt
+
+        tasks = TaskManager("memory:interrupted", queue_constructor=Queue).task_generator(sqs_timeout=17)
+        with self.assertLogs("sqstaskmaster.task_manager", "WARNING") as logs, self.assertRaises(KeyboardInterrupt):
+            next(tasks)
+        self.assertEqual("poll_interrupted", logs.records[0].action)
+        self.assertIn("hidden for 17 s", logs.output[0])
+
+
 class MalformedTest(unittest.TestCase):
     def refuse(self, received, notify):
         manager = manager_of([received], [message()], notify=notify)

@@ -452,9 +452,25 @@ class ArgumentsTest(LoopTestCase):
             ("hard_timeout", 50_000),
             ("alarm_timeout", 119),
             ("sqs_timeout", 0),
+            ("on_claim_lost", "ignore"),
         ):
             with self.subTest(name, wrong=wrong), self.assertRaisesRegex(ValueError, f"(?i){name.replace('_', '.')}"):
                 self.worker(**{name: wrong})
+
+    def test_a_hook_that_cannot_be_called_is_refused_with_its_name(self):
+        for name in ("around", "on_start", "on_finish"):
+            with self.subTest(name), self.assertRaisesRegex(TypeError, f"{name} must be callable, not 'x'"):
+                self.worker(**{name: "x"})
+
+    def test_the_hook_of_the_start_is_called_before_the_first_task(self):
+        order = []
+
+        class Handler(Recording):
+            def run(self):
+                order.append("task")
+
+        self.run_tasks({}, worker=self.worker({"T": Handler}, on_start=lambda: order.append("start")))
+        self.assertEqual(["start", "task"], order)
 
     def test_a_handler_that_sets_its_own_timeouts_need_not_take_the_workers(self):
         class Classic(MessageHandler):
@@ -496,6 +512,8 @@ class ArgumentsTest(LoopTestCase):
         for function in (coroutine, generator, both):
             with self.subTest(function.__name__), self.assertRaisesRegex(TypeError, "asyncio.run|generator"):
                 Worker(self.manager).task("T")(function)
+        with self.assertRaisesRegex(TypeError, r"The function coroutine\(\), of task 'T', is async: write a plain"):
+            Worker(self.manager).task("T")(coroutine)
 
             class Handler(Recording):
                 run = function

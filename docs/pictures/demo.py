@@ -86,7 +86,7 @@ def main(path=pathlib.Path(__file__).with_suffix(".svg")):
     code = screen.show(None)
     if code:
         return code
-    console = Console(width=COLUMNS, record=True, file=io.StringIO(), force_terminal=True, color_system="standard")
+    console = Console(width=COLUMNS + 1, record=True, file=io.StringIO(), force_terminal=True, color_system="standard")
     for line in recorders[0].lines:
         console.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
     console.save_svg(str(path), title=TITLE, theme=DARK, code_format=FORMAT, unique_id="demo")

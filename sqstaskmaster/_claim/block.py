@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from sqstaskmaster._claim import forwarding, note
@@ -22,8 +22,8 @@ class Block:
 
     `stopped_as`: what the task was stopped for, None where it was not. `stop_at_first_alarm`: what is to be raised in
     the task as soon as something can be. `answer`: the Continue with which it answered that it was stopped.
-    `lost_is_told`: `claim_lost` was called. `leaving`: from now on no alarm may raise, or arm the timer. `used`: what
-    the task used, as fields of its last line. `run`: what stands in for the handler's `run`, in this process.
+    `lost_is_told`: `claim_lost` was called. `leaving`: from now on no alarm may raise, or arm the timer. `run`: what
+    stands in for the handler's `run`, in this process.
 
     :param name: the task's, where the message's receiver noted none.
     :param notify, logger, queue_url: see Report.
@@ -44,7 +44,6 @@ class Block:
         "answer",
         "lost_is_told",
         "leaving",
-        "used",
         "run",
         "_ask_again",
     )
@@ -71,7 +70,6 @@ class Block:
         self.stop_at_first_alarm: Exception | None = None
         self.answer: Continue | None = None
         self.lost_is_told = self.leaving = False
-        self.used: Mapping[str, Any] = {}
         self.run: WatchedRun | None = None
         self._ask_again = _ASK_AGAIN_SECONDS
         answered_at, seconds = self.receipt.answered_at, self.receipt.seconds
@@ -134,5 +132,5 @@ class Block:
     def finished(self) -> None:
         """Say the one line of a task that has ended."""
         if self.report.is_said(logging.INFO):
-            self.report.more = {**self.used, "continuation": forwarding.chain_of(self.message).number or None}
+            self.report.continuation = forwarding.chain_of(self.message).number or None
             self.report.finished()

@@ -18,7 +18,7 @@ from typing import Any
 from sqstaskmaster._claim import forwarding
 from sqstaskmaster._claim.block import Block
 from sqstaskmaster._claim.deletion import LONGEST_WAIT_SECONDS
-from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED
+from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED, DeadLetterQueues
 from sqstaskmaster._claim.report import Report
 from sqstaskmaster._claim.requests import change_visibility
 from sqstaskmaster._signals.bounded import BoundedCall
@@ -99,8 +99,8 @@ class Ending:
         # Before it is reported: an error service that answers slowly is not what another worker waits for.
         self._return_message(exception, at_once)
         self._block.report.failed(exception)
-        if at_once:
-            self._warn_of_last_receive()
+        if at_once and self._block.report.comes_back_in == 0:
+            warn_of_last_receive(self._block.receipt.dead_letters, self._block.message, self._block.report)
 
     def _return_message(self, exception: Any, at_once: bool) -> None:
         """Have the message come back at once, or when `retry_delay` says: by default when its claim ends.
@@ -119,19 +119,6 @@ class Ending:
             seconds = block.claim.cut(delay, block.clock())
             if change_visibility(block.message, seconds, block.report):
                 block.report.comes_back_in = seconds
-
-    def _warn_of_last_receive(self) -> None:
-        block = self._block
-        queues = block.receipt.dead_letters
-        if queues is None or block.report.comes_back_in != 0:
-            return
-
-        def warn() -> None:
-            if queues.is_last_receive(block.message):
-                facts = block.report.task, block.report.receive_count, block.message
-                block.report.log(logging.WARNING, "last_receive", LAST_RECEIVE, *facts)
-
-        BoundedCall(warn).wait(LONGEST_WAIT_SECONDS)
 
     # -- sending on ----------------------------------------------------------------------------------------------
 
@@ -186,6 +173,18 @@ class Ending:
                 self._extend(block.claim.sqs_timeout)
             except Exception as error:  # of claim_lost
                 block.report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
+
+
+def warn_of_last_receive(queues: DeadLetterQueues | None, message: Any, report: Report) -> None:
+    """Warn of a message that was given back on the last receive that its queue's redrive policy allows."""
+    if queues is None:
+        return
+
+    def warn() -> None:
+        if queues.is_last_receive(message):
+            report.log(logging.WARNING, "last_receive", LAST_RECEIVE, report.task, report.receive_count, message)
+
+    BoundedCall(warn).wait(LONGEST_WAIT_SECONDS)
 
 
 def retry_delay_of(retry_delay: RetryDelay, exception: BaseException, report: Report) -> int | None:

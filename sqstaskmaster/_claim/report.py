@@ -38,9 +38,9 @@ class Report:
     """What is said of one message, from the time its handler has it.
 
     `ended_at`, `outcome`, `comes_back_in` (seconds until the message is visible again, None where that is not known or
-    does not happen), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped) and `more`
-    (further fields of the finished line: `cpu_seconds`, `peak_memory` in bytes, `continuation` are said in words too)
-    are for whoever handles it to set. May be used in any thread.
+    does not happen), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped), `used`
+    (`cpu_seconds`, and `peak_memory` in bytes, where they are known) and `continuation` are for whoever handles it to
+    set. May be used in any thread.
 
     :param message: as for MessageHandler; nothing but `body` and `attributes` is needed of it.
     :param task: the task's name, empty where the body has none.
@@ -66,7 +66,8 @@ class Report:
         self.outcome: str | None = None
         self.comes_back_in: float | None = None
         self.limit: float | None = None
-        self.more: Mapping[str, Any] = {}
+        self.used: Mapping[str, Any] = {}
+        self.continuation: int | None = None
         self.stack = ""
         self._message = message
         self._notify = notify
@@ -119,6 +120,7 @@ class Report:
         if self._queue_url is not None:
             facts = self.facts("")
             context.update({name: facts[name] for name in ("task", "message_id", "receive_count", "outcome")})
+            context.update(self.used)
             context["queue"] = self._queue_url
         return {**context, "stack": self.stack} if self.stack else context
 
@@ -166,7 +168,7 @@ class Report:
         """The one line of a task that has ended, done or not."""
         if not self.is_said(logging.INFO):
             return
-        more = self.more
+        more = {**self.used, "continuation": self.continuation}
         facts = {**self.facts("finished"), **more}
         self._logger().info(
             "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s%s",

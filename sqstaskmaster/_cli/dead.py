@@ -9,6 +9,7 @@ a receive: where the queue has a redrive policy of its own, that would move mess
 from __future__ import annotations
 
 import argparse
+import base64
 import calendar
 import contextlib
 import itertools
@@ -207,8 +208,15 @@ def _died(reason: Mapping[str, Any], sent: float) -> float:
 
 
 def _attributes(found: Any) -> dict[str, Any]:
-    """Those that JSON can hold."""
-    return {name: value for name, value in (found or {}).items() if "StringValue" in value}
+    """As JSON holds them: bytes in base64, which `run --body` takes back."""
+    return {
+        name: {
+            part: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+            for part, value in attribute.items()
+            if part in ("DataType", "StringValue", "BinaryValue")
+        }
+        for name, attribute in (found or {}).items()
+    }
 
 
 def _row(record: Mapping[str, Any]) -> list[str]:

@@ -142,7 +142,16 @@ def _endpoint(facts: Facts) -> Iterator[Finding]:
     asked, named = urlsplit(facts.endpoint).hostname or "", urlsplit(facts.url).hostname or ""
     if facts.url_region and "amazonaws.com" not in asked:
         text = f"the URL is one of AWS ({named}), but requests go to {facts.endpoint}"
-        yield Finding("endpoint", Level.ERROR, text, "unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_SQS")
+        # The endpoint may be what is meant, and the URL one that was copied from somewhere.
+        remedy = (
+            "where AWS is meant, unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_SQS, and endpoint_url in the profile; "
+            f"where that server is, name the queue by the URL it gives: {facts.endpoint.rstrip('/')}"
+            f"{urlsplit(facts.url).path}, say"
+        )
+        if facts.unreachable:
+            yield Finding("endpoint", Level.ERROR, text, remedy)
+        else:
+            yield Finding("endpoint", Level.WARNING, f"{text}, which has such a queue", remedy)
     elif not facts.url_region and "amazonaws.com" in asked:
         text = f"the URL is none of AWS ({named}), but requests go to {facts.endpoint}"
         yield Finding("endpoint", Level.ERROR, text, "set AWS_ENDPOINT_URL_SQS to that server's address")

@@ -6,10 +6,12 @@ What runs is the Worker itself, so isolation, limits, memory, and what is said a
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,10 +21,17 @@ from sqstaskmaster._cli.exits import CommandError
 from sqstaskmaster._cli.operations import kwargs_of, opened
 from sqstaskmaster._cli.worker_process import load
 from sqstaskmaster._service.exit_codes import Exit
+from sqstaskmaster._service.status import AskFacts, Status
+from sqstaskmaster._signals import state
 from sqstaskmaster._sqs import messages
 from sqstaskmaster.errors import ArgumentsDoNotFit, MalformedMessage, UnknownTask
 from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.task_manager import TaskManager
+
+logger = logging.getLogger("sqstaskmaster.worker")
+
+# Between two looks at what the task has reported: it may report a thousand times a second.
+_PROGRESS_SECONDS = 0.5
 
 _HERE, _DEAD = "here", "dead"
 
@@ -51,6 +60,41 @@ class _Queue(LocalQueue):
         return super().send_message(**kwargs)
 
 
+class _Progress(Status):
+    """Says what the task reports while it runs, a line for each change that stays for a moment."""
+
+    def __init__(self, facts: AskFacts) -> None:
+        super().__init__(facts)
+        self._ask = facts
+        self._over = threading.Event()
+        self._told: dict[str, Any] = {}
+
+    def open(self) -> None:
+        super().open()
+        with state.starting_thread():
+            threading.Thread(target=self._watch, name="sqstaskmaster-progress", daemon=True).start()
+
+    def close(self) -> None:
+        self._over.set()
+        super().close()
+
+    def _watch(self) -> None:
+        state.block_all()
+        while not self._over.wait(_PROGRESS_SECONDS):
+            for task in self._ask(False)["tasks"]:
+                self._tell(task)
+
+    def _tell(self, task: Mapping[str, Any]) -> None:
+        progress = task["progress"]
+        if progress and progress != self._told:
+            self._told = dict(progress)
+            words = ", ".join(f"{name}={value}" for name, value in progress.items())
+            facts = {name: task[name] for name in ("task", "message_id", "receive_count", "progress")}
+            logger.info(
+                "Task %s after %.1f s: %s", task["task"], task["seconds"], words, extra={"action": "progress", **facts}
+            )
+
+
 def run(arguments: argparse.Namespace) -> Exit:
     """Run the task that the arguments name. `Exit.OK` only where it is done."""
     body, attributes = _message(arguments)
@@ -65,7 +109,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         sys.stdout.reconfigure(line_buffering=True)  # the task's output as it comes, also in a pipe
     manager = TaskManager(_HERE, None, _Queue)
     manager.queue.send_message(MessageBody=body, MessageAttributes=attributes)
-    counts = worker._alone(manager).run(burst=True)
+    counts = worker._alone(manager, _Progress).run(burst=True)
     ends = set(counts) - {"continued"}
     if ends == {"done"}:
         return Exit.OK
@@ -98,5 +142,20 @@ def _read(content: bytes) -> tuple[str, dict[str, Any]]:
             raise CommandError(Exit.USAGE, f"--body has more than one message: {remedy}") from error
         raise CommandError(Exit.USAGE, f"--body is not JSON ({error}): give a message's body") from error
     if isinstance(found, Mapping) and isinstance(found.get("body"), str) and "kwargs" not in found:
-        return found["body"], dict(found.get("message_attributes") or {})
+        return found["body"], _attributes(found.get("message_attributes") or {})
     return lines, {}
+
+
+def _attributes(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Binary ones as the bytes that they are: JSON has them in base64."""
+    try:
+        return {
+            name: {
+                part: base64.b64decode(value, validate=True) if part == "BinaryValue" else value
+                for part, value in attribute.items()
+            }
+            for name, attribute in found.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        remedy = "give them as 'dead --json' prints them, a BinaryValue in base64"
+        raise CommandError(Exit.USAGE, f"--body: these are no message attributes ({error}): {remedy}") from error

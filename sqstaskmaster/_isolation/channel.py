@@ -95,7 +95,7 @@ class MessageReader:
         self.spoiled = False
         self._bytes = bytearray()
         self._progress: dict[str, Any] = {}
-        self._unread_progress: bytes | None = None
+        self._last_progress = self._read_progress = b"{}"
 
     @property
     def started(self) -> bool:
@@ -104,8 +104,9 @@ class MessageReader:
     @property
     def progress(self) -> dict[str, Any]:
         """What was reported last; read only now, since it may have been reported often."""
-        content, self._unread_progress = self._unread_progress, None
-        if content is not None:
+        content = self._last_progress
+        if content is not self._read_progress:
+            self._read_progress = content  # it may be asked for in any thread, while another comes
             with contextlib.suppress(ValueError):
                 progress = plain.load(content)
                 # One that was too much as a whole has come as text.
@@ -135,6 +136,6 @@ class MessageReader:
         if kind == STARTED:
             self.inherited = int(content) if content.isdigit() else 0
         elif kind == PROGRESS:
-            self._unread_progress = content
+            self._last_progress = content
         elif self.verdict is None:
             self.verdict = (kind, content)

@@ -22,6 +22,7 @@ import os
 import pickle
 import select
 import sys
+import threading
 import time
 import warnings
 from multiprocessing.connection import Connection
@@ -255,6 +256,11 @@ def fork() -> int:
         return os.fork()
 
 
+def _own_threads() -> int:
+    """Of this package's own threads those that stay: they wait for a question, and hold no lock."""
+    return sum(thread.name.startswith("sqstaskmaster-") for thread in threading.enumerate())
+
+
 _warned_of_threads = False
 
 
@@ -264,14 +270,14 @@ def warn_of_threads() -> None:
     if _warned_of_threads:
         return
     until = time.monotonic() + _THREADS_SECONDS
-    while process_tree.threads() > 1:
+    while (found := process_tree.threads() - _own_threads()) > 1:
         if time.monotonic() > until:
             _warned_of_threads = True
             logger.warning(
                 "This process has %d threads and is about to fork: a task that it forks can hang in its first OpenMP "
                 "region, or on a lock that another thread holds. Run native code (NumPy, XGBoost, OR-Tools) in tasks "
                 "only, never in the worker itself, or use start_method='spawn'",
-                process_tree.threads(),
+                found,
             )
             return
         time.sleep(0.001)

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import select
+import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -90,21 +91,27 @@ def out_of_reach(descriptor: int) -> int:
 
 
 class Open:
-    """Descriptors of one owner, written to and closed only while they are open: their numbers are used anew."""
+    """Descriptors of one owner, written to and closed only while they are open: their numbers are used anew.
+
+    From any thread: a stack may be asked for while the owner's loop closes what it has read to its end.
+    """
 
     def __init__(self, descriptors: Iterable[int]) -> None:
         self._descriptors = set(descriptors)
+        self._lock = threading.RLock()
 
     def write(self, descriptor: int, number: int) -> None:
         """Write a byte, if anybody is there to read it."""
-        if descriptor in self._descriptors:
-            with contextlib.suppress(OSError):  # nobody is there, or it is full of what was told before
-                os.write(descriptor, bytes([number]))
+        with self._lock:
+            if descriptor in self._descriptors:
+                with contextlib.suppress(OSError):  # nobody is there, or it is full of what was told before
+                    os.write(descriptor, bytes([number]))
 
     def close(self, descriptor: int) -> None:
-        if descriptor in self._descriptors:
-            self._descriptors.discard(descriptor)
-            close(descriptor)
+        with self._lock:
+            if descriptor in self._descriptors:
+                self._descriptors.discard(descriptor)
+                close(descriptor)
 
     def close_all(self) -> None:
         for descriptor in list(self._descriptors):

@@ -60,6 +60,8 @@ def perform(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) ->
         code = 0
     except state.Terminated as terminated:
         code = int(terminated.code or 1)
+    except _Untold:
+        pass  # the worker sees that nothing was told, and says so
     except BaseException:
         if os.getpid() == owner:
             traceback.print_exc()
@@ -91,7 +93,18 @@ def _run(load: Callable[[], Function], ends: Ends) -> None:
     else:
         if not own.is_own():
             os._exit(0)
-        own.send(channel.DONE, plain.spoken(value))
+        _send(own, channel.DONE, plain.spoken(value))
+
+
+class _Untold(Exception):
+    """The task has closed, or filled, what its end is told through."""
+
+
+def _send(own: channel.Channel, kind: bytes, content: bytes) -> None:
+    try:
+        own.send(kind, content)
+    except OSError as error:
+        raise _Untold from error
 
 
 #: Where the task is called from, for whoever reads its stack.
@@ -111,12 +124,12 @@ def _end_as_python_does() -> None:
 
 def _tell(error: BaseException, own: channel.Channel) -> None:
     if isinstance(error, state.Terminated):
-        own.send(channel.TERMINATED, b"null")
+        _send(own, channel.TERMINATED, b"null")
     elif isinstance(error, SystemExit):
         how = f"it called sys.exit({plain.text_of(error.code, 1000)})"
-        own.send(channel.EXITED, plain.dump([_exit_code(error), how]))
+        _send(own, channel.EXITED, plain.dump([_exit_code(error), how]))
     else:
-        own.send(channel.ERROR, carried.described(error))
+        _send(own, channel.ERROR, carried.described(error))
 
 
 def _exit_code(error: BaseException) -> int:

@@ -117,6 +117,7 @@ class Endings:
             if error is None:
                 text = "Message given back, unstarted: %s"
                 self._log(lambda: job.report.log(logging.INFO, "given_back", text, job.message))
+                self._user.call(lambda: self._warn_of_last_receive(job), _tell_defect)
             else:
                 self._not_given_back(job, error)
             self._over(job, GIVEN_BACK)
@@ -166,7 +167,11 @@ class Endings:
 
     def _report_interrupted(self, job: Job, error: BaseException) -> None:
         job.report.failed(error)
-        if job.report.comes_back_in == 0 and self._dead_letters.is_last_receive(job.message):
+        if job.report.comes_back_in == 0:
+            self._warn_of_last_receive(job)
+
+    def _warn_of_last_receive(self, job: Job) -> None:
+        if self._dead_letters.is_last_receive(job.message):
             job.report.log(
                 logging.WARNING, "last_receive", LAST_RECEIVE, job.task, job.report.receive_count, job.message
             )
@@ -260,7 +265,6 @@ class Endings:
     def _finish(self, job: Job) -> None:
         """The one line of a task that has ended, and whoever wants to know."""
         finished = job.finished()
-        job.report.more = finished.more()
         self._log(job.report.finished)
         on_finish = self._settings.on_finish
         if on_finish is not None:

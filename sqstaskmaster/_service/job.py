@@ -47,6 +47,7 @@ class Job:
             message, task, source.manager.notify, lambda: logger, time.monotonic, queue_url=source.manager.url
         )
         self.continuation = forwarding.chain_of(message).number
+        self.report.continuation = self.continuation or None
         self.task = task
         self.kwargs = kwargs
         self.claim = claim
@@ -90,12 +91,14 @@ class Job:
         self.report.ended_at = time.monotonic()
         if self.process is not None:
             self.report.stack = self.process.stack
+            usage = self.process.meter.usage
+            self.report.used = {"cpu_seconds": usage.cpu_seconds, "peak_memory": usage.peak_memory}
         if self.handler is not None:
             self.handler.outcome = outcome
 
     def finished(self) -> Finished:
         """The facts of an ended task."""
-        usage = self.process.meter.usage if self.process is not None else None
+        used = self.report.used
         facts = self.report.facts("finished")
         return Finished(
             task=self.task,
@@ -105,8 +108,8 @@ class Job:
             outcome=str(facts["outcome"]),
             queued=facts["queued"],
             elapsed=facts["elapsed"],
-            cpu_seconds=usage and usage.cpu_seconds,
-            peak_memory=usage and usage.peak_memory,
+            cpu_seconds=used.get("cpu_seconds"),
+            peak_memory=used.get("peak_memory"),
             continuation=self.continuation,
         )
 

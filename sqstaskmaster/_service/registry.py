@@ -115,7 +115,7 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
                 f"The handler of task {name!r} must be a class of MessageHandler or ProcessMessageHandler, not "
                 f"{called}; a plain function becomes a task with @worker.task({name!r})"
             )
-        _check_runs(f"{called}.run of task {name!r}", handler.run)
+        _check_runs(f"{called}.run(), of task {name!r},", handler.run)
         if issubclass(handler, ProcessMessageHandler):
             slotted = True
             _check_block_is_ours(name, handler)
@@ -152,7 +152,7 @@ def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, 
     called = getattr(function, "__name__", repr(function))
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"Task {name!r} must be a plain function, not {function!r}: call what you want from one")
-    _check_runs(f"{called} of task {name!r}", function)
+    _check_runs(f"The function {called}(), of task {name!r},", function)
     signature = inspect.signature(function)
     unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
     if unnamed:

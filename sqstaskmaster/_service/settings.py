@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqstaskmaster._service.registry import Registry
+from sqstaskmaster._service.status import AskFacts, Status
 from sqstaskmaster.task_manager import TaskManager
 
 # How a message ends that is no task's end.
@@ -14,7 +15,7 @@ REFUSED = "refused"
 
 
 class Settings(NamedTuple):
-    """See Worker. `environments`: one a slot."""
+    """See Worker. `environments`: one a slot. `status`: what tells whoever asks what runs."""
 
     registry: Registry
     managers: Sequence[TaskManager]
@@ -28,3 +29,4 @@ class Settings(NamedTuple):
     around: Callable[..., Any] | None
     on_start: Callable[[], Any] | None
     on_finish: Callable[..., Any] | None
+    status: Callable[[AskFacts], Status]

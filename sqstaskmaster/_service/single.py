@@ -21,10 +21,12 @@ from types import FrameType
 from typing import Any
 
 from sqstaskmaster._claim import note, owner
+from sqstaskmaster._claim.ending import warn_of_last_receive
 from sqstaskmaster._claim.report import Report
 from sqstaskmaster._claim.returned import check_has_run
 from sqstaskmaster._isolation import child
 from sqstaskmaster._service.ecs import ScaleInProtection
+from sqstaskmaster._service.facts import SingleFacts
 from sqstaskmaster._service.polling import Polling
 from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._signals import alarm
@@ -71,12 +73,22 @@ class SingleRun:
         self._stop = stop
         self._process = os.getpid()
         self._polling: Polling[TaskManager] = Polling(settings.managers, settings.wait_time, logger.log)
+        self._facts = SingleFacts(settings, lambda: stop.requested)
 
     def run(self) -> collections.Counter[str]:
         """Run tasks until a stop is requested, or, in a burst, until the queues are empty.
 
         :raises PollRefused: where polling again does not help.
         """
+        status = self._settings.status(self._facts)
+        status.open()
+        try:
+            return self._run_tasks()
+        finally:
+            if os.getpid() == self._process:
+                status.close()
+
+    def _run_tasks(self) -> collections.Counter[str]:
         counts: collections.Counter[str] = collections.Counter()
         while not self._stop.requested:
             owner.leave_if_forked(self._process)  # forked by a hook, say: the queue is its parent's to consume
@@ -115,7 +127,7 @@ class SingleRun:
     def _take(self, manager: TaskManager, task: str, kwargs: dict[str, Any], message: Any) -> str:
         """Run one task, or give its message back. How it ended."""
         if self._stop.requested:
-            self._give_back(message)
+            self._give_back(manager, task, message)
             return GIVEN_BACK
         try:
             handler = self._settings.registry.handler_for(task, kwargs, message, manager.notify)
@@ -140,6 +152,7 @@ class SingleRun:
             handler._is_stopping = lambda: self._stop.requested
         try:
             with handler:
+                self._facts.begin(handler)
                 try:
                     if isinstance(handler, ProcessMessageHandler):
                         self._stop.interruptible(handler.run, child.is_waiting)
@@ -149,6 +162,8 @@ class SingleRun:
                     raise
                 except BaseException as error:
                     raise TaskQuit(f"The task raised {error!r} in the worker's process") from error
+                finally:
+                    self._facts.end()
         except ShutdownRequested:
             pass
         except Exception as error:  # of `__enter__`, or of a subclass's `__exit__`
@@ -167,14 +182,18 @@ class SingleRun:
             )
             note.leave(message, receipt._replace(terms=terms))
 
-    def _give_back(self, message: Any) -> None:
+    def _give_back(self, manager: TaskManager, task: str, message: Any) -> None:
         """Make a message that has not been started visible to others at once."""
+        report = self._report(manager, task, message, GIVEN_BACK)
         call = BoundedCall(lambda: message.change_visibility(VisibilityTimeout=0))
         if not call.wait(_GIVE_BACK_SECONDS) or call.error is not None:
             text = "Message not given back, it comes back when its visibility timeout ends: %s: %s"
-            logger.warning(text, message, call.error or "no answer", extra={"action": "give_back_failed"})
-        else:
-            logger.info("Message given back, unstarted: %s", message, extra={"action": "given_back"})
+            report.log(logging.WARNING, "give_back_failed", text, message, call.error or "no answer")
+            return
+        report.log(logging.INFO, "given_back", "Message given back, unstarted: %s", message)
+        receipt = note.read(message)
+        if receipt is not None:
+            warn_of_last_receive(receipt.dead_letters, message, report)
 
     def _report(self, manager: TaskManager, task: str, message: Any, outcome: str) -> Report:
         """For what is told of a message outside its handler."""

@@ -41,7 +41,6 @@ from sqstaskmaster._service.queue_calls import QueueCalls
 from sqstaskmaster._service.readers import Readers
 from sqstaskmaster._service.settings import Settings
 from sqstaskmaster._service.slot_pool import SlotPool
-from sqstaskmaster._service.status import Status
 from sqstaskmaster._service.threads import Mailbox, Threads
 from sqstaskmaster._service.watching import Watching
 from sqstaskmaster._signals import state
@@ -159,7 +158,7 @@ class SlotsRun:
         self._readers.add(self._mailbox.fileno(), self._mailbox.deliver)
         handlers = state.Handlers(self._on_signal, signal.SIGTERM, signal.SIGINT)
         handlers.install()
-        status = Status(Facts(self._settings, self._jobs, self._mailbox, lambda: self._stop_signals > 0))
+        status = self._settings.status(Facts(self._settings, self._jobs, self._mailbox, lambda: self._stop_signals > 0))
         status.open()
         try:
             while not self._is_over():

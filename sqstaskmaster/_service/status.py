@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sqstaskmaster._isolation import pipes
 from sqstaskmaster._signals import state
 
 # An answer takes milliseconds; with stacks, up to a second. Whoever does not answer in this time is stopped or frozen.
@@ -32,16 +33,22 @@ _AGAIN_SECONDS = 1.0
 
 _NAME = "sqstaskmaster-"
 
+THREAD = "sqstaskmaster-ps"
+
 logger = logging.getLogger("sqstaskmaster.worker")
+
+
+# Gives what is told, plain data; with True, with the stacks of tasks.
+AskFacts = Callable[[bool], "dict[str, Any]"]
 
 
 class Status:
     """The socket of one worker. One that cannot be had is a warning: the worker works on.
 
-    :param facts: called in a thread, `facts(stacks)` gives what is told; plain data.
+    :param facts: called in a thread.
     """
 
-    def __init__(self, facts: Callable[[bool], dict[str, Any]]) -> None:
+    def __init__(self, facts: AskFacts) -> None:
         self._facts = facts
         self._path: Path | None = None
         self._socket: socket.socket | None = None
@@ -50,11 +57,12 @@ class Status:
         """Begin to answer."""
         try:
             self._socket, self._path = _listening()
+            pipes.keep_from_children(self._socket.fileno())
         except OSError as error:
             logger.warning("sqstaskmaster ps will not see this worker: %s", error, extra={"action": "status_failed"})
             return
         with state.starting_thread():
-            threading.Thread(target=self._serve, args=(self._socket,), name="sqstaskmaster-ps", daemon=True).start()
+            threading.Thread(target=self._serve, args=(self._socket,), name=THREAD, daemon=True).start()
 
     def close(self) -> None:
         """Take the socket away, and the folder where it was the last."""
@@ -63,7 +71,7 @@ class Status:
             return
         with contextlib.suppress(OSError):
             listening.shutdown(socket.SHUT_RDWR)  # wakes the thread
-        listening.close()
+        pipes.close(listening.detach())
         with contextlib.suppress(OSError):
             self._path.unlink()
             self._path.parent.rmdir()

@@ -103,14 +103,15 @@ class ReportTest(unittest.TestCase):
         report.outcome = "done"
         with self.assertLogs(logger) as logs:
             report.finished()
-            report.more = {"cpu_seconds": 2.0, "peak_memory": 3 * 1024**2, "continuation": 4, "slot": 1}
+            report.used = {"cpu_seconds": 2.0, "peak_memory": 3 * 1024**2}
+            report.continuation = 4
             report.finished()
         plain, more = logs.records
         self.assertRegex(plain.getMessage(), r"^Task Train done: message id-\d+, receive \?, queued \? s, ran 0.000 s$")
         self.assertTrue(
             more.getMessage().endswith("ran 0.000 s, CPU 2.000 s, peak memory 3.0 MiB, continuation 4"), more
         )
-        self.assertEqual((2.0, 3 * 1024**2, 4, 1), (more.cpu_seconds, more.peak_memory, more.continuation, more.slot))
+        self.assertEqual((2.0, 3 * 1024**2, 4), (more.cpu_seconds, more.peak_memory, more.continuation))
 
     def test_what_came_from_a_message_cannot_break_a_line_of_the_log(self):
         self.message.message_id = "id\nERROR forged"

@@ -48,6 +48,7 @@ class TestExamine(unittest.TestCase):
         if level != Level.OK:
             self.assertTrue(found[0].remedy, found[0])
         self.assertEqual(level, worst(examine(facts)))
+        return found[0]
 
     def test_a_healthy_queue_has_nothing_to_mend(self):
         findings = examine(healthy())
@@ -62,7 +63,15 @@ class TestExamine(unittest.TestCase):
     def test_a_url_of_aws_asked_elsewhere_is_an_error(self):
         facts = healthy()
         facts.endpoint = "http://127.0.0.1:5000"
-        self.assert_finding(facts, "endpoint", Level.ERROR, "http://127.0.0.1:5000")
+        facts.unreachable = "the queue: no answer: start it"
+        remedy = self.assert_finding(facts, "endpoint", Level.ERROR, "http://127.0.0.1:5000").remedy
+        self.assertIn("where AWS is meant, unset AWS_ENDPOINT_URL", remedy)
+        self.assertRegex(remedy, "by the URL it gives: http://127.0.0.1:5000/")
+
+    def test_a_url_of_aws_that_another_server_answers_for_is_a_warning(self):
+        facts = healthy()
+        facts.endpoint = "http://127.0.0.1:5000"
+        self.assert_finding(facts, "endpoint", Level.WARNING, "which has such a queue")
 
     def test_a_url_of_another_server_asked_at_aws_is_an_error(self):
         facts = healthy(times("http://127.0.0.1:5000/1/tasks"))

@@ -16,7 +16,7 @@ from tests.support.commands import Command, offline, run
 
 TASKS = """
 import os, time
-from sqstaskmaster import TaskManager, Worker, current_task
+from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager, Worker, current_task
 
 worker = Worker(TaskManager("http://127.0.0.1:1/1/tasks"), hard_timeout=600)
 
@@ -41,6 +41,26 @@ def locked():
     print("hangs", flush=True)
     ctypes.PyDLL(None).pthread_mutex_lock(lock)
     ctypes.PyDLL(None).pthread_mutex_lock(lock)  # C code that never returns, and holds the interpreter
+
+class Plain(MessageHandler):  # in the worker's own process
+    def __init__(self, message, go, **timeouts):
+        super().__init__(message, **timeouts)
+        self.go = go
+
+    def run(self):
+        current_task().report(done=3)
+        print("hangs", flush=True)
+        while not os.path.exists(self.go):
+            time.sleep(0.01)
+
+class Spawned(ProcessMessageHandler):  # no slot, but a process of its own
+    def __init__(self, message, go, **timeouts):
+        super().__init__(message, start_method="spawn", **timeouts)
+        self.go = go
+
+    run = Plain.run
+
+without_slots = Worker(TaskManager("http://127.0.0.1:1/1/tasks"), {"Plain": Plain, "Spawned": Spawned}, hard_timeout=60)
 """
 
 
@@ -52,8 +72,8 @@ class PsTest(unittest.TestCase):
         Path(self.folder, "tasks.py").write_text(TASKS)
         self.go = Path(self.folder, "go")
 
-    def start(self, *task):
-        worker = Command(self, "run", "tasks:worker", *task, cwd=self.folder, TMPDIR=self.folder, **ENVIRONMENT)
+    def start(self, *task, name="worker"):
+        worker = Command(self, "run", f"tasks:{name}", *task, cwd=self.folder, TMPDIR=self.folder, **ENVIRONMENT)
         worker.wait_for("hangs")
         return worker
 
@@ -97,6 +117,23 @@ class PsTest(unittest.TestCase):
         wait_until(lambda: "pthread_mutex_lock(lock)" in self.ps("--stacks"), "it is in the call")
         self.assertEqual("Locked", self.tasks()[0]["task"], "and it goes on")
         self.assertEqual(130, worker.stop(signal.SIGINT))
+
+    def test_a_worker_without_slots_is_seen_too_with_its_task_and_where_that_is(self):
+        for task in ("Plain", "Spawned"):
+            with self.subTest(task):
+                go = Path(self.folder, f"go-{task}")
+                worker = self.start(task, f"go={go}", name="without_slots")
+                wait_until(lambda: self.tasks()[0]["progress"] == {"done": 3}, "its report has come")
+                (found,) = self.tasks("--stacks")
+                self.assertEqual((task, 60, 1), (found["task"], found["limit"], found["receive_count"]))
+                self.assertEqual(task == "Plain", found["pid"] == worker.process.pid)
+                self.assertEqual(task == "Plain", found["memory"] is None)
+                self.assertTrue(found["seconds"] >= 0 and found["cpu_seconds"] >= 0 and found["claim_age"] >= 0)
+                self.assertRegex(found["stack"], r"in run\n" if task == "Plain" else r"in run\b")
+                go.touch()
+                self.assertEqual(0, worker.process.wait(60), worker.lines())
+                self.assertNotIn("threads and is about to fork", "\n".join(worker.lines()))
+        self.assertEqual([], list(Path(self.folder).glob("sqstaskmaster-*")))
 
     def test_a_worker_that_was_killed_leaves_a_socket_which_is_removed(self):
         worker = self.start("Locked")

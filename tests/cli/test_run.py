@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from tests.support import ENVIRONMENT
+from tests.support import DEADLINE_SECONDS, ENVIRONMENT
 from tests.support.commands import Command, offline, run
 
 TASKS = """
@@ -52,6 +52,16 @@ def steps(step=0):
 @worker.task("Hopeless")
 def hopeless():
     raise DeadLetter("nobody can")
+
+@worker.task("Report")
+def report(go):
+    import time
+    current_task().report(done=1, of=2)
+    while not os.path.exists(go): time.sleep(0.01)
+
+@worker.task("Bytes")
+def attributes():
+    print(current_task().message_attributes["b"]["BinaryValue"])
 
 @worker.task("Wait")
 def wait():
@@ -119,6 +129,22 @@ class RunTest(unittest.TestCase):
         for content, out in ((body, "step 2 None\n"), (json.dumps(printed), "step 2 b\n")):
             with self.subTest(content):
                 self.assertEqual(out, self.run_task("--body", "-", stdin=None, input=content).stdout)
+
+    def test_what_the_task_reports_is_said_while_it_runs(self):
+        go = Path(self.folder, "go")
+        command = Command(self, "run", "tasks:worker", "Report", f"go={go}", cwd=self.folder)
+        self.assertRegex(command.wait_for("done=1"), r"Task Report after \d+\.\d s: done=1, of=2$")
+        go.touch()
+        self.assertEqual(0, command.process.wait(DEADLINE_SECONDS))
+        self.assertEqual(1, sum("done=1" in line for line in command.lines()), "once")
+
+    def test_bytes_come_as_dead_prints_them(self):
+        for value, code, text in (("AP8=", 0, "b'\\x00\\xff'\n"), ("no base64", 2, "a BinaryValue in base64")):
+            attributes = {"b": {"DataType": "Binary", "BinaryValue": value}}
+            content = json.dumps({"body": '{"task": "Bytes", "kwargs": {}}', "message_attributes": attributes})
+            with self.subTest(value):
+                finished = self.run_task("--body", "-", stdin=None, input=content, code=code)
+                self.assertIn(text, finished.stdout + finished.stderr)
 
     def test_more_than_one_message_is_refused_with_the_remedy(self):
         finished = self.run_task("--body", "-", stdin=None, input='{"body": "{}"}\n{"body": "{}"}\n', code=2)

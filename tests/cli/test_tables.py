@@ -1,4 +1,5 @@
 import contextlib
+import importlib.util
 import io
 import unittest
 
@@ -30,7 +31,45 @@ class TestPlain(unittest.TestCase):
         self.assertEqual("name\n[bold]a\n", output.getvalue())
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestWatch(unittest.TestCase):
+    def watched(self, output):
+        """What is shown of a table that changes, until Ctrl-C."""
+        numbers = iter("123")
+
+        def ask():
+            for number in numbers:
+                return Table(("number",), [[number]])
+            raise KeyboardInterrupt
+
+        with contextlib.redirect_stdout(output):
+            tables.watch(ask, 0)
+        return output.getvalue()
+
+    def test_a_table_is_shown_again_and_again_until_it_is_interrupted(self):
+        shown = self.watched(io.StringIO()).splitlines()
+        self.assertEqual(["number"] * 3, shown[1::3])
+        self.assertEqual(["1", "2", "3"], shown[2::3])
+
+    @unittest.skipUnless(importlib.util.find_spec("rich"), "rich is not installed")
+    def test_on_a_terminal_one_table_is_drawn_over(self):
+        shown = self.watched(Terminal())
+        self.assertIn("\x1b[", shown)
+        self.assertLess(shown.rindex("1 "), shown.rindex("3 "))
+
+
 class TestProgress(unittest.TestCase):
+    @unittest.skipUnless(importlib.util.find_spec("rich"), "rich is not installed")
+    def test_progress_on_a_terminal_is_a_bar(self):
+        with contextlib.redirect_stderr(Terminal()) as output:
+            with tables.progress("Sent", 3_000) as update:
+                update(3_000, 3_000)
+        self.assertIn("100%", output.getvalue())
+
     def test_progress_in_a_pipe_is_a_line_every_few_seconds(self):
         now = 0.0
         with contextlib.redirect_stderr(io.StringIO()) as output:

@@ -16,8 +16,9 @@ import unittest
 
 from sqstaskmaster._cli.main import _parse
 from tests import support
-from tests.support.blocks import QUEUE_URL, ROOT, as_modules, blocks, commands, python_files
+from tests.support.blocks import ROOT, as_modules, blocks, commands
 from tests.support.extras import need
+from tests.support.pages import PageTestCase
 
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 
@@ -25,7 +26,22 @@ SHELL = ("sh", "bash", "shell")
 # Of these nothing is held.
 UNCHECKED = ("docker", "ini", "none", "pycon", "text", "toml")
 
-MYPY_SECONDS = 200
+# Other packages need not be installed, and where they are, reading them takes longer than all the pages. A second
+# definition of a name is a second way to write it; and current_task() gives None outside of a task only.
+MYPY = """
+[mypy]
+cache_dir = .cache
+check_untyped_defs = true
+disable_error_code = no-redef
+follow_imports = skip
+ignore_missing_imports = true
+strict_optional = false
+[mypy-sqstaskmaster.*]
+follow_imports = normal
+[mypy-numpy.*]
+follow_imports_for_stubs = true
+"""
+MYPY_SECONDS = 110
 
 
 def all_blocks():
@@ -117,13 +133,10 @@ class TestBlocks(unittest.TestCase):
                 for name, source in as_modules(page, prefix).items():
                     pages[name] = page.relative_to(ROOT)
                     (pathlib.Path(folder) / f"{name}.py").write_text(source, encoding="utf-8")
+            (pathlib.Path(folder) / "mypy.ini").write_text(MYPY, encoding="utf-8")
             environ = {**os.environ, "MYPYPATH": str(ROOT) if (ROOT / "sqstaskmaster").is_dir() else ""}
             checked = subprocess.run(
-                [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir=.cache", "--no-error-summary"]
-                # Other packages need not be installed; a second definition of a name is a second way to write it; and
-                # current_task() gives None outside of a task only.
-                + ["--check-untyped-defs", "--ignore-missing-imports", "--no-strict-optional"]
-                + ["--disable-error-code=no-redef", "."],
+                [sys.executable, "-m", "mypy", "--config-file=mypy.ini", "--no-error-summary", "."],
                 cwd=folder,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -135,28 +148,27 @@ class TestBlocks(unittest.TestCase):
         self.assertEqual((0, ""), (checked.returncode, said + checked.stderr))
 
 
-class TestRunBlocks(support.ServerTestCase):
-    def test_every_file_marked_to_be_run_runs_to_its_end(self):
-        for page in PAGES:
-            marked = [block.name for block in blocks(page) if block.mark == "run"]
-            if not marked:
-                continue
-            with tempfile.TemporaryDirectory() as folder, self.subTest(str(page.relative_to(ROOT))):
-                url = self.create_queue()
-                for name, source in python_files(page):
-                    path = pathlib.Path(folder) / f"{name}.py"
-                    path.write_text(source.replace(QUEUE_URL, url), encoding="utf-8")
-                for name in marked:
-                    ran = subprocess.run(
-                        [sys.executable, f"{name}.py"],
-                        cwd=folder,
-                        env={**support.environment(), "PYTHONPATH": os.pathsep.join(sys.path), "QUEUE_URL": url},
-                        stdin=subprocess.DEVNULL,
-                        capture_output=True,
-                        text=True,
-                        timeout=support.DEADLINE_SECONDS,
-                    )
-                    self.assertEqual(0, ran.returncode, f"{name}.py of {page}:\n{ran.stdout}{ran.stderr}")
+def of_page(path):
+    """The test of a page whose files are to be run."""
+
+    class TestRun(PageTestCase):
+        page = path
+
+        def test_every_file_marked_to_be_run_runs_to_its_end(self):
+            for name in [block.name for block in blocks(path) if block.mark == "run"]:
+                ran = self.run_to_its_end(f"{name}.py")
+                self.assertEqual(0, ran.returncode, f"{name}.py of {path}:\n{ran.stdout}{ran.stderr}")
+
+    name = "".join(part.title() for part in re.split(r"\W", path.stem))
+    TestRun.__name__ = TestRun.__qualname__ = f"TestRun{name}"
+    return TestRun
+
+
+for each in PAGES:
+    if any(block.mark == "run" for block in blocks(each)):
+        made = of_page(each)
+        globals()[made.__name__] = made
+        del made
 
 
 if __name__ == "__main__":

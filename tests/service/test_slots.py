@@ -15,7 +15,17 @@ from unittest import mock
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
-from sqstaskmaster.errors import ClaimLapsed, HandlerStuck, HardTimeout, MemoryLimitExceeded, PollRefused, TaskKilled
+from sqstaskmaster.errors import (
+    ArgumentsDoNotFit,
+    ClaimLapsed,
+    HandlerStuck,
+    HardTimeout,
+    MalformedMessage,
+    MemoryLimitExceeded,
+    PollRefused,
+    TaskKilled,
+    UnknownTask,
+)
 from tests.support import DEADLINE_SECONDS, ServerTestCase, wait_until
 
 LOST = ClientError({"Error": {"Code": "ReceiptHandleIsInvalid", "Message": "gone"}}, "ChangeMessageVisibility")
@@ -269,6 +279,27 @@ class VerdictsTest(SlotsTestCase):
             (message.body, "T", message.message_id, 1, self.manager.url, "failed"),
             tuple(context[name] for name in ("body", "task", "message_id", "receive_count", "queue", "outcome")),
         )
+        self.assertGreater(context["cpu_seconds"], 0)
+        self.assertGreaterEqual(context["peak_memory"], 0)
+
+    def test_what_is_refused_and_what_is_no_task_is_notified_with_what_is_known_of_it(self):
+        worker = self.worker(slots=1)
+        worker.task("T")(lambda number: None)
+        self.manager.submit("Unknown")
+        self.manager.submit("T", wrong=1)
+        self.manager.queue.send_message(MessageBody="[1]")
+        self.assertEqual({"refused": 2}, dict(worker.run(burst=True)))
+        told = {context["body"]: (type(error), context) for error, context in self.notified}
+        self.assertEqual(
+            [(UnknownTask, "Unknown"), (ArgumentsDoNotFit, "T"), (MalformedMessage, None)],
+            [(told[message.body][0], told[message.body][1]["task"]) for message in self.messages],
+        )
+        for message in self.messages:
+            context = told[message.body][1]
+            self.assertEqual(
+                (message.message_id, 1, self.manager.url, "refused"),
+                tuple(context[name] for name in ("message_id", "receive_count", "queue", "outcome")),
+            )
 
     def test_a_hard_timeout_is_met_though_the_task_swallows_it(self):
         def task():

@@ -303,6 +303,25 @@ class InIsolationTest(unittest.TestCase):
         self.assertEqual([0], received[0].visibility_changes)
         self.assertEqual(b"finally", os.read(reading, 100))
 
+    def test_a_task_that_is_told_to_stop_and_comes_to_its_end_is_done_with_slots_and_without(self):
+        class Task(ProcessMessageHandler):
+            def run(self):
+                try:
+                    os.kill(worker_pid, signal.SIGTERM)
+                    time.sleep(60)
+                except SystemExit:
+                    return "all that was left to do"
+
+        class Plain(MessageHandler):  # beside one of these nothing has slots
+            run = Task.run
+
+        worker_pid = os.getpid()
+        for handlers in ({"T": Task}, {"T": Task, "Plain": Plain}):
+            with self.subTest(list(handlers)):
+                manager = TaskManager(f"memory:{self.id()}", queue_constructor=LocalQueue)
+                manager.submit("T")
+                self.assertEqual({"done": 1}, dict(Worker(manager, handlers, wait_time=0, shutdown_grace=0.2).run()))
+
 
 WORKER = """
 import logging, os, signal, sys, time

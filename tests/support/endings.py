@@ -498,6 +498,9 @@ class WorkerStopLaws:
         self.assertEqual([], Task.notified)
 
 
+GIVEN_BACK_LINES = {"given_back", "last_receive"}
+
+
 class WorkerServerLaws:
     def test_a_deploy_that_gives_back_a_task_on_its_last_receive_warns_of_it(self):
         for max_receive_count, warned in ((1, True), (2, False)):
@@ -515,6 +518,27 @@ class WorkerServerLaws:
                         told[0].getMessage(), "receive 1, the last .* Raise maxReceiveCount, or .* Continue"
                     )
                 self.assertEqual((1, 0), self.left())
+
+    def test_an_unstarted_message_that_is_given_back_on_its_last_receive_is_warned_of(self):
+        receive = TaskManager.receive
+
+        def receive_and_stop(manager, *arguments, **named):
+            received = receive(manager, *arguments, **named)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # where this is no main thread, so that the signal comes first
+            return received
+
+        self.use_dead_letters(max_receive_count=1)
+        sent = self.submit("returns")
+        with mock.patch.object(TaskManager, "receive", receive_and_stop):
+            with self.assertLogs("sqstaskmaster", "INFO") as logs:
+                self.assertEqual({"given back": 1}, dict(self.worker().run()))
+        told = {record.action: record for record in logs.records if getattr(record, "action", "") in GIVEN_BACK_LINES}
+        self.assertEqual(GIVEN_BACK_LINES, set(told))
+        for record in told.values():
+            self.assertEqual((sent, "T", 1), (record.message_id, record.task, record.receive_count))
+        self.assertEqual((1, 0), self.left())
+        self.assertEqual([], self.seen())
 
     def test_deleting_the_message_of_a_running_task_stops_it_within_an_alarm_timeout(self):
         self.stops_a_running_task(lambda: self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=self.claimed[-1]))
