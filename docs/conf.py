@@ -19,8 +19,7 @@ exclude_patterns = ["_ext", "plots", "pictures"]
 
 # `name` in single backquotes is a link where it is a name of this package, and code where it is not.
 default_role = "name"
-# No curly quotes, and no dashes made of the two of an option.
-smartquotes = False
+smartquotes_action = "D"  # dashes, and no curly quotes
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

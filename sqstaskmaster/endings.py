@@ -54,7 +54,7 @@ class Continue(BaseException):
     swallow it.
 
     What cannot be sent is a failure of the task, and the message stays: arguments that do not fit the task, a message
-    over 1 MiB, an error of SQS, more than `max_continuations` of them. In a plain MessageHandler, and for a message
+    over 1 MiB, an error of SQS, more than `max_continuations` of them. In a plain `MessageHandler`, and for a message
     that was received without its message attributes, it is such a failure too.
 
     At least once: a worker that dies between the two requests leaves both messages, and with them a second chain. On a

@@ -41,7 +41,7 @@ _SHORTEST_WAIT_SECONDS = 0.02
 
 
 class LocalMessage:
-    """A message of a LocalQueue, with the parts of boto3's `SQS.Message` that a consumer uses.
+    """A message of a `LocalQueue`, with the parts of boto3's `SQS.Message` that a consumer uses.
 
     `deleted` and `visibility_changes` (seconds, in order) tell a test afterwards what became of it.
     """
@@ -113,10 +113,10 @@ class _Aside:
 
 
 class LocalQueue:
-    """An in-memory queue with the parts of boto3's `SQS.Queue` that TaskManager uses.
+    """An in-memory queue with the parts of boto3's `SQS.Queue` that `TaskManager` uses.
 
-    Every LocalQueue of one URL is the same queue, for the whole process: `LocalQueue.local_queues` maps the URL to its
-    `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind.
+    Every `LocalQueue` of one URL is the same queue, for the whole process: `LocalQueue.local_queues` maps the URL to
+    its `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind.
     """
 
     #: The queue of each URL, for the whole process.

@@ -87,7 +87,7 @@ class MessageHandler(abc.ABC):
     :param alarm_timeout: how often the claim is extended; may be a fraction; more than one second below `sqs_timeout`.
     :param hard_timeout: the limit of the block, from `__enter__`; may be a fraction; up to 43200. The limit that holds
         is the earlier of this and the end of the claim's 12 hours, which SQS counts from the receive.
-    :param dead_letter: types of exceptions for which no retry helps, `(KeyError, HardTimeout)`: see DeadLetter.
+    :param dead_letter: types of exceptions for which no retry helps, `(KeyError, HardTimeout)`: see `DeadLetter`.
     :param clock: seconds, for tests: in place of the monotonic clock, and of the claim's.
     :raises ValueError: for a timeout out of its range, and a `dead_letter` that is no types of exceptions.
 
@@ -168,9 +168,9 @@ class MessageHandler(abc.ABC):
     def claim_lost(self, exception: BaseException) -> None:
         """The claim is gone: the message is visible to others, being run by another, or deleted.
 
-        Called once, with what SQS said, or with ClaimLapsed where it ran out before it was extended: after this process
-        was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and lets
-        the task go on; an exception raised here stops it.
+        Called once, with what SQS said, or with `ClaimLapsed` where it ran out before it was extended: after this
+        process was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and
+        lets the task go on; an exception raised here stops it.
         """
         wait = self._wait_seconds()
         self._block.report.trouble_apart(wait, "Claim lost for message: %s", exception, "claim_lost", logging.ERROR)

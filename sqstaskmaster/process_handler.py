@@ -55,7 +55,7 @@ _CALL_LOOK_SECONDS = 0.005
 
 
 class ProcessMessageHandler(MessageHandler):
-    """A MessageHandler for tasks that cannot be trusted to return to the interpreter: `run` has a process of its own.
+    """A `MessageHandler` for tasks that cannot be trusted to return to the interpreter: `run` has a process of its own.
 
     Same constructor, same block, same worker script; inside the block `handler.run()` runs the subclass's `run` in a
     child process and waits for it, and nothing that the task does can stop the heartbeat or the limit. What `run`
@@ -66,7 +66,7 @@ class ProcessMessageHandler(MessageHandler):
     `notify`'s context (under `stack`); SIGTERM raises SystemExit in it, so that `finally` blocks run; after
     `term_grace` everything it has started is SIGKILLed. The claim is held until the last of its processes is gone.
 
-    All times are in seconds; `sqs_timeout`, `alarm_timeout`, `hard_timeout`, `clock` as for MessageHandler.
+    All times are in seconds; `sqs_timeout`, `alarm_timeout`, `hard_timeout`, `clock` as for `MessageHandler`.
 
     :param term_grace: from SIGTERM to SIGKILL, 0 or more.
     :param start_method: "fork", "forkserver" or "spawn"; None is fork on Linux and spawn elsewhere. With fork the
@@ -75,21 +75,22 @@ class ProcessMessageHandler(MessageHandler):
         imported in the child, so it needs the usual `if __name__ == "__main__":`.
     :param max_memory: bytes that the task and all it starts may hold together (proportional set size, looked at ten
         times a second), None for no limit. Linux only.
-    :param dead_letter: as for MessageHandler. Tested in the task's process too, before anything is pickled.
+    :param dead_letter: as for `MessageHandler`. Tested in the task's process too, before anything is pickled.
     :param max_continuations: how often the task may continue, see Continue: 0 to 1,000,000. So that a bug in it cannot
         go on for ever.
     :raises ValueError: for an argument out of its range.
     :raises UnsupportedContext: for `max_memory` where memory cannot be read; on entering, where there is no fork.
 
-    Raised by `run()` beside the task's own exceptions: HardTimeout, HandlerStuck, MemoryLimitExceeded; TaskKilled and
-    TaskExited for a task that ended without having finished (os._exit(0) and sys.exit() included); TaskNotStarted where
-    the system has no process for it; RemoteError for an exception that cannot be made again here; TaskNotPicklable.
+    Raised by `run()` beside the task's own exceptions: `HardTimeout`, `HandlerStuck`, `MemoryLimitExceeded`;
+    `TaskKilled` and `TaskExited` for a task that ended without having finished (os._exit(0) and sys.exit() included);
+    `TaskNotStarted` where the system has no process for it; `RemoteError` for an exception that cannot be made again
+    here; `TaskNotPicklable`.
 
     What comes from the task is plain data, at most 1 MiB: None, booleans, numbers, strings, bytes, lists, tuples, sets,
     dictionaries, dates and times, Decimal, Fraction, UUID, paths. Of a subclass of these the plain part arrives;
     anything else, in what `run` returns and in a report, arrives as its `repr`. An exception is made again here from
     its class, `args` and attributes, without calling its constructor; where these are not plain, where its class is not
-    loaded here, defines `__new__`, `__setattr__`, `__slots__` or the like, it is a RemoteError with its text.
+    loaded here, defines `__new__`, `__setattr__`, `__slots__` or the like, it is a `RemoteError` with its text.
 
     `running()` is called in a thread of the worker's. One that does not answer is taken for true, with one warning; it
     must not hold the interpreter in C code, which would hold up the heartbeat.
@@ -384,7 +385,7 @@ def run_task(
 
     :param seconds: until its limit.
     :param around: see Worker.
-    :raises BaseException: what it raises; DeadLetter in place of what the handler has no retry for.
+    :raises BaseException: what it raises; `DeadLetter` in place of what the handler has no retry for.
     """
     handler._send_report = channel.report
     task_now = CurrentTask(task, handler._message, time.monotonic() + seconds, channel.report, lambda: channel.stopping)

@@ -55,7 +55,8 @@ class Provisioner:
     :param notify: called as `notify(exception, context=rule)` with an error of AWS.
     :raises TypeError: for rules that are not iterable, and for a rule that is no dictionary.
     :raises KeyError: for a rule that lacks a key.
-    :raises ValueError: for a rule whose value is none, or (ConfigurationError) where no region is configured.
+    :raises ValueError: for a rule whose value is none.
+    :raises ConfigurationError: (a ValueError) where no region is configured.
 
     Queue and service are asked for in the region that the queue's URL names, whatever region is configured.
 

@@ -14,7 +14,7 @@ class MessageIds(Sequence[str | None]):
     """The message ids by the index of their task, None for a task that was not sent.
 
     SQS's ids are UUIDs, and are kept as the 16 bytes they are: ten million take 160 MB, as strings they would take six
-    times that. Ids of another form (of a LocalQueue, say) are kept as they are.
+    times that. Ids of another form (of a `LocalQueue`, say) are kept as they are.
     """
 
     def __init__(self) -> None:

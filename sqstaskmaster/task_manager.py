@@ -97,7 +97,8 @@ class TaskManager:
         instead of sending them as `str(value)`. "Values, and what they arrive as" in the documentation has the table.
         A strict manager looks at every value, which costs about a microsecond each.
     :raises TypeError: for a queue constructor that does not give a queue.
-    :raises ValueError: for a URL or a sender name that is none, or (ConfigurationError) where no region is configured.
+    :raises ValueError: for a URL or a sender name that is none.
+    :raises ConfigurationError: (a ValueError) where no region is configured.
 
     `url` and `sender_name` are attributes, as they were given.
     """
@@ -155,11 +156,11 @@ class TaskManager:
         with the path of the field. A FIFO queue needs a message group: `manager.options(message_group_id=...)`.
 
         :raises InvalidTask: (a ValueError) for a name that is no non-empty string, arguments that cannot be written as
-            JSON (or, by a strict manager, values JSON cannot hold), or, as MessageTooLarge, a message over 1 MiB.
+            JSON (or, by a strict manager, values JSON cannot hold), or, as `MessageTooLarge`, a message over 1 MiB.
             Nothing has been sent then.
         :raises ValueError: on a FIFO queue without a message group. Nothing has been sent then.
-        :raises botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError: where SQS refused it, or could not
-            be reached.
+        :raises botocore.exceptions.ClientError: where SQS refused it.
+        :raises botocore.exceptions.BotoCoreError: where SQS could not be reached, or no request could be made.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
         """
@@ -188,7 +189,7 @@ class TaskManager:
             message ids of the result aside: 16 bytes a task).
         :param threads: how many requests may be under way at a time, 1 to 64. Fewer are, where the answers come so
             fast that more would only cost processor time, or the client keeps fewer connections (botocore: 10; the
-            client TaskManager makes by itself: 64).
+            client `TaskManager` makes by itself: 64).
         :param on_progress: called as `on_progress(result)` in the calling thread, some times a second while tasks are
             sent and once at the end. What it raises is logged.
         :return: the counts and the message ids (`result.message_ids[index]`).

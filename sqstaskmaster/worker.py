@@ -50,7 +50,7 @@ class Worker:
         if __name__ == "__main__":
             worker.run()
 
-    Each task of a ProcessMessageHandler, and each function, runs in a process of its own. The worker's modules are
+    Each task of a `ProcessMessageHandler`, and each function, runs in a process of its own. The worker's modules are
     imported once, by the process that all of them are forked from; it never runs a task itself. The worker's own
     process holds the claims of all of them, and claims no message that it has no free slot for.
 
@@ -157,12 +157,12 @@ class Worker:
         :param sqs_timeout: whole seconds, where it differs from the worker's.
         :param alarm_timeout: seconds, where it differs from the worker's.
         :param hard_timeout: seconds, where it differs from the worker's.
-        :param retry_delay: `retry_delay(exception, receive_count)`, see MessageHandler.retry_delay.
-        :param term_grace: seconds from SIGTERM to SIGKILL, see ProcessMessageHandler.
-        :param start_method: how its process is started, see ProcessMessageHandler.
-        :param max_memory: bytes that the task and what it started may hold, see ProcessMessageHandler.
-        :param dead_letter: exceptions for which no retry helps, see ProcessMessageHandler.
-        :param max_continuations: how often it may raise `Continue`, see ProcessMessageHandler.
+        :param retry_delay: `retry_delay(exception, receive_count)`, see `MessageHandler.retry_delay`.
+        :param term_grace: seconds from SIGTERM to SIGKILL, see `ProcessMessageHandler`.
+        :param start_method: how its process is started, see `ProcessMessageHandler`.
+        :param max_memory: bytes that the task and what it started may hold, see `ProcessMessageHandler`.
+        :param dead_letter: exceptions for which no retry helps, see `ProcessMessageHandler`.
+        :param max_continuations: how often it may raise `Continue`, see `ProcessMessageHandler`.
         :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns: no
             coroutine function, no generator.
         :raises ValueError: for a setting out of its range, or a name that is taken.
@@ -262,7 +262,8 @@ class Worker:
     def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
         """The handler that runs this task.
 
-        :raises UnknownTask, ArgumentsDoNotFit: where there is none.
+        :raises UnknownTask: where there is none.
+        :raises ArgumentsDoNotFit: where its arguments are not the task's.
         """
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
 

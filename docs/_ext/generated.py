@@ -48,7 +48,7 @@ class CommandLine(Generated):
         # The demo's arguments are there only where it is asked for.
         for name, command in commands(main._parser(["demo"])).items():
             yield from ["", name, "-" * len(name), ""]
-            yield f"{command.description}"
+            yield marked(command.description)
             yield from ["", ".. code-block:: none", ""]
             command.formatter_class = functools.partial(argparse.HelpFormatter, width=88)
             yield from (f"   {line}" for line in command.format_usage().removeprefix("usage: ").splitlines())
@@ -79,12 +79,32 @@ def described(action: argparse.Action) -> Iterator[str]:
         names = ", ".join(f"{name} <{value}>" for name in action.option_strings)
     else:
         names = value
-    yield from [f".. option:: {names}", "", f"   {action.help}", ""]
+    yield from [f".. option:: {names}", "", f"   {marked(action.help)}", ""]
+
+
+def marked(text: str | None) -> str:
+    """The text of a help page, with its options as code: two hyphens would become a dash."""
+    return re.sub(r"(?<![\w-])--\w[\w-]*", r"``\g<0>``", text or "")
 
 
 class ExitCodes(Generated):
     def lines(self) -> Iterator[str]:
-        yield from table("8 92", ("code", "meaning"), ((str(code.value), text) for code, text in MEANINGS.items()))
+        yield from table(
+            "8 92", ("code", "meaning"), ((str(code.value), marked(text)) for code, text in MEANINGS.items())
+        )
+
+
+LIMITS = {
+    "MAX_MESSAGE_BYTES": "a message, body and attributes together",
+    "MAX_BATCH_BYTES": "the messages of one request together",
+    "MAX_BATCH_ENTRIES": "messages in one request",
+    "MAX_MESSAGE_ATTRIBUTES": "message attributes",
+    "MAX_DELAY_SECONDS": "the delay of a message",
+    "MAX_WAIT_SECONDS": "a long poll",
+    "MAX_IDENTIFIER_CHARACTERS": "a message group id, a deduplication id",
+    "DEDUPLICATION_SECONDS": "a deduplication id is remembered for",
+    "MAX_VISIBILITY_SECONDS": "one visibility timeout, and a claim as a whole",
+}
 
 
 class SqsLimits(Generated):
@@ -98,15 +118,13 @@ class SqsLimits(Generated):
             if url:
                 page = url[1]
             elif constant:
-                words = constant[1].lower().replace("_", " ").replace("max ", "most ")
-                if words.endswith(" seconds") or words.endswith(" bytes"):
-                    words, _, unit = words.rpartition(" ")
-                else:
-                    unit = ""
+                unit = constant[1].rpartition("_")[2].lower()
                 title = page.rpartition("/")[2].removesuffix(".html")
-                number = getattr(limits, constant[1])
-                rows.append((words, f"{number:,} {unit}".strip(), f"`{title} <{page}>`__"))
-        yield from table("40 25 35", ("limit", "value", "AWS's page"), rows)
+                number = f"{getattr(limits, constant[1]):,}"
+                if unit in ("seconds", "bytes", "characters"):
+                    number += f" {unit}"
+                rows.append((LIMITS[constant[1]], number, f"`{title} <{page}>`__"))
+        yield from table("40 25 35", ("what", "at most", "AWS's page"), rows)
 
 
 class WordsOf(Generated):

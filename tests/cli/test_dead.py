@@ -1,10 +1,16 @@
 """`sqstaskmaster dead`, and `redrive` of some messages only: a subprocess, against a real SQS server."""
 
+import contextlib
+import io
+import itertools
 import json
 import unittest
 
-from sqstaskmaster import DeadLetter, TaskManager
+from botocore.exceptions import EndpointConnectionError
+
+from sqstaskmaster import DeadLetter, LocalMessage, TaskManager
 from sqstaskmaster._claim import forwarding
+from sqstaskmaster._cli import dead
 from tests.support import ServerTestCase
 from tests.support.commands import run
 
@@ -148,6 +154,48 @@ class DeduplicationTest(DeadTestCase):
         self.redrive("--task", "Train")
         self.assertEqual((1, 0, 0), self.counts(url))
         self.assertEqual("g", self.receive(url)[0]["Attributes"]["MessageGroupId"])
+
+
+class UnreliableQueue:
+    """Answers every receive with the same messages, and gives back only some of what it is asked to."""
+
+    url = "https://sqs/dead"
+
+    def __init__(self, kept, messages):
+        self.kept, self.messages = kept, messages
+
+    def receive_messages(self, **_):
+        return self.messages
+
+    def change_message_visibility_batch(self, Entries):
+        if self.kept is None:
+            raise EndpointConnectionError(endpoint_url=self.url)
+        return {"Failed": Entries[: self.kept]}
+
+
+class LookTest(unittest.TestCase):
+    """What no server does to order: it delivers twice, does not stop, refuses a part."""
+
+    MESSAGES = [LocalMessage(json.dumps({"task": "T", "kwargs": {}}), {}) for _ in range(3)]
+
+    def look(self, kept=0):
+        """The ids that a look of a minute shows, and what it says."""
+        times = itertools.count(step=25.0)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            with dead._Look(UnreliableQueue(kept, self.MESSAGES), lambda: next(times)) as look:
+                shown = [message.message_id for message in look.matching("T", None)]
+                look.tell_what_was_not_seen(None)
+        return shown, said.getvalue()
+
+    def test_a_message_that_is_delivered_twice_is_shown_once(self):
+        self.assertEqual([message.message_id for message in self.MESSAGES], self.look()[0])
+
+    def test_a_queue_that_never_comes_to_an_end_is_looked_at_for_a_minute(self):
+        self.assertEqual("There may be more: a look ends after 60 s\n", self.look()[1])
+
+    def test_what_could_not_be_given_back_is_counted(self):
+        for kept, count in ((2, 2), (None, 3)):
+            self.assertIn(f"{count} messages were not given back: they are visible again in 120 s", self.look(kept)[1])
 
 
 if __name__ == "__main__":

@@ -369,6 +369,14 @@ class RoughTasksTest(Case):
 
 
 class KilledTest(Case):
+    def order_for_a_stopped_spare(self):
+        slot = self.open_slot()
+        spare = self.spare_of(slot)
+        stop(spare)
+        running = self.start(slot, "tells")
+        self.attend_until(running, lambda: running.pid == spare)
+        return slot, spare, running
+
     def test_a_spare_that_is_killed_while_it_waits_is_replaced(self):
         slot = self.open_slot()
         spare = self.spare_of(slot)
@@ -379,22 +387,14 @@ class KilledTest(Case):
         self.assertEqual(b"x", self.finish(slot, "echo x").result())
 
     def test_an_order_that_a_killed_spare_had_not_taken_is_run_by_the_next(self):
-        slot = self.open_slot()
-        spare = self.spare_of(slot)
-        stop(spare)
-        running = self.start(slot, "tells")
-        self.attend_until(running, lambda: running.pid == spare)
+        slot, spare, running = self.order_for_a_stopped_spare()
         os.kill(spare, signal.SIGKILL)
         self.end(running)
         self.assertEqual(running.pid, running.result()["pid"])
         self.assertNotEqual(spare, running.pid)
 
     def test_an_order_that_was_told_to_stop_before_it_was_taken_is_never_run(self):
-        slot = self.open_slot()
-        spare = self.spare_of(slot)
-        stop(spare)
-        running = self.start(slot, "tells")
-        self.attend_until(running, lambda: running.pid == spare)
+        slot, spare, running = self.order_for_a_stopped_spare()
         lifeline = os.dup(running._ends.lifeline)  # so that its end does not do what the order has to
         self.addCleanup(os.close, lifeline)
         running.kill()
@@ -418,8 +418,10 @@ class KilledTest(Case):
 
     def test_a_keeper_that_is_killed_as_the_order_is_written_is_a_lost_slot(self):
         slot = self.open_slot()
+        spare = self.spare_of(slot)
         os.kill(slot.keeper, signal.SIGKILL)
-        wait_until(lambda: not alive(slot.keeper), "the keeper is gone", SOON_SECONDS)
+        # Its spare could still read the order.
+        wait_until(lambda: not alive(slot.keeper) and not alive(spare), "both are gone", SOON_SECONDS)
         with mock.patch.object(type(slot), "alive", True), self.assertRaises(SlotLost):
             self.start(slot, "tells")
 

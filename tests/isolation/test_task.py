@@ -324,6 +324,14 @@ class UsageTest(Case):
         child.result()
         return child.usage.peak_memory / MIB
 
+    def peak_once_past(self, mib, function):
+        """Of a task that is told to stop once it, and all that it started, were seen to hold so much."""
+        child = self.start(function)
+        self.attend_until(child, lambda: child.usage.peak_memory > mib * MIB)
+        child.task.tell_stopping()
+        self.assertTrue(child.wait(SOON_SECONDS))
+        return child.usage.peak_memory / MIB
+
     def test_a_no_op_has_used_next_to_nothing_however_much_the_worker_holds(self):
         self.assertLess(self.peak(lambda channel: None), 10 if IS_MEASURED else 3)
 
@@ -341,11 +349,7 @@ class UsageTest(Case):
             channel._notice.poll()
             os.kill(program, signal.SIGKILL)
 
-        child = self.start(run)
-        self.attend_until(child, lambda: child.usage.peak_memory > 140 * MIB)
-        child.task.tell_stopping()
-        self.assertTrue(child.wait(SOON_SECONDS))
-        self.assertAlmostEqual(155, child.usage.peak_memory / MIB, delta=25)
+        self.assertAlmostEqual(155, self.peak_once_past(140, run), delta=25)
 
     def test_processes_that_run_together_count_together(self):
         def run(channel):
@@ -360,11 +364,7 @@ class UsageTest(Case):
                 os.wait()
             return len(held)
 
-        child = self.start(run)
-        self.attend_until(child, lambda: child.usage.peak_memory > 100 * MIB)
-        child.task.tell_stopping()
-        self.assertTrue(child.wait(SOON_SECONDS))
-        self.assertAlmostEqual(120, child.usage.peak_memory / MIB, delta=20)
+        self.assertAlmostEqual(120, self.peak_once_past(100, run), delta=20)
 
     def test_cpu_seconds_are_those_of_all_its_processes(self):
         def burn():

@@ -18,7 +18,7 @@ from sqstaskmaster._sending import sending
 from sqstaskmaster.errors import MessageTooLarge, SubmitInterrupted, TasksNotSent
 from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.task_manager import TaskManager
-from tests.support import ServerTestCase, endpoint, wait_until
+from tests.support import DEADLINE_SECONDS, ServerTestCase, endpoint, wait_until
 from tests.support.proxy import Cut, Proxy, error
 
 MIB = 1024 * 1024
@@ -744,6 +744,35 @@ class OwnQueueTest(unittest.TestCase):
         self.assertEqual(20_000, result.sent)
         self.assertLess(peak, 2 * MIB)  # the tasks are 20 MB
         self.assertLessEqual(manager.queue.ahead, 8 * 50)
+
+    def submit_with_threads(self, number):
+        """Send where the system has so many threads to give; the queue answers once it has refused one."""
+        start, started, refused = threading.Thread.start, [], threading.Event()
+
+        def start_or_refuse(thread):
+            if len(started) >= number:
+                refused.set()
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+            start(thread)
+
+        class Slow(Sink):
+            def send_messages(self, Entries):
+                refused.wait(DEADLINE_SECONDS)
+                return super().send_messages(Entries)
+
+        manager = TaskManager("own://queue", queue_constructor=Slow)
+        with mock.patch.object(threading.Thread, "start", start_or_refuse):
+            return manager.submit_many(numbered(1000))
+
+    def test_with_fewer_threads_than_wanted_all_is_sent(self):
+        with self.assertLogs("sqstaskmaster", "WARNING") as logs:
+            self.assertEqual(1000, self.submit_with_threads(1).sent)
+        self.assertIn("No further thread can be started", logs.output[0])
+
+    def test_without_any_thread_to_be_had_it_is_an_error_and_no_hang(self):
+        with self.assertLogs("sqstaskmaster"), self.assertRaisesRegex(RuntimeError, "can't start new thread"):
+            self.submit_with_threads(0)
 
     def test_the_threads_are_gone_when_all_is_sent(self):
         before = threading.active_count()

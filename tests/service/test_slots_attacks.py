@@ -150,7 +150,7 @@ class AttacksTest(SlotsTestCase):
                         time.sleep(3600)
                 except OSError:
                     pass
-                time.sleep(0.005)
+                time.sleep(0.02)
 
         self.assertEqual("timed out", self.attack(attack))
         stormed = [int(line) for line in mark.read_text().split()]
