@@ -43,6 +43,10 @@ _SHORTEST_WAIT_SECONDS = 0.02
 class LocalMessage:
     """A message of a `LocalQueue`, with the parts of boto3's `SQS.Message` that a consumer uses.
 
+    :param body: text, as `TaskManager.submit` writes it.
+    :param attributes: what SQS says of a message, `{"ApproximateReceiveCount": "1"}` say; `{}` where None is given.
+    :param message_attributes: as SQS gives them, `{"a": {"StringValue": "b", "DataType": "String"}}`; `{}` for None.
+
     `deleted` and `visibility_changes` (seconds, in order) tell a test afterwards what became of it.
     """
 
@@ -117,6 +121,8 @@ class LocalQueue:
 
     Every `LocalQueue` of one URL is the same queue, for the whole process: `LocalQueue.local_queues` maps the URL to
     its `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind.
+
+    :param url: any text that names the queue; where it ends in `.fifo`, a FIFO queue.
     """
 
     #: The queue of each URL, for the whole process.
@@ -189,7 +195,7 @@ class LocalQueue:
         return {"MD5OfMessageBody": md5(body), "MessageId": message.message_id}
 
     def send_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """Append up to 10 messages and 1 MiB: each as in `send_message`, and with an `Id`.
+        """Append `Entries`, up to 10 messages and 1 MiB: each as in `send_message`, and with an `Id`.
 
         Like SQS it answers for each entry, in `Successful` or `Failed`, and refuses a request that is wrong as a whole.
 
