@@ -27,7 +27,7 @@ class InvalidTask(SQSTaskMasterError, ValueError):
 
 
 class MessageTooLarge(InvalidTask):
-    """A message over the limit of SQS. `size` and `limit` are in bytes, message attributes included."""
+    """A message of `task` over the limit of SQS. `size` and `limit` are in bytes, message attributes included."""
 
     def __init__(self, task: str, size: int, limit: int) -> None:
         super().__init__(
@@ -94,7 +94,8 @@ class TaskDied(SQSTaskMasterError, RuntimeError):
 class TaskKilled(TaskDied):
     """A signal ended the task: a crash, the kernel's out-of-memory killer, somebody's `kill`. `signal` is its number.
 
-    `signal` is None where the process that watched over the task was killed, and the task with it.
+    `signal` is None where the process that watched over the task was killed, and the task with it. `task`, `pid`,
+    `seconds`, `stack` as for `TaskDied`.
     """
 
     def __init__(self, number: int | None, *, task: str, pid: int | None, seconds: float, stack: str) -> None:
@@ -103,7 +104,10 @@ class TaskKilled(TaskDied):
 
 
 class TaskExited(TaskDied):
-    """The task's process exited before the task had finished, with whatever exit code: 0 is no success either."""
+    """The task's process exited before the task had finished, with whatever `exit_code`: 0 is no success either.
+
+    `task`, `pid`, `seconds`, `stack` as for `TaskDied`.
+    """
 
     def __init__(self, code: int, how: str, *, task: str, pid: int | None, seconds: float, stack: str) -> None:
         super().__init__(f"exited with code {code} ({how})", task=task, pid=pid, seconds=seconds, stack=stack)
@@ -132,7 +136,10 @@ class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
 
 
 class RemoteError(SQSTaskMasterError, RuntimeError):
-    """What a task raised in its process, as text, because it cannot be made again here. `traceback` is the task's."""
+    """What `task` raised in its process, as text, because it cannot be made again here.
+
+    `summary` is the exception in a line, `traceback` the task's own.
+    """
 
     def __init__(self, task: str, summary: str, traceback: str) -> None:
         super().__init__(f"Task {task} raised {summary}")

@@ -146,7 +146,8 @@ class MessageHandler(abc.ABC):
         return True
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> Any:
-        """Feed an error service. `context` holds the message's body and attributes. Default: nothing.
+        """Feed an error service with `exception`. `context` holds the message's body and attributes, and under a
+        `Worker` more. Default: nothing.
 
         May be called from another thread than the task's. What it raises is logged and goes no further.
         """
@@ -159,9 +160,10 @@ class MessageHandler(abc.ABC):
             """When a task that failed is to be tried again: in how many seconds, or None (the default): when its
             visibility timeout ends.
 
-            Asked after the task failed, timed out or was stuck, once the heartbeat is over. `receive_count` is how
-            often the message has been received, this time included. What goes past the claim's 12 hours is cut. A
-            policy to put here: `ExponentialBackoff`.
+            Asked after the task failed, timed out or was stuck, once the heartbeat is over. `exception` is why;
+            `receive_count` is how often the message has been received, this time included. Seconds are 0 or more,
+            rounded up to whole ones; what goes past the claim's 12 hours is cut. What it raises is logged, and counts
+            as None. A policy to put here: `ExponentialBackoff`.
             """
             return None
 

@@ -138,7 +138,7 @@ class Provisioner:
         return sum(depths.values())
 
     def service_state(self, rule: Rule) -> ServiceState:
-        """For overriding: whether the service may be scaled now. Default: ACTIVE."""
+        """For overriding: whether the service of `rule` may be scaled now. Default: ACTIVE."""
         return ServiceState.ACTIVE
 
     def get_description(self, rule: Rule) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Provisioner:
         return description
 
     def get_tags(self, arn: str) -> list[dict[str, str]]:
-        """The tags of an ECS resource, as ECS gives them: `[{"key": ..., "value": ...}]`.
+        """The tags of the ECS resource with that `arn`, as ECS gives them: `[{"key": ..., "value": ...}]`.
 
         https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_ListTagsForResource.html
         """
@@ -182,7 +182,9 @@ class Provisioner:
         return self._clients[f"ecs {region}"]
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
-        """Call the `notify` given to the constructor, if any. What it raises is logged and goes no further."""
+        """Call the `notify` given to the constructor, if any, as `notify(exception, context=context)`. What it raises
+        is logged and goes no further.
+        """
         if self._notify is None:
             return
         try:

@@ -23,7 +23,7 @@ class MessageIds(Sequence[str | None]):
         self._length = 0
 
     def put(self, index: int, message_id: str | None) -> None:
-        """Note the message id of the `index`-th task. For `submit_many` itself."""
+        """Note the `message_id` of the `index`-th task, None where it was not sent. For `submit_many` itself."""
         if message_id is None:
             return self.grow(index + 1)
         start = index * _ID_BYTES
@@ -42,7 +42,7 @@ class MessageIds(Sequence[str | None]):
         self.grow(index + 1)
 
     def grow(self, length: int) -> None:
-        """Count tasks that have no id, too."""
+        """Count at least `length` tasks, those that have no id too. For `submit_many` itself."""
         self._length = max(self._length, length)
 
     def __len__(self) -> int:

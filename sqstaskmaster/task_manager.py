@@ -354,7 +354,14 @@ class TaskManager:
     def receive(
         self, wait_time: int, sqs_timeout: int, most: int = 1, in_worker: bool = False, **wanted: Any
     ) -> list[Task | None]:
-        """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does."""
+        """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does.
+
+        :param wait_time: seconds that it waits for a message, 0 to 20.
+        :param sqs_timeout: the visibility timeout of the receive, 0 to 43200 seconds.
+        :param most: how many messages it may bring, 1 to 10.
+        :param in_worker: whether a Worker asks, whose `notify` is told more.
+        :param wanted: further parameters of ReceiveMessage.
+        """
         asked_at = clock.now()
         with self._remedies:
             received = self.queue.receive_messages(
@@ -409,7 +416,7 @@ class TaskManager:
             self.queue.purge()
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
-        """Call the `notify` given to the constructor, if any."""
+        """Call the `notify` given to the constructor, if any, as `notify(exception, context=context)`."""
         if self._notify is not None:
             self._notify(exception, context=context)
 

@@ -260,8 +260,11 @@ class Worker:
         return counts
 
     def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
-        """The handler that runs this task.
+        """The handler that runs this task: for tests, and for loops of one's own.
 
+        :param task: the task's name.
+        :param kwargs: its arguments, by name.
+        :param message: the message, as for `MessageHandler`.
         :raises UnknownTask: where there is none.
         :raises ArgumentsDoNotFit: where its arguments are not the task's.
         """

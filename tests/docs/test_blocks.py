@@ -27,7 +27,8 @@ SHELL = ("sh", "bash", "shell")
 UNCHECKED = ("docker", "ini", "none", "pycon", "text", "toml")
 
 # Other packages need not be installed, and where they are, reading them takes longer than all the pages. A second
-# definition of a name is a second way to write it; and current_task() gives None outside of a task only.
+# definition of a name is a second way to write it; and current_task() gives None outside of a task only. What is shown
+# must run on the oldest Python.
 MYPY = """
 [mypy]
 cache_dir = .cache
@@ -35,6 +36,7 @@ check_untyped_defs = true
 disable_error_code = no-redef
 follow_imports = skip
 ignore_missing_imports = true
+python_version = 3.10
 strict_optional = false
 [mypy-sqstaskmaster.*]
 follow_imports = normal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import enum
 import importlib
 import inspect
 import json
@@ -53,6 +54,16 @@ def public_names():
     return found
 
 
+def untold(name, function, docstring):
+    """The arguments of a public function that its docstring does not name."""
+    return [
+        f"{name}({argument})"
+        for argument, each in inspect.signature(function).parameters.items()
+        if argument != "self" and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        if not re.search(rf"\b{argument}\b", docstring or "")
+    ]
+
+
 def actions():
     """Every action that a line of the log may have, as the source has it."""
     found = set()
@@ -88,6 +99,20 @@ class TestReference(unittest.TestCase):
         names = public_names()
         self.assertGreater(len(names), 120)
         self.assertEqual([], [name for name, docstring in names.items() if not (docstring or "").strip()])
+
+    def test_every_argument_is_told_in_its_docstring(self):
+        found = []
+        for name in sqstaskmaster.__all__:
+            value = getattr(sqstaskmaster, name)
+            # Errors, and the task that runs, are for this package to make.
+            if not inspect.isclass(value) or issubclass(value, (BaseException, sqstaskmaster.CurrentTask, enum.Enum)):
+                continue
+            if "__init__" in vars(value):
+                found += untold(name, value.__init__, value.__doc__)
+            for member, function in vars(value).items():
+                if not member.startswith("_") and inspect.isfunction(function):
+                    found += untold(f"{name}.{member}", function, inspect.getdoc(function))
+        self.assertEqual([], found)
 
     def test_every_action_of_the_log_is_told(self):
         known, told = actions(), first_column(page("log").partition("\nActions\n")[2])
