@@ -9,7 +9,6 @@ server.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import itertools
 import logging
@@ -23,16 +22,12 @@ from typing import Any
 
 from sqstaskmaster._sqs.limits import (
     DEDUPLICATION_SECONDS,
-    MAX_BATCH_BYTES,
     MAX_BATCH_ENTRIES,
-    MAX_DELAY_SECONDS,
-    MAX_MESSAGE_BYTES,
     MAX_WAIT_SECONDS,
-    check_identifier,
     check_whole_seconds,
     is_whole,
-    message_bytes,
 )
+from sqstaskmaster._sqs.refusals import SYSTEM_ATTRIBUTES, md5, refusal, wrong_batch, wrong_message
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -77,7 +72,7 @@ class LocalMessage:
     @property
     def md5_of_body(self) -> str:
         """The MD5 of the body, as SQS gives it: 32 hexadecimal digits."""
-        return _md5(self.body)
+        return md5(self.body)
 
     def change_visibility(self, **kwargs: Any) -> None:
         """Nothing but a note of `VisibilityTimeout` (seconds) in `visibility_changes`."""
@@ -193,11 +188,11 @@ class LocalQueue:
         body = kwargs.get("MessageBody")
         if not isinstance(body, str):
             raise TypeError(f"MessageBody must be a string, not {body!r}")
-        wrong = _wrong(kwargs, self.url.endswith(".fifo"))
+        wrong = wrong_message(kwargs, self.url.endswith(".fifo"))
         if wrong:
-            raise _refusal("SendMessage", *wrong)
+            raise refusal("SendMessage", *wrong)
         message = self._append(kwargs)
-        return {"MD5OfMessageBody": _md5(body), "MessageId": message.message_id}
+        return {"MD5OfMessageBody": md5(body), "MessageId": message.message_id}
 
     def send_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Append `Entries`, up to 10 messages and 1 MiB: each as in `send_message`, and with an `Id`.
@@ -210,12 +205,12 @@ class LocalQueue:
         for entry in Entries:
             if not isinstance(entry.get("MessageBody"), str):
                 raise TypeError(f"MessageBody must be a string, not {entry.get('MessageBody')!r}")
-        wrong = _wrong_batch(Entries)
+        wrong = wrong_batch(Entries)
         if wrong:
-            raise _refusal("SendMessageBatch", *wrong)
+            raise refusal("SendMessageBatch", *wrong)
         answer: dict[str, list[dict[str, Any]]] = {"Successful": [], "Failed": []}
         for entry in Entries:
-            wrong = _wrong(entry, self.url.endswith(".fifo"))
+            wrong = wrong_message(entry, self.url.endswith(".fifo"))
             if wrong:
                 code, text = wrong
                 answer["Failed"].append({"Id": entry["Id"], "SenderFault": True, "Code": code, "Message": text})
@@ -231,7 +226,7 @@ class LocalQueue:
         message.attributes = {
             "SentTimestamp": str(int(time.time() * 1000)),
             "ApproximateReceiveCount": "1",
-            **{name: given[name] for name in _SYSTEM_ATTRIBUTES if name in given},
+            **{name: given[name] for name in SYSTEM_ATTRIBUTES if name in given},
         }
         if "MessageDeduplicationId" in given:
             earlier = self._aside.earlier(given["MessageDeduplicationId"], message)
@@ -298,53 +293,3 @@ class LocalQueue:
 
     def __repr__(self) -> str:
         return f"LocalQueue(url={self.url!r})"
-
-
-def _md5(text: str) -> str:
-    # The checksum of the SQS protocol, no security: without the flag, FIPS builds of Python refuse it.
-    return hashlib.md5(text.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()
-
-
-_SYSTEM_ATTRIBUTES = ("MessageGroupId", "MessageDeduplicationId")
-
-
-def _wrong(given: Mapping[str, Any], fifo: bool) -> tuple[str, str] | None:
-    """SQS's code for what is wrong with a message, and a text."""
-    if message_bytes(given) > MAX_MESSAGE_BYTES:
-        return "InvalidParameterValue", f"A message must be shorter than {MAX_MESSAGE_BYTES} bytes"
-    if fifo and "MessageGroupId" not in given:
-        return "MissingParameter", "The request must contain the parameter MessageGroupId"
-    if "DelaySeconds" in given and fifo:
-        return "InvalidParameterValue", "DelaySeconds is not valid for single messages of a FIFO queue"
-    if "MessageDeduplicationId" in given and not fifo:
-        return "InvalidParameterValue", "MessageDeduplicationId is not valid for a standard queue"
-    try:
-        if "DelaySeconds" in given:
-            check_whole_seconds("DelaySeconds", given["DelaySeconds"], MAX_DELAY_SECONDS)
-        for name in _SYSTEM_ATTRIBUTES:
-            if name in given:
-                check_identifier(name, given[name])
-    except ValueError as error:
-        return "InvalidParameterValue", str(error)
-    return None
-
-
-def _wrong_batch(entries: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    if not entries:
-        return "EmptyBatchRequest", "There should be at least one SendMessageBatchRequestEntry in the request"
-    if len(entries) > MAX_BATCH_ENTRIES:
-        return "TooManyEntriesInBatchRequest", f"Maximum number of entries per request is {MAX_BATCH_ENTRIES}"
-    if len({entry["Id"] for entry in entries}) < len(entries):
-        return "BatchEntryIdsNotDistinct", "Two or more batch entries in the request have the same Id"
-    if sum(map(message_bytes, entries)) > MAX_BATCH_BYTES:
-        return "BatchRequestTooLong", f"Batch requests cannot be longer than {MAX_BATCH_BYTES} bytes"
-    return None
-
-
-def _refusal(operation: str, code: str, text: str) -> Exception:
-    """What boto3 raises where SQS refuses a request."""
-    from botocore.exceptions import ClientError
-
-    error = {"Code": code, "Message": text, "Type": "Sender"}
-    refusal: Exception = ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": 400}}, operation)
-    return refusal

@@ -264,8 +264,9 @@ def _add_ps(add: Callable[..., argparse.ArgumentParser]) -> None:
         "sqstaskmaster ps --watch",
         "sqstaskmaster ps --stacks",
         more="This user's workers on this machine, or in this container; as root, everybody's. The loop of a script is "
-        "not among them, and a worker whose plain MessageHandler holds the interpreter in C code does not answer. For "
-        "its stack an isolated task gets a signal, which ends a sleep or a wait of C code that does not start anew.",
+        "not among them, and a worker whose plain MessageHandler holds the interpreter in C code does not answer. "
+        "For its stack an isolated task gets a signal, which ends a sleep or a wait of C code that does not begin it "
+        "again.",
     )
     either = command.add_mutually_exclusive_group()
     either.add_argument(

@@ -94,6 +94,9 @@ class ArchitectureTest(unittest.TestCase):
             for (file, name), methods in rooms.classes(folder).items():
                 self.assertLessEqual(len(methods), 25, f"{name} in {file}: give what belongs together its own object")
 
+    def test_nobody_knows_what_is_for_tests(self):
+        self.assertEqual(set(), {room for room, known in self.rooms.items() if "testing" in known})
+
     def test_isolation_comes_down_to_the_standard_library(self):
         for module, imported in self.imports.items():
             if rooms.room_of(module) in STANDARD_LIBRARY_ONLY:
