@@ -12,13 +12,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import unittest
 
 from tests import support
-from tests.support.blocks import ROOT
+from tests.docs.site import build
 from tests.support.extras import need
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -102,16 +101,7 @@ class TestPages(unittest.TestCase):
         command = browser()
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        html = pathlib.Path(folder.name) / "html"
-        built = subprocess.run(
-            [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", f"{folder.name}/doctrees", "docs", str(html)],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-        assert built.returncode == 0, built.stderr
+        html = build("html")
         cls.pages = sorted(str(page.relative_to(html)) for page in html.rglob("*.html"))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(html)))
         server.look = LOOK % json.dumps([cls.pages, WIDTHS, THEMES])
