@@ -247,7 +247,7 @@ class Worker:
                 # Loaded here: what it needs is there on Linux only.
                 from sqstaskmaster._service.slots import SlotsRun
 
-                counts = SlotsRun(settings, burst=burst, on_event=on_event or _nothing, protection=protection).run()
+                counts = SlotsRun(settings, burst=burst, on_event=on_event, protection=protection).run()
             else:
                 with Shutdown(self.shutdown_grace) as stop, owner.only_in_this_process():
                     if self._on_start is not None:

@@ -21,6 +21,8 @@ from sphinx.roles import XRefRole
 import sqstaskmaster
 
 PYTHON = "https://docs.python.org/3/library/"
+# The built-in types that have their place there; the others are among the functions.
+STDTYPES = ("bytearray", "bytes", "dict", "frozenset", "list", "memoryview", "range", "set", "str", "tuple")
 # Other packages whose names may be written without being linked.
 NEIGHBOURS = ("boto3", "botocore", "sqstaskmaster")
 
@@ -45,7 +47,9 @@ def resolve(app: Sphinx, env: Any, node: addnodes.pending_xref, contnode: nodes.
     optional = node.get("optional", False)
     target = node["reftarget"]
     domain = env.get_domain("py")
-    for name in full_names(target):
+    # A word in single backquotes may happen to be a module's name too.
+    names = full_names(target) if not optional or target.partition(".")[0] in sqstaskmaster.__all__ else []
+    for name in names:
         if name in domain.objects:
             entry = domain.objects[name]
             return _link(app, node, entry, contnode)
@@ -103,12 +107,15 @@ def home_of(target: str) -> tuple[str, str] | None:
 def python_page(module: str, name: str) -> str | None:
     """Where Python documents it; None for what is not Python's own."""
     if module == "builtins":
-        value = getattr(builtins, name.partition(".")[0])
+        first = name.partition(".")[0]
+        value = getattr(builtins, first)
         if isinstance(value, type) and issubclass(value, BaseException):
             return f"{PYTHON}exceptions.html#{name}"
-        return f"{PYTHON}{'stdtypes' if isinstance(value, type) else 'functions'}.html#{name}"
+        page = "constants" if value in (None, True, False) else "stdtypes" if first in STDTYPES else "functions"
+        return f"{PYTHON}{page}.html#{name}"
     if module.partition(".")[0] in NEIGHBOURS:
         return None
+    module = module.removeprefix("_")  # where C code says that it is from
     return f"{PYTHON}{module}.html#{module}.{name}" if name else f"{PYTHON}{module}.html"
 
 

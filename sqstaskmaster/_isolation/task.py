@@ -102,7 +102,11 @@ class TaskProcess:
 
     def descriptors(self) -> list[int]:
         """What is to be read when it is readable; empty once the task is gone."""
-        return [] if self.gone else [*self._readers, *([] if self._pidfd is None else [self._pidfd])]
+        if self.gone:
+            return []
+        # Of a task that has told its end, only that it is gone is waited for; the rest is read then.
+        ends = [end for end in self._readers if not self.told or end == self._ends.news]
+        return ends if self._pidfd is None else [*ends, self._pidfd]
 
     def read(self, descriptor: int) -> None:
         """Read what is there, which may be nothing."""

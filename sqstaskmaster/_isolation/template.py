@@ -188,5 +188,5 @@ def _warn_of_threads() -> None:
         logger.warning(
             "Importing the worker's module has started threads (%s). Tasks are forked from this process and can hang "
             "on what those hold: start them when a task needs them",
-            ", ".join(named),
+            ", ".join(dict.fromkeys(named)),
         )

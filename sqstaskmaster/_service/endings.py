@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sqstaskmaster._claim import clock, forwarding
 from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED, DeadLetterQueues, send_successor
 from sqstaskmaster._claim.ending import SEND_SECONDS, retry_delay_of
-from sqstaskmaster._service.job import Job, logger
+from sqstaskmaster._service.job import Job
 from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._service.threads import Threads
 from sqstaskmaster._service.verdicts import Verdicts
@@ -117,7 +117,7 @@ class Endings:
             if error is None:
                 text = "Message given back, unstarted: %s"
                 self._log(lambda: job.report.log(logging.INFO, "given_back", text, job.message))
-                self._user.call(lambda: self._warn_of_last_receive(job), _tell_defect)
+                self._user.call(lambda: self._warn_of_last_receive(job))
             else:
                 self._not_given_back(job, error)
             self._over(job, GIVEN_BACK)
@@ -127,7 +127,7 @@ class Endings:
     def extension_failed(self, job: Job, error: BaseException) -> None:
         """An extension failed, and is tried again. The task goes on."""
         text = "Claim not extended, the task goes on, message: %s"
-        self._user.call(lambda: job.report.trouble(text, error, "extension_failed"), _tell_defect)
+        self._user.call(lambda: job.report.trouble(text, error, "extension_failed"))
 
     # -- what it came to -----------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class Endings:
 
     def _not_given_back(self, job: Job, error: BaseException) -> None:
         text = "Message not given back, it comes back when its visibility timeout ends: %s"
-        self._user.call(lambda: job.report.trouble(text, error, "give_back_failed"), _tell_defect)
+        self._user.call(lambda: job.report.trouble(text, error, "give_back_failed"))
 
     def _report(self, job: Job, report: Callable[[], Any], outcome: Outcome) -> None:
         """Report, in a thread, then be done with the message."""
@@ -265,10 +265,11 @@ class Endings:
     def _finish(self, job: Job) -> None:
         """The one line of a task that has ended, and whoever wants to know."""
         finished = job.finished()
-        self._log(job.report.finished)
+        if job.report.is_said(logging.INFO):
+            self._log(job.report.finished)
         on_finish = self._settings.on_finish
         if on_finish is not None:
-            self._user.call(lambda: _call_on_finish(on_finish, finished, job), _tell_defect)
+            self._user.call(lambda: _call_on_finish(on_finish, finished, job))
         self._over(job, finished.outcome)
 
 
@@ -298,8 +299,3 @@ def _result(job: Job) -> tuple[Any, BaseException | None]:
         return (job.process.result() if job.process is not None else None), None
     except BaseException as error:  # a Continue, or whatever the task raised
         return None, error
-
-
-def _tell_defect(_: Any, error: BaseException | None) -> None:
-    if error is not None:
-        logger.error("A report of the worker failed", exc_info=error, extra={"action": "callback_failed"})

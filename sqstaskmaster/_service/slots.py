@@ -96,7 +96,7 @@ class SlotsRun:
         settings: Settings,
         *,
         burst: bool,
-        on_event: Callable[[str], Any],
+        on_event: Callable[[str], Any] | None,
         protection: ScaleInProtection,
     ) -> None:
         self._settings = settings
@@ -166,6 +166,8 @@ class SlotsRun:
         finally:
             status.close()
             handlers.put_back()
+            for threads in (self._requests, self._user, self._logs, self._events):
+                threads.close()
             self._mailbox.close()
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -213,6 +215,8 @@ class SlotsRun:
             return False
         if not (self._stop_signals or self._refused or self._burst and self._polling.all_empty):
             return False
+        # First: what ends between the two still wakes the loop.
+        self._logs.wakes = self._user.wakes = True
         if self._endings.unfinished or self._logs.unfinished:
             # Only the user's code is left: an error service or a log that hangs gets so long.
             self._end_at = min(self._end_at, time.monotonic() + _LAST_SECONDS)
@@ -224,7 +228,7 @@ class SlotsRun:
         self._log_with(lambda: logger.log(level, text, *values, **more))
 
     def _log_with(self, function: Callable[[], Any]) -> None:
-        self._logs.call(function, _tell_defect)
+        self._logs.call(function)
 
     # -- from the poll to the start ------------------------------------------------------------------------------
 
@@ -394,10 +398,6 @@ class SlotsRun:
                 self._endings.give_back_unstarted(job)
 
     def _tell(self, event: str) -> None:
-        self._events.call(lambda: self._on_event(event), _tell_defect)
-
-
-def _tell_defect(_: Any, error: BaseException | None) -> None:
-    """What `on_event`, or a line of the log, raised."""
-    if error is not None:
-        logger.error("A callback of the worker failed", exc_info=error, extra={"action": "callback_failed"})
+        on_event = self._on_event
+        if on_event is not None:
+            self._events.call(lambda: on_event(event))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import _thread
 import collections
 import contextlib
+import functools
+import logging
 import os
 import queue
 import threading
@@ -19,6 +21,8 @@ from typing import Any
 from sqstaskmaster._signals import state
 
 Then = Callable[[Any, "BaseException | None"], None]
+
+logger = logging.getLogger("sqstaskmaster.worker")
 
 # A thread that has had nothing to do for so long ends; one is always kept.
 _IDLE_SECONDS = 30.0
@@ -50,8 +54,10 @@ class Mailbox:
             self._actions.popleft()()
 
     def close(self) -> None:
-        os.close(self._reading)
-        os.close(self._writing)
+        # A thread that answers later must not write into what is opened next.
+        ends, self._reading, self._writing = (self._reading, self._writing), -1, -1
+        for end in ends:
+            os.close(end)
 
 
 class Threads:
@@ -60,19 +66,25 @@ class Threads:
     They are daemons and take no signals; idle ones are used again, since a thread costs a fifth of a request.
 
     :param most: how many calls may be under way at once; more wait for one of them to end.
+
+    `wakes`: whether the end of the last call wakes the loop, also where that call has no answer for it.
     """
 
     def __init__(self, mailbox: Mailbox, name: str, most: int) -> None:
         self._mailbox = mailbox
         self._name = name
         self._most = most
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Then]] = queue.SimpleQueue()
+        self.wakes = False
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Then | None] | None] = queue.SimpleQueue()
         self._lock = _thread.allocate_lock()
         self._threads = 0
         self._unfinished = 0
 
-    def call(self, function: Callable[[], Any], then: Then) -> None:
-        """Have `function()` called in a thread, and `then(result, error)` in the loop when it has answered."""
+    def call(self, function: Callable[[], Any], then: Then | None = None) -> None:
+        """Have `function()` called in a thread, and `then(result, error)` in the loop when it has answered.
+
+        Without `then` the loop has no work with it; what it raises is logged.
+        """
         with self._lock:
             self._unfinished += 1
             start = self._unfinished > self._threads and self._threads < self._most
@@ -81,6 +93,12 @@ class Threads:
         if start:
             with state.starting_thread():
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    def close(self) -> None:
+        """No more calls: each thread ends, one that hangs when it has its answer."""
+        with self._lock:
+            for _ in range(self._threads):
+                self._calls.put(None)
 
     @property
     def unfinished(self) -> int:
@@ -91,20 +109,33 @@ class Threads:
         state.block_all()
         while True:
             try:
-                function, then = self._calls.get(timeout=_IDLE_SECONDS)
+                call = self._calls.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
                 with self._lock:
                     if self._threads > 1 and self._unfinished < self._threads:
                         self._threads -= 1
                         return
                 continue
+            if call is None:
+                return
+            function, then = call
             result, error = None, None
             try:
                 result = function()
             except BaseException as raised:  # handed to whoever asked
                 error = raised
+            if then is None and error is not None:
+                logger.error("A callback of the worker failed", exc_info=error, extra={"action": "callback_failed"})
             with self._lock:
                 self._unfinished -= 1
-            self._mailbox.put(lambda then=then, result=result, error=error: then(result, error))  # type: ignore[misc]
+                last = not self._unfinished
+            if then is not None:
+                self._mailbox.put(functools.partial(then, result, error))
+            elif last and self.wakes:
+                self._mailbox.put(_nothing)
             # Lest an idle thread keep the last message, or an exception's frames, alive.
-            del function, then, result, error
+            del call, function, then, result, error
+
+
+def _nothing() -> None:
+    pass

@@ -12,13 +12,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import unittest
 
 from tests import support
-from tests.support.blocks import ROOT
+from tests.docs.site import build
 from tests.support.extras import need
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -29,12 +28,14 @@ SECONDS = 60
 # Each page is loaded once, in a frame that is then as wide as the window would be.
 LOOK = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>look</title><script>
 const [pages, widths, themes] = %s;
-const found = [];
+const found = [], wrong = [];
 const look = page => new Promise(done => {
   const frame = document.createElement("iframe");
   frame.style = "border: 0; height: 900px; width: 1200px";
   frame.onload = () => {
     const shown = frame.contentDocument;
+    for (const image of shown.images)
+      if (!image.alt.includes(" ") || !image.complete || !image.naturalWidth) wrong.push(page + ": " + image.src);
     for (const theme of themes) {
       shown.body.dataset.theme = theme;
       for (const width of widths) {
@@ -53,7 +54,7 @@ const look = page => new Promise(done => {
 });
 onload = async () => {
   for (const page of pages) await look(page);
-  await fetch("/found", {method: "POST", body: JSON.stringify(found)});
+  await fetch("/found", {method: "POST", body: JSON.stringify({found, wrong})});
 };
 </script><body></body>"""
 
@@ -102,16 +103,7 @@ class TestPages(unittest.TestCase):
         command = browser()
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        html = pathlib.Path(folder.name) / "html"
-        built = subprocess.run(
-            [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", f"{folder.name}/doctrees", "docs", str(html)],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-        assert built.returncode == 0, built.stderr
+        html = build("html")
         cls.pages = sorted(str(page.relative_to(html)) for page in html.rglob("*.html"))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(html)))
         server.look = LOOK % json.dumps([cls.pages, WIDTHS, THEMES])
@@ -135,7 +127,7 @@ class TestPages(unittest.TestCase):
                 start_new_session=True,
             )
             try:
-                cls.found = server.found.get(timeout=SECONDS)
+                cls.found, cls.wrong = server.found.get(timeout=SECONDS).values()
             except queue.Empty:
                 raise AssertionError(f"the browser did not come to an end:\n{log.read_text()}") from None
             finally:
@@ -163,6 +155,9 @@ class TestPages(unittest.TestCase):
                 if each["theme"] == "dark" and (each["page"], each["width"]) == (light["page"], light["width"])
             )
             self.assertLess(brightness(dark), brightness(light), light)
+
+    def test_every_picture_is_shown_and_told_in_words(self):
+        self.assertEqual([], self.wrong)
 
     def test_nothing_is_wrong_in_the_console(self):
         self.assertEqual([], self.said)

@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
+import sys
 import threading
+import time
 import unittest
 from unittest import mock
 
@@ -14,7 +16,7 @@ from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.slot import SlotLost
 from sqstaskmaster._service import slots, verdicts
 from sqstaskmaster.errors import ArgumentsDoNotFit, HandlerStuck, NoAnswer, UnknownTask
-from tests.service.test_slots import SlotsTestCase
+from tests.service.test_slots import LOST, SlotsTestCase
 from tests.support import DEADLINE_SECONDS
 
 REFUSED = ClientError({"Error": {"Code": "AccessDenied", "Message": "not allowed"}}, "ChangeMessageVisibility")
@@ -163,6 +165,81 @@ class GivingBackTest(TroublesTestCase):
         self.assertEqual({"given back": 1}, counts)
         self.assertIsInstance(self.notified[0][0], NoAnswer)
         self.assertIn("give_back_failed", records)
+
+
+class Hanging(Handler):
+    """A task that ends only when it is stopped; what the worker asks its handler raises."""
+
+    def __init__(self, message):
+        ProcessMessageHandler.__init__(self, message, 3, 0.1, 60, term_grace=0)
+
+    def run(self):
+        time.sleep(3600)
+
+
+class AnswersTest(TroublesTestCase):
+    """What a handler of a running task raises in the worker stops that task, and nothing else."""
+
+    def run_beside_a_healthy_one(self, **methods):
+        kind = type(
+            "Asked",
+            (Hanging,),
+            {"notify": lambda _, *told, **context: self.notified.append((*told, context)), **methods},
+        )
+        settings = {"sqs_timeout": 3, "alarm_timeout": 0.1, "on_claim_lost": "continue"}
+        worker = Worker(self.manager, {"T": kind, "Healthy": Handler}, slots=2, wait_time=0, **settings)
+        self.manager.submit("T")
+        self.manager.submit("Healthy")
+        counts = dict(worker.run(burst=True))
+        self.assertEqual([False, True], [message.deleted for message in self.messages])
+        return counts
+
+    def test_what_running_raises_is_the_tasks_failure(self):
+        def running(handler):
+            raise LookupError("no such run")
+
+        self.assertEqual({"failed": 1, "done": 1}, self.run_beside_a_healthy_one(running=running))
+        self.assertEqual("no such run", str(self.notified[0][0]))
+
+    def test_a_running_that_would_end_the_worker_stops_its_task_only(self):
+        def running(handler):
+            sys.exit(1)
+
+        self.assertEqual({"failed": 1, "done": 1}, self.run_beside_a_healthy_one(running=running))
+        self.assertIsInstance(self.notified[0][0], HandlerStuck)
+        self.assertIn("running() raised SystemExit(1)", str(self.notified[0][0]))
+
+    def test_a_claim_lost_that_raises_stops_the_task_though_others_go_on(self):
+        def lose(message, seconds):
+            raise LOST
+
+        def claim_lost(handler, exception):
+            raise InterruptedError("somebody else runs it")
+
+        self.on_change = lose
+        self.assertEqual({"claim lost": 1, "done": 1}, self.run_beside_a_healthy_one(claim_lost=claim_lost))
+
+
+class StoppingTest(TroublesTestCase):
+    def test_a_running_task_whose_message_cannot_be_given_back_is_interrupted_all_the_same(self):
+        def refuse(message, seconds):
+            raise REFUSED
+
+        self.on_change = refuse
+        logging.disable(logging.NOTSET)
+        worker = self.worker(shutdown_grace=0)
+
+        @worker.task("T", term_grace=0)
+        def task():
+            (self.folder / "runs").touch()
+            time.sleep(3600)
+
+        self.manager.submit("T")
+        self.stop_when(self.files)
+        with self.assertLogs("sqstaskmaster", logging.INFO) as logs:
+            self.assertEqual({"interrupted": 1}, dict(worker.run()))
+        self.assertIn(REFUSED, [error for error, _ in self.notified])
+        self.assertIn("comes back when its visibility timeout ends", " ".join(logs.output))
 
 
 class ProcessesTest(TroublesTestCase):

@@ -1,11 +1,12 @@
 """Calls in other threads: their answers come to the loop, and one that hangs holds up no other."""
 
+import os
 import select
 import threading
 import unittest
 
 from sqstaskmaster._service.threads import Mailbox, Threads
-from tests.support import DEADLINE_SECONDS
+from tests.support import DEADLINE_SECONDS, wait_until
 
 
 class ThreadsTest(unittest.TestCase):
@@ -90,3 +91,30 @@ class ThreadsTest(unittest.TestCase):
 
 if __name__ == "__main__":
     unittest.main()
+
+    def test_a_call_without_an_answer_wakes_nobody_and_what_it_raises_is_logged(self):
+        threads = self.threads(most=1)
+        with self.assertLogs("sqstaskmaster.worker", "ERROR") as logs:
+            threads.call(lambda: 1 / 0)
+            threads.call(lambda: None, self.then)
+            self.deliver(1)
+        self.assertIn("ZeroDivisionError", logs.output[0])
+        self.assertEqual([], select.select([self.mailbox], [], [], 0)[0])
+        threads.wakes = True
+        threads.call(lambda: None)
+        self.assertTrue(select.select([self.mailbox], [], [], DEADLINE_SECONDS)[0], "the last one wakes the loop")
+        self.assertEqual(0, threads.unfinished)
+
+    def test_closed_its_threads_end_and_an_answer_that_comes_later_harms_nobody(self):
+        mailbox, hang = Mailbox(), threading.Event()
+        threads = Threads(mailbox, "closed", 2)
+        threads.call(lambda: hang.wait(DEADLINE_SECONDS), self.then)
+        threads.call(lambda: None, self.then)
+        threads.close()
+        mailbox.close()
+        reading, writing = os.pipe()  # where the mailbox's ends were
+        self.addCleanup(os.close, reading)
+        hang.set()
+        wait_until(lambda: "closed" not in [thread.name for thread in threading.enumerate()], "they have ended")
+        os.close(writing)
+        self.assertEqual(b"", os.read(reading, 1))
