@@ -799,6 +799,27 @@ class NothingHasRunTest(HandlerTestCase):
                     ("done", 1, [function.__name__]), (handler.outcome, handler._message.deletes, handler.ran)
                 )
 
+    def test_a_block_that_was_never_left_does_not_spoil_the_next(self):
+        class Breaks(Handler):
+            run = coroutine
+            ran = []
+            broken = True
+
+            def __enter__(self):
+                super().__enter__()
+                if self.broken:
+                    self._alarm.give_back()
+                    raise KeyError
+                return self
+
+        handler = self.handler(kind=Breaks)
+        with self.assertRaises(KeyError), handler:
+            pass
+        handler.broken = False
+        with handler:
+            handler.run()
+        self.assertEqual("failed", handler.outcome)
+
     def test_a_run_that_somebody_put_on_the_handler_or_its_class_is_called_and_asked_as_ever(self):
         own = mock.Mock(return_value=5)
         handler = self.handler()

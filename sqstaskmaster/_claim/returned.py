@@ -38,7 +38,8 @@ class WatchedRun:
         self._names = vars(handler)
         self._returned: list[Any] = []
         self._handler = handler
-        self._names.setdefault("run", self)
+        if isinstance(self._names.get("run", self), WatchedRun):  # one that is left from a block that was never left
+            self._names["run"] = self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         value = self._own()(*arguments, **named)
