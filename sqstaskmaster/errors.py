@@ -99,7 +99,12 @@ class TaskKilled(TaskDied):
     """
 
     def __init__(self, number: int | None, *, task: str, pid: int | None, seconds: float, stack: str) -> None:
-        super().__init__(f"was killed by {_named(number)}", task=task, pid=pid, seconds=seconds, stack=stack)
+        how = (
+            "was killed, as was the process that watches over it,"
+            if number is None
+            else f"was killed by {_named(number)}"
+        )
+        super().__init__(how, task=task, pid=pid, seconds=seconds, stack=stack)
         self.signal = number
 
 
@@ -152,9 +157,7 @@ class TaskNotPicklable(SQSTaskMasterError, TypeError):
     """The start method needs to pickle the handler, and that cannot be done. Nothing was started."""
 
 
-def _named(number: int | None) -> str:
-    if number is None:
-        return "the system, together with the process that watches over it, which was killed"
+def _named(number: int) -> str:
     try:
         name = signal.Signals(number).name
     except ValueError:

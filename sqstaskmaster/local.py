@@ -27,7 +27,7 @@ from sqstaskmaster._sqs.limits import (
     check_whole_seconds,
     is_whole,
 )
-from sqstaskmaster._sqs.refusals import SYSTEM_ATTRIBUTES, md5, refusal, wrong_batch, wrong_message
+from sqstaskmaster._sqs.refusals import md5, refusal, wrong_batch, wrong_message
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -223,12 +223,11 @@ class LocalQueue:
 
     def _append(self, given: Mapping[str, Any]) -> LocalMessage:
         message = LocalMessage(given["MessageBody"], {}, given.get("MessageAttributes", {}))
-        message.attributes = {
-            "SentTimestamp": str(int(time.time() * 1000)),
-            "ApproximateReceiveCount": "1",
-            **{name: given[name] for name in SYSTEM_ATTRIBUTES if name in given},
-        }
+        message.attributes = {"SentTimestamp": str(int(time.time() * 1000)), "ApproximateReceiveCount": "1"}
+        if "MessageGroupId" in given:
+            message.attributes["MessageGroupId"] = given["MessageGroupId"]
         if "MessageDeduplicationId" in given:
+            message.attributes["MessageDeduplicationId"] = given["MessageDeduplicationId"]
             earlier = self._aside.earlier(given["MessageDeduplicationId"], message)
             if earlier is not message:
                 return earlier

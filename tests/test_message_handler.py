@@ -16,7 +16,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqstaskmaster._claim import note
+from sqstaskmaster._claim import current, note
 from sqstaskmaster._claim.block import Block
 from sqstaskmaster._claim.requests import Extensions
 from sqstaskmaster._signals.alarm import Alarm, Unborrowed
@@ -809,6 +809,7 @@ class NothingHasRunTest(HandlerTestCase):
                 super().__enter__()
                 if self.broken:
                     self._alarm.give_back()
+                    current.end(self._current)
                     raise KeyError
                 return self
 

@@ -71,7 +71,7 @@ def is_number(value: Any) -> bool:
 
 def is_whole(value: Any) -> bool:
     """Whether `value` is a whole number, 30.0 included."""
-    return is_number(value) and value == int(value)
+    return type(value) is int or (is_number(value) and value == int(value))
 
 
 def check_whole_seconds(name: str, value: Any, highest: int) -> int:
