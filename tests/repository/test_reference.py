@@ -15,7 +15,7 @@ import unittest
 
 import sqstaskmaster
 from sqstaskmaster import LocalMessage, Outcome
-from sqstaskmaster._claim import report
+from sqstaskmaster._claim import forwarding, report
 from tests.support.blocks import ROOT, blocks
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -135,6 +135,14 @@ class TestReference(unittest.TestCase):
     def test_every_outcome_is_told_with_what_becomes_of_the_message(self):
         told = re.findall(r"(?m)^   \* - .*\n     - ``([a-z -]+)``$", page("outcomes"))
         self.assertEqual(sorted(told), sorted(map(str, Outcome)))
+
+    def test_everything_that_is_sent_on_with_a_message_is_told(self):
+        chain = {"continuation": 1, "first_id": "a", "first_sent": "0"}
+        attribute = {"StringValue": json.dumps(chain), "DataType": "String"}
+        message = LocalMessage("{}", {"ApproximateReceiveCount": "3"}, {forwarding.ATTRIBUTE: attribute})
+        sent = forwarding.dead_letter(message, "a", ValueError("b"), "c")["MessageAttributes"][forwarding.ATTRIBUTE]
+        told = first_column(page("message").partition("\nOn messages that were sent on\n")[2])
+        self.assertEqual({*json.loads(sent["StringValue"])}, told)
 
     def test_policies_are_least_privilege(self):
         allowed = []
