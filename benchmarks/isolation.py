@@ -75,6 +75,17 @@ def fork_and_wait():
     os.waitpid(pid, 0)
 
 
+def two_forks():
+    """What a keeper and a task cost the system, with nothing done in either."""
+    pid = os.fork()
+    if pid == 0:
+        task = os.fork()
+        if task:
+            os.waitpid(task, 0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def attend(tasks, over):
     """Until `over()`: what a worker's loop does for its tasks."""
     owners = {descriptor: task for task in tasks for descriptor in task.descriptors()}
@@ -179,12 +190,14 @@ def main():
     gc.collect()
     for function in (fork_and_join, child, block):
         function()
-    base, run, whole = [], [], []
+    base, run, whole, floor = [], [], [], []
     for _ in range(TURNS):
         base.append(timed(fork_and_join))
+        floor.append(timed(two_forks))
         run.append(timed(child))
         whole.append(timed(block))
     heading("ours", "mp fork")
+    row("two bare forks, one in the other: the floor", floor, base, "ms", "")
     row("no-op task in a child, until it is gone", run, base, "ms", "at most 1.5, and at most 5 ms")
     row("the same as a whole block, keeper reaped", whole, base, "ms", "at most 1.5, and at most 5 ms")
 

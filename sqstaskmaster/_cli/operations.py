@@ -355,7 +355,8 @@ def _only_source(client: Any, url: str) -> str:
     pages = client.get_paginator("list_dead_letter_source_queues").paginate(QueueUrl=url)
     sources: list[str] = [source for page in pages for source in page.get("queueUrls", ())]
     if len(sources) == 1:
-        return sources[0]
+        # By the URL that the user knows it by: a server of one's own may give another, which names no region.
+        return f"{url.rpartition('/')[0]}/{sources[0].rpartition('/')[2]}"
     found = f"{len(sources)} queues have" if sources else "No queue has"
     named = f" ({', '.join(sources[:5])})" if sources else ""
     raise CommandError(

@@ -374,7 +374,10 @@ class SlotsRun:
             if job.process is not None:
                 job.process.tell_stopping()
         if self._stop_signals == 1:
-            what = f"taking no more work; {len(running)} running, which get {self._settings.shutdown_grace} seconds"
+            what = "taking no more work; nothing runs"
+            if running:
+                grace = self._settings.shutdown_grace
+                what = f"taking no more work; {len(running)} running, which get {grace:g} seconds"
             if self._polls:
                 what += f"; waiting for the poll, up to {self._polling.wait_time} s. A second signal means now"
         else:

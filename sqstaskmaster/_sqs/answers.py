@@ -22,7 +22,7 @@ POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, OSError)
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors
-_NO_QUEUE = "check the queue's URL, its region and its account"
+_NO_QUEUE = "check the queue's URL, its region and its account, and AWS_ENDPOINT_URL where it is set"
 _NO_PERMISSION = "grant sqs:ReceiveMessage, DeleteMessage, ChangeMessageVisibility and GetQueueAttributes to this role"
 _NO_SUCH_KEY = "AWS does not know the access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE or the role"
 _NO_KEY_ACCESS = "the queue is encrypted: grant kms:Decrypt on its key to this role, and check that the key is enabled"

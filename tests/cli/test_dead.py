@@ -5,11 +5,13 @@ import io
 import itertools
 import json
 import unittest
+from unittest import mock
 
 from botocore.exceptions import EndpointConnectionError
 
 from sqstaskmaster import DeadLetter, LocalMessage, TaskManager
 from sqstaskmaster._claim import forwarding
+from sqstaskmaster._cli.operations import _only_source
 from sqstaskmaster._cli import dead
 from tests.support import ServerTestCase
 from tests.support.commands import run
@@ -105,6 +107,13 @@ class DeadTest(DeadTestCase):
 
 
 class RedriveSomeTest(DeadTestCase):
+    def test_the_one_source_goes_by_the_url_that_the_user_gave(self):
+        """A server of one's own may know itself by another: where the user's names the region, its own does not."""
+        client = mock.Mock()
+        client.get_paginator.return_value.paginate.return_value = [{"queueUrls": ["http://127.0.0.1:5000/1/tasks"]}]
+        found = _only_source(client, "https://sqs.eu-west-1.amazonaws.com/1/dead")
+        self.assertEqual("https://sqs.eu-west-1.amazonaws.com/1/tasks", found)
+
     def test_those_of_the_task_go_to_the_one_source_and_the_others_stay(self):
         for number in range(12):
             self.send("Train", number=number)
