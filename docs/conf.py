@@ -27,6 +27,9 @@ autodoc_typehints_description_target = "documented_params"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 
+# Sessions in docstrings begin with the names of the package.
+doctest_global_setup = "from sqstaskmaster import *"
+
 html_theme = "furo"
 html_title = f"sqstaskmaster {release}"
 html_static_path = ["_static"]

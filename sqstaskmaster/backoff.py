@@ -19,6 +19,9 @@ class ExponentialBackoff:
         class Train(ProcessMessageHandler):
             retry_delay = ExponentialBackoff(first=30, longest=3600)
 
+    >>> [ExponentialBackoff(first=30, longest=3600).bound(attempt) for attempt in (1, 2, 3, 10)]
+    [30.0, 60.0, 120.0, 3600]
+
     :param first: the most that the first wait can be, in seconds, over 0.
     :param longest: the most that any wait can be, in seconds, from `first` to 43200 (12 hours).
     :param factor: what the bound is multiplied with from one attempt to the next, 1 or more.

@@ -50,8 +50,9 @@ class Continue(BaseException):
     the message is deleted. That costs no receive, and begins 12 new hours. The outcome is `continued`.
 
     It may be raised at any time: also where SIGTERM raised SystemExit in the task (the worker stops, or the hard
-    timeout is over), within `term_grace`. It is a BaseException, so that the task's own `except Exception` does not
-    swallow it.
+    timeout is over), within `term_grace`: in an `except SystemExit` round a call. (One round a loop may miss it, since
+    CPython 3.11 to 3.13 may leave a loop's jump back out of the `try` round it.) It is a BaseException, so that the
+    task's own `except Exception` does not swallow it.
 
     What cannot be sent is a failure of the task, and the message stays: arguments that do not fit the task, a message
     over 1 MiB, an error of SQS, more than `max_continuations` of them. In a plain `MessageHandler`, and for a message

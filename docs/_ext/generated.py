@@ -145,9 +145,9 @@ class Supported(Generated):
         pythons = [each.rpartition(" ")[2] for each in classifiers if re.search(r":: Python :: 3\.\d+$", each)]
         systems = [each.rpartition(" ")[2] for each in classifiers if each.startswith("Operating System")]
         needed = [line for line in setup["options"]["install_requires"].split("\n") if line and line[0] != "#"]
-        rows = [("Python", ", ".join(pythons)), ("systems", ", ".join(systems))]
+        rows = [("Python", ", ".join(pythons)), ("systems", ", ".join(systems).replace("MacOS", "macOS"))]
         rows += [(name, f"{version} or newer") for name, version in (line.split(">=") for line in needed)]
-        yield from table("30 70", ("what", "tested with"), rows)
+        yield from table("30 70", ("what", "supported"), rows)
 
 
 def table(widths: str, head: tuple[str, ...], rows: Any) -> Iterator[str]:

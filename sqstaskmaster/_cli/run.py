@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import base64
-import io
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ from typing import Any
 from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.exits import CommandError
 from sqstaskmaster._cli.operations import kwargs_of, opened
-from sqstaskmaster._cli.worker_process import load
+from sqstaskmaster._cli.worker_process import load, print_whole_lines
 from sqstaskmaster._service.exit_codes import Exit
 from sqstaskmaster._service.status import AskFacts, Status
 from sqstaskmaster._signals import state
@@ -105,8 +103,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         raise CommandError(Exit.USAGE, str(error)) from error
     logs.configure(arguments.log_level, arguments.log_json, comes_back=False)
     logging.getLogger("sqstaskmaster.local").setLevel(logging.WARNING)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # the task's output as it comes, also in a pipe
+    print_whole_lines()
     manager = TaskManager(_HERE, None, _Queue)
     manager.queue.send_message(MessageBody=body, MessageAttributes=attributes)
     counts = worker._alone(manager, _Progress).run(burst=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import io
 import json
 import os
 import signal
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     # Until the worker takes it, and after, Ctrl-C ends this process as SIGTERM does: without a traceback.
     state.Handlers(signal.SIG_DFL, signal.SIGINT).install()
     logs.configure(options.log_level, options.log_json)
+    print_whole_lines()
     try:
         worker = load(options.worker)
         events.send(LOADED)
@@ -154,6 +156,15 @@ def main(arguments: Sequence[str]) -> int:
             events.send(FATAL)
         return code
     return Exit.OK
+
+
+def print_whole_lines() -> None:
+    """Have each line that tasks print leave as it comes, and in one piece: several of them may print at once.
+
+    Neither is so by default: into a pipe Python prints some kilobytes at a time, and with PYTHONUNBUFFERED each word.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
 
 
 class _Events:

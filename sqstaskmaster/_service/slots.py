@@ -182,14 +182,15 @@ class SlotsRun:
                 self._end(job)
                 self._endings.refuse(job, HandlerStuck(f"The constructor of {job.task}'s handler has not returned"))
         self._heartbeat.attend(self._jobs, claim_now)
-        self._endings.attend(claim_now)
         self._slots.reopen(now)
         if self._slots.lost is not None and not self._stop_signals:
             # For the supervisor to start afresh.
             text = "Tasks cannot be started any more, the worker stops: %s"
             self.log(logging.ERROR, text, self._slots.lost, extra={"action": "template_lost"})
             self._stop(signal.SIGTERM)
+        # Before the deletes: a free slot waits for what the poll brings, and nobody for them.
         self._poll(now)
+        self._endings.attend(claim_now)
         due = min(
             self._heartbeat.due(self._jobs, claim_now) - claim_now,
             self._endings.due(claim_now) - claim_now,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -164,9 +165,22 @@ class TestWork(WorkerTestCase):
             self.submit("Gather", number=3)
         worker = self.worker("--slots", 3, "--burst", name="tasks:slotted")
         self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
-        self.assertEqual(3, len(set(self.pids(worker, "gathered"))))
+        self.assertEqual(3, len(set(self.pids(worker, "gathered"))), worker.lines())
         self.assertEqual(1, len(self.worker_processes(worker)))
         self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_each_line_that_is_printed_leaves_as_it_comes_and_in_one_piece(self):
+        code = "from sqstaskmaster._cli import worker_process as w; w.print_whole_lines(); print('a', 'b'); print('c')"
+        for unbuffered in ("", "1"):
+            with self.subTest(PYTHONUNBUFFERED=unbuffered):
+                # Each write is a packet of its own.
+                reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with reading, writing:
+                    subprocess.run(
+                        [sys.executable, "-c", f"{code}; import os; os._exit(0)"],
+                        stdout=writing, check=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+                    )  # fmt: skip
+                    self.assertEqual([b"a b\n", b"c\n"], [reading.recv(99), reading.recv(99)])
 
     def test_as_many_slots_as_there_are_processors(self):
         self.submit("Gather", number=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -63,6 +64,16 @@ class TestLongerThanTwelveHours(PageTestCase):
         support.wait_until(lambda: self.counts(self.url) == (0, 0, 0), "the message is deleted")
         counted = [line for each in (worker, second) for line in each.lines() if line.startswith("counted")]
         self.assertEqual([f"counted to {number}" for number in range(1, 21)], counted)
+
+    def test_a_task_that_does_not_look_answers_its_end_with_where_it_is(self):
+        self.change("answer.py", "1_000_000", "10**15")
+        self.write("serve.py", "from answer import worker\n\nworker.shutdown_grace = 0\nworker.run()\n")
+        self.sqs.send_message(QueueUrl=self.url, MessageBody='{"task": "Compute", "kwargs": {}}')
+        worker = self.script("serve.py")
+        worker.wait_for("computing from 0")
+        self.assertEqual(0, worker.end(signal.SIGTERM), worker.lines())
+        (successor,) = self.receive(self.url)
+        self.assertGreater(json.loads(successor["Body"])["kwargs"]["step"], 0)
 
 
 class TestScale(PageTestCase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unittest
 import zlib
 
@@ -27,7 +28,8 @@ class TestSite(unittest.TestCase):
         self.assertEqual([], sorted({*sqstaskmaster.__all__} - documented(html)), "docs/reference/ lacks these")
 
     def test_every_session_shown_gives_what_it_shows(self):
-        build("doctest")
+        said = (build("doctest") / "output.txt").read_text(encoding="utf-8")
+        self.assertGreater(int(re.search(r"(\d+) tests?\n", said)[1]), 5, said)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,14 @@ class Crunch(Handler):
             hashlib.sha256(b"x" * 1000).hexdigest()
 
 
+class CrunchFirst(Handler):
+    # For ever, when it is received for the first time; not at all after that.
+
+    def run(self):
+        while self._message.attributes["ApproximateReceiveCount"] == "1":
+            hashlib.sha256(b"x" * 1000).hexdigest()
+
+
 class Fail(Handler):
     def run(self):
         raise RuntimeError("the task failed")
@@ -61,7 +69,7 @@ class Stopped(Handler):
         return 0
 
 
-tasks = {"Crunch": Crunch, "Fail": Fail, "Stopped": Stopped}
+tasks = {"Crunch": Crunch, "CrunchFirst": CrunchFirst, "Fail": Fail, "Stopped": Stopped}
 print("ready")
 for task, kwargs, message in TaskManager(sys.argv[1]).task_generator(wait_time=1, sqs_timeout=3):
     print("start", task, message.attributes["ApproximateReceiveCount"])
@@ -126,14 +134,13 @@ class ScriptsTest(ServerTestCase):
     def test_the_task_of_a_worker_that_is_killed_is_run_by_another(self):
         url = self.create_queue(visibility=3)
         killed = self.worker(url)
-        # One that the first would not end before the test does.
-        self.submit(url, "Crunch", 2)
-        killed.wait_for("start Crunch 1")
+        self.submit(url, "CrunchFirst")
+        killed.wait_for("start CrunchFirst 1")
         self.assertEqual(-signal.SIGKILL, killed.end(signal.SIGKILL))
         self.assertEqual([], self.lines_of([killed], "end"))
         other = self.worker(url)
-        other.wait_for("end Crunch done")
-        self.assertEqual(["start Crunch 2"], self.lines_of([other], "start"))
+        other.wait_for("end CrunchFirst done")
+        self.assertEqual(["start CrunchFirst 2"], self.lines_of([other], "start"))
         self.assertEqual((0, 0, 0), self.counts(url))
 
 
