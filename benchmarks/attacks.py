@@ -75,7 +75,7 @@ ATTACKS = (
     Attack("fork_falls_out_then_exits", FAILED),
     Attack("fork_falls_out_then_raises", FAILED, EVERYWHERE),
     Attack("fork_leaves_by_exit", DONE, EVERYWHERE),
-    Attack("coroutine", FAILED),
+    Attack("coroutine", FAILED, EVERYWHERE),
     Attack("hangs_in_an_exit_stack", LIMITED, EVERYWHERE),
     Attack("limits_from_the_producer", REFUSED, ("slots",), body_of("TakesOptions", term_grace=3600)),
     Attack("stops_its_keeper_in_a_loop", LIMITED),
