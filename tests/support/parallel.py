@@ -35,8 +35,11 @@ _FIRST = (
     "tests.cli.test_demo",
     "tests.service.test_supervisor",
     "tests.sending.test_producing",
-    "tests.repository.test_examples",
 )
+
+# The threads of solvers and trainers wait for each other in busy loops: nothing else gets on beside them. So they come
+# after all others, one by one.
+_ALONE = ("tests.repository.test_examples",)
 
 _LOOK_SECONDS = 0.05
 # What stands in the run's own way to an end, when it is interrupted.
@@ -59,11 +62,18 @@ class _SideBySide(unittest.TestSuite):
             return super().run(result, debug)
         here, modules = _sorted(self)
         here.run(result)
+        alone = {name: names for name, names in modules.items() if name in _ALONE}
+        self._run([names for name, names in modules.items() if name not in alone], self._processes, result)
+        self._run(list(alone.values()), 1, result)
+        return result
+
+    def _run(self, modules, processes, result):
+        """Run the modules, the names of whose tests are given, so many at a time."""
         with tempfile.TemporaryDirectory(prefix="sqstaskmaster-tests-") as folder:
             plan = {"modules": modules, "buffer": result.buffer, "tb_locals": result.tb_locals}
             with open(os.path.join(folder, "plan"), "w") as file:
                 json.dump(plan, file)
-            count = min(self._processes, len(modules))
+            count = min(processes, len(modules))
             with contextlib.ExitStack() as stack:
                 names = map(str, itertools.count())
                 running = [stack.enter_context(_Process(folder, next(names), result)) for _ in range(count)]
@@ -75,7 +85,6 @@ class _SideBySide(unittest.TestSuite):
                     running += [
                         stack.enter_context(_Process(folder, next(names), result)) for process in ended if process.died
                     ]
-        return result
 
 
 def _sorted(suite):
@@ -91,7 +100,7 @@ def _sorted(suite):
         else:
             modules.setdefault(type(test).__module__, []).append(test.id())
     rank = {name: number for number, name in enumerate(_FIRST)}
-    return here, [modules[name] for name in sorted(modules, key=lambda name: rank.get(name, len(rank)))]
+    return here, {name: modules[name] for name in sorted(modules, key=lambda name: rank.get(name, len(rank)))}
 
 
 class _Process:
