@@ -35,6 +35,7 @@ from sqstaskmaster.errors import (
     UnsupportedContext,
 )
 from tests.support import DEADLINE_SECONDS, STARTS_A_DAEMON, Script, wait_until
+from tests.support.descriptors import open_descriptors
 
 HANGING = {"about": "to hang"}
 
@@ -471,12 +472,12 @@ class EveryStartMethod:
                 os.unlink(self.path)
 
     def test_what_a_task_does_to_its_process_does_not_reach_the_next(self):
-        before = (os.getcwd(), dict(os.environ), signal.getsignal(signal.SIGALRM), len(os.listdir("/proc/self/fd")))
+        before = (os.getcwd(), dict(os.environ), signal.getsignal(signal.SIGALRM), open_descriptors())
         self.run_task("spoils_its_process")
         self.assertEqual("timed out", self.run_task("is_busy", term_grace=0.1).outcome)
         self.assertEqual(
             before,
-            (os.getcwd(), dict(os.environ), signal.getsignal(signal.SIGALRM), len(os.listdir("/proc/self/fd"))),
+            (os.getcwd(), dict(os.environ), signal.getsignal(signal.SIGALRM), open_descriptors()),
         )
         self.assertEqual("done", self.run_task("returns").outcome)
 
@@ -721,11 +722,11 @@ class SupervisionTest(Case):
             while os.waitpid(-1, os.WNOHANG)[0]:  # to process 1 come the orphans of earlier tests, to be reaped
                 pass
         self.run_task("returns")
-        descriptors = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for _ in range(10):
             self.run_task("returns")
             self.run_task("exits_1")
-        self.assertEqual(descriptors, len(os.listdir("/proc/self/fd")))
+        self.assertEqual(before, open_descriptors())
         with self.assertRaises(ChildProcessError):
             while True:  # what other tests started may be there, but none of it ends now
                 pid, _ = os.waitpid(-1, os.WNOHANG)

@@ -18,6 +18,7 @@ from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree, task
 from sqstaskmaster.errors import TaskExited, TaskKilled, TaskNotStarted
 from tests.support import IS_MEASURED, wait_until
+from tests.support.descriptors import open_descriptors
 
 # Generous for a loaded machine.
 SOON_SECONDS = 20
@@ -31,10 +32,6 @@ def alive(pid):
             return stat.read().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def descriptors():
-    return len(os.listdir("/proc/self/fd"))
 
 
 def daemonise():
@@ -284,15 +281,15 @@ class KeeperTest(Case):
             child.result()
 
     def test_starts_that_fail_leave_no_descriptor_open(self):
-        before = descriptors()
+        before = open_descriptors()
         with mock.patch.object(os, "fork", side_effect=OSError(errno.EAGAIN, "no more processes")):
             with self.assertRaises(OSError):
                 isolation.Child(lambda channel: None, name="T").start()
-        self.assertEqual(before, descriptors())
+        self.assertEqual(before, open_descriptors())
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for more in range(12):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + more, hard))
             child = isolation.Child(lambda channel: None, name="T")
             try:
                 child.start()
@@ -300,7 +297,7 @@ class KeeperTest(Case):
                 self.assertEqual(errno.EMFILE, error.errno)
             else:
                 self.end(child)
-            self.assertEqual(before, descriptors())
+            self.assertEqual(before, open_descriptors())
 
     def test_the_out_of_memory_killer_prefers_the_task(self):
         def run(channel):

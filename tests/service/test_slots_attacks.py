@@ -8,12 +8,9 @@ import time
 from sqstaskmaster._claim.current import current_task
 from sqstaskmaster.errors import HardTimeout, TaskKilled
 from tests.service.test_slots import SlotsTestCase
+from tests.support.descriptors import open_descriptors
 
 LIMIT_SECONDS = 0.5
-
-
-def descriptors():
-    return {int(name) for name in os.listdir("/proc/self/fd")}
 
 
 def nested(depth):
@@ -31,7 +28,7 @@ class AttacksTest(SlotsTestCase):
         """
         worker = self.worker(slots=2)
         # What the test itself has open is not to be hit.
-        spared = descriptors()
+        spared = open_descriptors()
         worker.task("Attack", hard_timeout=LIMIT_SECONDS, term_grace=0.2)(lambda: attack(spared))
         folder = self.folder
 
@@ -52,7 +49,7 @@ class AttacksTest(SlotsTestCase):
         self.assertLess(time.monotonic() - began, 15)
         self.assertEqual(["done"] * 5, outcomes["Healthy"])
         self.assertEqual(10, len(self.files()), "each was begun once and ended")
-        self.assertEqual(spared, descriptors())
+        self.assertEqual(spared, open_descriptors())
         (outcome,) = outcomes["Attack"]
         deleted = [each.deleted for each in self.messages if '"Attack"' in each.body]
         self.assertEqual([outcome == "done"], deleted, "only what is done is deleted")
@@ -72,7 +69,7 @@ class AttacksTest(SlotsTestCase):
     def test_garbage_in_every_descriptor_is_no_verdict(self):
         def attack(spared):
             for _ in range(20):
-                for descriptor in descriptors() - spared:
+                for descriptor in open_descriptors() - spared:
                     try:
                         os.set_blocking(descriptor, False)
                         os.write(descriptor, os.urandom(997))
@@ -162,7 +159,7 @@ class DescriptorsTest(SlotsTestCase):
     def test_many_slots_run_under_a_low_soft_limit_and_their_tasks_keep_it(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        low = sorted({*range(1024)} - descriptors())[30]  # leaves thirty
+        low = sorted({*range(1024)} - open_descriptors())[30]  # leaves thirty
         resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
         worker = self.worker(slots=20)
 
