@@ -9,6 +9,7 @@ server.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import logging
@@ -62,7 +63,11 @@ class LocalMessage:
         self.queue_url: str | None = None
         self.message_id: str = f"local-{next(_numbers)}"
         self.deleted: bool = False
-        self.visibility_changes: list[int] = []
+
+    @functools.cached_property
+    def visibility_changes(self) -> list[int]:
+        # Made when it is asked for: a list for each of many messages that wait keeps the garbage collector busy.
+        return []
 
     @property
     def receipt_handle(self) -> str:

@@ -43,7 +43,7 @@ _ALONE = ("tests.repository.test_examples",)
 
 _LOOK_SECONDS = 0.05
 # What stands in the run's own way to an end, when it is interrupted.
-_STOP_SECONDS = 10
+_STOP_SECONDS = 5
 
 
 def side_by_side(suite):
@@ -77,6 +77,8 @@ class _SideBySide(unittest.TestSuite):
             with contextlib.ExitStack() as stack:
                 names = map(str, itertools.count())
                 running = [stack.enter_context(_Process(folder, next(names), result)) for _ in range(count)]
+                # All are told to stop before any is waited for.
+                stack.callback(lambda: [process.interrupt() for process in running])
                 while running and not result.shouldStop:
                     time.sleep(_LOOK_SECONDS)
                     ended = [process for process in running if process.has_ended()]
@@ -121,8 +123,10 @@ class _Process:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def interrupt(self):
         self._process.send_signal(signal.SIGINT)
+
+    def __exit__(self, *_):
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
