@@ -6,7 +6,6 @@ other SQS endpoint to be used in its place.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import functools
@@ -32,19 +31,6 @@ DEADLINE_SECONDS = 60
 
 # Coverage is being measured, in tasks too, which have to write it down before they end.
 IS_MEASURED = threading.gettrace() is not None
-
-if IS_MEASURED:
-    # threading.settrace does not reach threads that are started without that module.
-    _start = _thread.start_new_thread
-
-    def _start_traced(function, arguments):
-        def traced():
-            sys.settrace(threading.gettrace())
-            function(*arguments)
-
-        return _start(traced, ())
-
-    _thread.start_new_thread = _start_traced
 
 # Binds before it tells its port, so that no other process can come in between, and ends with whoever started it,
 # however that one ends: its standard input is a pipe that nobody writes to.
