@@ -20,8 +20,9 @@ from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.slot import SlotLost
 from sqstaskmaster._isolation.template import Template
 from sqstaskmaster.errors import HardTimeout, TaskExited, TaskKilled, TaskNotStarted
-from tests.isolation.test_task import MIB, SOON_SECONDS, alive, daemonise, descriptors
+from tests.isolation.test_task import MIB, SOON_SECONDS, alive, daemonise
 from tests.support import DEADLINE_SECONDS, STARTS_A_DAEMON, Script, wait_until
+from tests.support.descriptors import open_descriptors
 
 
 def descriptors_of(pid):
@@ -78,7 +79,7 @@ class Tasks:
     def digest(channel, content):
         return len(content), hashlib.sha256(content).hexdigest()
 
-    def open_descriptors(channel):
+    def lists_descriptors(channel):
         return sorted(descriptors_of(os.getpid()).items())
 
     def spoils_every_descriptor(channel):
@@ -337,9 +338,9 @@ class RoughTasksTest(Case):
         self.assertEqual(b"next", self.finish(slot, "echo next").result())
 
     def test_a_task_has_no_descriptor_of_its_keeper_or_of_another_slot(self):
-        before = self.finish(self.open_slot(), "open_descriptors").result()
+        before = self.finish(self.open_slot(), "lists_descriptors").result()
         slots = [self.open_slot() for _ in range(4)]
-        after = self.finish(slots[-1], "open_descriptors").result()
+        after = self.finish(slots[-1], "lists_descriptors").result()
         self.assertEqual(len(before), len(after))
         # Of its own: results, stack, notice.
         own = [target for _, target in after if target not in inherited]
@@ -351,10 +352,10 @@ class RoughTasksTest(Case):
         orders = ("echo x", "raises", "writes_half_a_verdict_and_is_killed", "closes_descriptors", "makes_a_daemon")
         for order in orders:
             self.finish(slot, order)
-        before = descriptors(), self.descriptors_of_waiting(slot)
+        before = open_descriptors(), self.descriptors_of_waiting(slot)
         for number in range(200):
             self.finish(slot, orders[number % len(orders)])
-        self.assertEqual(before, (descriptors(), self.descriptors_of_waiting(slot)))
+        self.assertEqual(before, (open_descriptors(), self.descriptors_of_waiting(slot)))
         self.assertEqual(1, len(process_tree.descendants(slot.keeper)))
 
     def descriptors_of_waiting(self, slot):
@@ -409,10 +410,10 @@ class KilledTest(Case):
         os.kill(slot.keeper, signal.SIGKILL)
         self.assertTrue(select.select([slot.descriptor], [], [], SOON_SECONDS)[0])
         self.assertFalse(slot.alive)
-        before = descriptors()
+        before = open_descriptors()
         with self.assertRaisesRegex(SlotLost, "open another slot"):
             self.start(slot, "tells")
-        self.assertEqual(before, descriptors())
+        self.assertEqual(before, open_descriptors())
         wait_until(lambda: not alive(spare), "the spare is gone", SOON_SECONDS)
         self.assertEqual(b"x", self.finish(self.open_slot(), "echo x").result())
 
@@ -551,23 +552,23 @@ class ShortOfProcessesTest(Case):
 
     def test_a_keeper_that_cannot_be_forked_is_an_error_with_the_system_s_words(self):
         template = self.template_short_of_processes(2)
-        before = descriptors()
+        before = open_descriptors()
         with self.assertRaisesRegex(OSError, "Resource temporarily unavailable"):
             template.open_slot({})
-        self.assertEqual(before, descriptors())
+        self.assertEqual(before, open_descriptors())
         self.assertEqual(b"x", self.finish(self.open_slot(template), "echo x").result())
 
     def test_a_worker_without_descriptors_left_starts_nothing_and_leaks_none(self):
         slot = self.open_slot()
-        before = descriptors()
-        highest = max(map(int, os.listdir("/proc/self/fd")))
+        before = open_descriptors()
+        few = min(len(before), max(before)) + 1  # that with which they are listed too
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for more in range(0, 12):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(before + more, highest + more), hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (few + more, hard))
             with contextlib.suppress(OSError):
                 self.end(self.start(slot, "echo x"))
-            self.assertEqual(before, descriptors())
+            self.assertEqual(before, open_descriptors())
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self.assertEqual(b"x", self.finish(slot, "echo x").result())
 
@@ -592,7 +593,7 @@ class TemplateTest(Case):
             Template(perform).open_slot({})
 
     def test_a_template_leaves_no_descriptor_and_no_process(self):
-        before = descriptors()
+        before = open_descriptors()
         template = Template(perform)
         template.start()
         slot = self.open_slot(template)
@@ -600,7 +601,7 @@ class TemplateTest(Case):
         template.close()
         self.close(slot)
         self.assertFalse(alive(pid))
-        self.assertEqual(before, descriptors())
+        self.assertEqual(before, open_descriptors())
 
     def test_what_the_worker_holds_later_is_not_in_its_tasks(self):
         held = bytearray(os.urandom(MIB)) * 100

@@ -289,7 +289,7 @@ class KeeperTest(Case):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for more in range(12):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + more, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 1 + more, hard))
             child = isolation.Child(lambda channel: None, name="T")
             try:
                 child.start()

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import textwrap
 import unittest
+from unittest import mock
 
 from tests import guard
 from tests.support import DEADLINE_SECONDS, parallel
@@ -133,6 +134,14 @@ class SideBySideTest(unittest.TestCase):
         )
         self.assertNotEqual(0, code, printed)
         self.assertIn("the process of this test ended with 5", printed)
+
+    def test_a_module_that_cannot_be_imported_leaves_their_time_to_the_others(self):
+        waits = GOES_ON.replace("os.closerange(3, 256)", "pass").replace("pass", "import time; time.sleep(0.7)")
+        with mock.patch.dict(os.environ, {guard.LIMIT: "1"}):
+            code, printed = self.run_suite(2, test_a="import nothing_so_named", test_b=waits, test_c=waits)
+        self.assertEqual(1, code)
+        self.assertIn("FAILED (errors=1)", printed)
+        self.assertNotIn("Given up", printed)
 
     def test_with_failfast_it_ends_at_the_first_that_fails(self):
         late = GOES_ON.replace("pass", "import time; time.sleep(3600)")
