@@ -63,8 +63,9 @@ def held(measured):
     """What the start of a task costs, as the worker comes to hold more memory."""
     figure, axes = pyplot.subplots(figsize=(7.2, 3.4))
     for name, colour in (
-        ("a process of its own, forked for the task", OURS),
+        ("a process of its own, forked for the task", INK),
         ("os.fork and wait, nothing else", OTHERS),
+        ("in a slot, from the send to its start", OURS),
     ):
         axes.plot(measured["gibibytes"], measured[name], "o-", color=colour, label=name)
     axes.set_xlabel("memory that the worker holds, GiB")
