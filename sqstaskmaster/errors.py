@@ -206,13 +206,8 @@ class PollRefused(SQSTaskMasterError):
 
     def __init__(self, error: BaseException, code: str, remedy: str, queue: str = "") -> None:
         said = " ".join(str(error).split()).rstrip(".")
-        if queue:
-            # What a manager adds to SQS's words, whose sentence begins elsewhere.
-            said = said.replace(f": {queue}", "")
-        # Errors of missing credentials bring their remedy with them.
-        advice = "" if remedy in said else f": {remedy}"
-        named = "" if queue in said else f" {queue}"
-        super().__init__(f"The queue{named} cannot be polled: {said}{advice}")
+        named = f" {queue}" if queue else ""
+        super().__init__(f"The queue{named} cannot be polled: {said}: {remedy}")
         self.code = code
         self.remedy = remedy
 

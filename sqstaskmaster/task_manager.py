@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -359,11 +360,12 @@ class TaskManager:
         :param wait_time: seconds that it waits for a message, 0 to 20.
         :param sqs_timeout: the visibility timeout of the receive, 0 to 43200 seconds.
         :param most: how many messages it may bring, 1 to 10.
-        :param in_worker: whether a Worker asks, whose `notify` is told more.
+        :param in_worker: whether a Worker asks: it says itself what helps where it is refused, and its `notify` is told
+            more.
         :param wanted: further parameters of ReceiveMessage.
         """
         asked_at = clock.now()
-        with self._remedies:
+        with contextlib.nullcontext() if in_worker else self._remedies:
             received = self.queue.receive_messages(
                 AttributeNames=["All"],
                 MaxNumberOfMessages=most,
@@ -550,9 +552,6 @@ class _Remedies:
         from sqstaskmaster._sqs.answers import is_missing_queue, remedy_for
 
         if type(error).__name__ == "NoCredentialsError":
-            error.args = (
-                "No AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run "
-                "with an IAM role",
-            )
+            error.args = (f"No AWS credentials found: {remedy_for(error)}",)
         elif is_missing_queue(error) and self._url not in str(error):
             error.args = (f"{str(error).rstrip('.')}: {self._url}: {remedy_for(error)}",)

@@ -93,7 +93,7 @@ def remedy_for(error: BaseException) -> str | None:
     if isinstance(error, ClientError):
         return _REMEDIES.get(code_of(error))
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return "give this process AWS credentials, by its environment, a profile or a role"
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with an IAM role"
     if isinstance(error, NoRegionError):
         return "set AWS_DEFAULT_REGION, or a region in the profile you use"
     return None

@@ -508,7 +508,7 @@ class TestErrors(WorkerTestCase):
         )
         finished = run("worker", "tasks:worker", "--log-level", "ERROR", environ=environ, cwd=self.folder)
         self.assertEqual(4, finished.returncode, finished.stderr)
-        self.assertIn("No AWS credentials found", finished.stderr)
+        self.assertRegex(finished.stderr, "cannot be polled: Unable to locate credentials: set AWS_ACCESS_KEY_ID")
         self.assertEqual(1, len(finished.stderr.splitlines()), finished.stderr)
 
     def test_a_command_line_that_makes_no_sense_starts_nothing(self):

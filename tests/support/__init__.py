@@ -34,10 +34,35 @@ IS_MEASURED = threading.gettrace() is not None
 
 # Binds before it tells its port, so that no other process can come in between, and ends with whoever started it,
 # however that one ends: its standard input is a pipe that nobody writes to.
+# One request at a time: moto's own threads give a message to two receivers, and put back what another has just deleted.
 MOTO = """
-import os, sys
+import functools, os, sys, threading
 from moto.server import ThreadedMotoServer
+from moto.sqs.models import Queue, SQSBackend
 
+lock = threading.RLock()
+
+def one_at_a_time(method):
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        with lock:
+            return method(*args, **kwargs)
+
+    return call
+
+def let_others_in(wait):
+    def waiting(*args, **kwargs):
+        lock.release()
+        try:
+            return wait(*args, **kwargs)
+        finally:
+            lock.acquire()
+
+    return waiting
+
+for name in ("send_message", "receive_message", "delete_message", "change_message_visibility", "purge_queue"):
+    setattr(SQSBackend, name, one_at_a_time(getattr(SQSBackend, name)))
+Queue.wait_for_messages = let_others_in(Queue.wait_for_messages)
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
 server.start()
 print("http://%s:%d" % server.get_host_and_port(), flush=True)
