@@ -193,9 +193,10 @@ class MessageHandler(abc.ABC):
         first = 0.0 if block.stop_at_first_alarm else self._seconds_to_next_alarm()
         self._alarm = alarm.Alarm(self._handle_alarm)
         self._alarm.borrow(first)
-        ends_at = time.monotonic() + self._seconds_to_limit()
         report_progress = functools.partial(setattr, self, "progress")
-        self._current = CurrentTask(block.report.task, self._message, ends_at, report_progress, self._is_stopping)
+        self._current = CurrentTask(
+            block.report.task, self._message, self._seconds_to_limit, report_progress, self._is_stopping
+        )
         current.begin(self._current)
         block.run = WatchedRun(self)
         return self

@@ -388,7 +388,10 @@ def run_task(
     :raises BaseException: what it raises; `DeadLetter` in place of what the handler has no retry for.
     """
     handler._send_report = channel.report
-    task_now = CurrentTask(task, handler._message, time.monotonic() + seconds, channel.report, lambda: channel.stopping)
+    ends_at = time.monotonic() + seconds
+    task_now = CurrentTask(
+        task, handler._message, lambda: ends_at - time.monotonic(), channel.report, lambda: channel.stopping
+    )
     with current.running(task_now):
         try:
             with contextlib.nullcontext() if around is None else around(task_now):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,13 +24,13 @@ class CurrentTask:
         self,
         name: str,
         message: Any,
-        ends_at: float,
+        seconds_left: Callable[[], float],
         report: Callable[[dict[str, Any]], None],
         stopping: Callable[[], bool],
     ) -> None:
         self.name = name
         self._message = message
-        self._ends_at = ends_at
+        self._seconds_left = seconds_left
         self._report = report
         self._stopping = stopping
 
@@ -67,7 +66,7 @@ class CurrentTask:
     @property
     def seconds_left(self) -> float:
         """Seconds until the hard timeout, or until the claim's 12 hours are over; 0 or more."""
-        return max(0.0, self._ends_at - time.monotonic())
+        return max(0.0, self._seconds_left())
 
     @property
     def stopping(self) -> bool:

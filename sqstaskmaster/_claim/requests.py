@@ -117,21 +117,37 @@ def delete(message: Any, claim: Claim, clock: Clock, report: Report, apart: bool
         worth one, so that a try that hangs is given up for another in time.
     """
     deletion = Deletion(claim, clock())
-    while True:
-        call = BoundedCall(message.delete, apart)
-        apart = True
-        answered = call.wait(deletion.begin(clock()))
-        error = call.error if answered else NoAnswer(f"SQS has not answered the delete of {message}")
-        if error is not None and not isinstance(error, Exception):
-            raise error
+    error = _delete_apart(message, deletion.begin(clock())) if apart else _delete_here(message)
+    while error is not None:
         verdict = deletion.answered(error, clock())
-        if error is None or verdict is Deleted.DONE:
+        if verdict is Deleted.DONE:
             return True
         if verdict is Deleted.GIVE_UP:
             report.not_deleted(error)
             return False
         report.log(logging.WARNING, "delete_retried", "Delete failed, trying again: %s", error)
         time.sleep(max(0.0, deletion.due - clock()))
+        error = _delete_apart(message, deletion.begin(clock()))
+    return True
+
+
+def _delete_here(message: Any) -> Exception | None:
+    """Why it failed, if it did."""
+    try:
+        message.delete()
+    except Exception as error:
+        return error
+    return None
+
+
+def _delete_apart(message: Any, seconds: float) -> Exception | None:
+    """The same, waited for so long."""
+    call = BoundedCall(message.delete)
+    if not call.wait(seconds):
+        return NoAnswer(f"SQS has not answered the delete of {message}")
+    if call.error is None or isinstance(call.error, Exception):
+        return call.error
+    raise call.error
 
 
 def change_visibility(message: Any, seconds: int, report: Report) -> bool:

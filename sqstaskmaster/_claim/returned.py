@@ -43,7 +43,7 @@ class WatchedRun:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         value = self._own()(*arguments, **named)
-        if isinstance(value, _YET_TO_RUN):
+        if value is not None and isinstance(value, _YET_TO_RUN):  # abstract classes take long to say no
             self._returned.append(value)
         return value
 

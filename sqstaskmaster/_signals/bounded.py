@@ -18,8 +18,6 @@ from sqstaskmaster._signals import state
 class BoundedCall:
     """`function()` starts at once in another thread; `wait` waits for it, for so long and no longer.
 
-    Not `apart`, it is made here and now instead: a thread costs a fifth of what a call to SQS does.
-
     After a `wait` that said True, `error` is what the function raised, if anything. A call that is given up goes on
     in its thread, which never keeps the process from ending.
 
@@ -29,14 +27,11 @@ class BoundedCall:
 
     __slots__ = ("done", "error", "_running")
 
-    def __init__(self, function: Callable[[], Any], apart: bool = True) -> None:
+    def __init__(self, function: Callable[[], Any]) -> None:
         self.done = False
         self.error: BaseException | None = None
         self._running = _thread.allocate_lock()
         self._running.acquire()
-        if not apart:
-            self._run(function)
-            return
         try:
             with state.starting_thread():
                 _thread.start_new_thread(contextvars.copy_context().run, (self._run_apart, function))

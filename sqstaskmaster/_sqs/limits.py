@@ -63,6 +63,8 @@ def _text_bytes(text: str) -> int:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number (True and False are not)."""
+    if type(value) is int:  # first, as most are
+        return True
     if isinstance(value, float):
         return math.isfinite(value)
     # math.isfinite raises OverflowError for an int beyond the floats.

@@ -32,7 +32,7 @@ class TestTasksRecords(unittest.TestCase):
             logs.configure("INFO", as_json=True)
         with (
             mock.patch("sqstaskmaster._cli.logs.STDERR", mock.Mock(write=written.append)),
-            current.running(CurrentTask("Train", LocalMessage("{}", {}), 0, print, bool)) as task,
+            current.running(CurrentTask("Train", LocalMessage("{}", {}), float, print, bool)) as task,
         ):
             root.warning("half way")
         found = json.loads(written[0])
