@@ -164,7 +164,7 @@ def _named(number: int) -> str:
         name = f"signal {number}"
     words = signal.strsignal(number)
     if number == signal.SIGKILL:
-        words = "killed: most likely the system ran out of memory"
+        words = "killed: most likely the system ran out of memory, unless somebody killed it"
     return f"{name} ({words})" if words else name
 
 

@@ -99,9 +99,9 @@ class MessageHandler(abc.ABC):
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
 
     Limits: works in the main thread only, on systems with SIGALRM. Python runs a signal handler between two bytecodes
-    of the main thread, so it **does not interrupt C code**: a solver, a training round or a regular expression that
-    does not return stops the heartbeat and the limit. Use `ProcessMessageHandler` for such tasks. A task that takes
-    SIGALRM for itself ends the heartbeat too; that is logged when the block is left.
+    of the main thread, so it **does not interrupt C code**: a solver or a training round that does not return stops
+    the heartbeat and the limit. Use `ProcessMessageHandler` for such tasks. A task that takes SIGALRM for itself ends
+    the heartbeat too; that is logged when the block is left.
     """
 
     # An alarm that lands in the handling of another says nothing of where that one landed.

@@ -202,7 +202,7 @@ class Worker:
         ecs_metadata_uri: str | None = None,
         ecs_lock: int | None = None,
     ) -> collections.Counter[str]:
-        """Run tasks until SIGTERM or SIGINT, or, with `burst`, until a poll brings nothing.
+        """Run tasks until SIGTERM or SIGINT, or, with `burst`, until a poll brings nothing while no task runs.
 
         Returns how many messages ended how: the values of `Outcome`, `given back` (received while stopping) and
         `refused` (unknown task, kwargs that do not fit).

@@ -397,11 +397,9 @@ class FunctionsTest(LoopTestCase):
     def test_a_hung_c_call_is_stopped_at_the_functions_hard_timeout(self):
         worker = Worker(self.manager, wait_time=0)
 
-        @worker.task("T", hard_timeout=0.3, term_grace=0.1)
+        @worker.task("T", hard_timeout=1, term_grace=1)
         def hang():
-            import re
-
-            re.match("(a+)+$", "a" * 60 + "b")
+            sum(range(10**12))
 
         self.assertEqual({"timed out": 1}, self.run_tasks({}, worker=worker))
         self.assertIn("hang", self.notified[0][1]["stack"])

@@ -90,13 +90,13 @@ class Facts:
 
 
 class WorkerTimes(NamedTuple):
-    """The timeouts of a worker, in seconds, and the queue it polls. `hard_timeouts` are those of its tasks, by name.
+    """The timeouts of a worker, in seconds, and the queues it polls. `hard_timeouts` are those of its tasks, by name.
 
     `dead_letters`: whether it is set to send failed messages to the dead-letter queue by itself. `without_max_memory`:
     those of its tasks of which that is known.
     """
 
-    url: str
+    urls: Sequence[str]
     sqs_timeout: int
     alarm_timeout: float
     shutdown_grace: float
@@ -291,8 +291,8 @@ def _worker(facts: Facts) -> Iterator[Finding]:
     worker = facts.worker
     if worker is None:
         return
-    if worker.url != facts.url:
-        text = f"it polls {worker.url}"
+    if facts.url not in worker.urls:
+        text = f"it polls {', '.join(worker.urls)}"
         yield Finding(
             "worker's queue", Level.ERROR, text, "give doctor the URL that the worker polls, or mend the worker"
         )
@@ -384,7 +384,7 @@ def _days(seconds: int) -> str:
 def times_of(worker: Worker) -> WorkerTimes:
     """What the doctor looks at of a worker. Timeouts that a handler class sets for itself are not known here."""
     return WorkerTimes(
-        worker.manager.url,
+        [manager.url for manager in worker.managers],
         worker.sqs_timeout,
         worker.alarm_timeout,
         worker.shutdown_grace,

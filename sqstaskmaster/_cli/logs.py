@@ -112,7 +112,7 @@ def _is_failure(record: logging.LogRecord) -> bool:
 def _failure(record: Any, exception: BaseException | None, comes_back: bool) -> str:
     """One sentence of a failed task, made of the fields of its record."""
     if record.outcome == "timed out":
-        why = f"stopped at its limit, after {record.elapsed:.1f} s"
+        why = f"stopped at its limit, gone after {record.elapsed:.1f} s"
     else:
         why = " ".join(f"{type(exception).__name__}: {exception}".split())
     if not comes_back or record.outcome == "dead-lettered":

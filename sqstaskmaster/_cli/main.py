@@ -366,7 +366,7 @@ def _add_purge(add: Callable[..., argparse.ArgumentParser]) -> None:
         _operation("purge"),
         "delete every message of a queue",
         f"sqstaskmaster purge {_URL} --yes",
-        more="Messages in flight are deleted too, while their tasks run on.",
+        more="Messages in flight are deleted too: workers stop their tasks at the next extension of the claim.",
     )
     _add_url(command)
     command.add_argument("--yes", action="store_true", help="do it; without this nothing is deleted")

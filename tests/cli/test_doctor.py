@@ -37,7 +37,7 @@ def healthy(worker=None, **attributes):
 
 
 def times(url=URL, sqs_timeout=30, alarm_timeout=10, shutdown_grace=20, **hard_timeouts):
-    return WorkerTimes(url, sqs_timeout, alarm_timeout, shutdown_grace, hard_timeouts or {"Train": 14400})
+    return WorkerTimes([url], sqs_timeout, alarm_timeout, shutdown_grace, hard_timeouts or {"Train": 14400})
 
 
 class TestExamine(unittest.TestCase):
@@ -209,6 +209,11 @@ class TestExamine(unittest.TestCase):
     def test_a_worker_of_another_queue_is_an_error(self):
         other = times(URL + "-other")
         self.assert_finding(healthy(other), "worker's queue", Level.ERROR, "tasks-other")
+
+    def test_each_queue_of_a_worker_is_its_queue(self):
+        worker = Worker([TaskManager(url, queue_constructor=LocalQueue) for url in (URL + "-urgent", URL)])
+        worker.task("Train")(lambda: None)
+        self.assertNotIn("worker's queue", [finding.name for finding in examine(healthy(times_of(worker)))])
 
     def test_without_a_worker_nothing_is_said_of_its_timeouts(self):
         facts = healthy()

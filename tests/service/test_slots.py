@@ -309,7 +309,7 @@ class VerdictsTest(SlotsTestCase):
                 except BaseException:
                     pass
 
-        counts, message = self.run_one(task, hard_timeout=0.3, term_grace=0.2)
+        counts, message = self.run_one(task, hard_timeout=1, term_grace=1)
         self.assertEqual({"timed out": 1}, counts)
         self.assertIsInstance(self.notified[0][0], HardTimeout)
         self.assertIn("time.sleep(3600)", self.notified[0][1]["stack"])
