@@ -30,8 +30,9 @@ from sqstaskmaster.errors import UnsupportedContext
 
 logger = logging.getLogger(__name__)
 
-# The longest that a keeper is waited for: it is forked in milliseconds.
-_ANSWER_SECONDS = 10.0
+# The longest that a keeper is waited for. It is forked in milliseconds, but a machine may stand still for long, and
+# without a keeper the worker ends, with all its claims.
+_ANSWER_SECONDS = 60.0
 
 # An environment is a few lines. A message of this kind of socket can be longer still.
 _MOST_BYTES = 1 << 16
