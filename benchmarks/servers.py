@@ -9,6 +9,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 # How long a process that was killed may take to be gone.
@@ -35,13 +36,17 @@ def fast_server():
         sys.exit(REMEDY)
     port = free_port()
     command = [program, "--host", "127.0.0.1", "--port", str(port), "--ephemeral"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port)
-        yield configure(f"http://127.0.0.1:{port}")
-    finally:
-        server.kill()
-        server.wait(END_SECONDS)
+    # Killed, it leaves its folder behind.
+    with tempfile.TemporaryDirectory() as folder:
+        server = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": folder}
+        )
+        try:
+            wait_for_port(port)
+            yield configure(f"http://127.0.0.1:{port}")
+        finally:
+            server.kill()
+            server.wait(END_SECONDS)
 
 
 def configure(endpoint):
