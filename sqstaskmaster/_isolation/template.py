@@ -30,10 +30,6 @@ from sqstaskmaster.errors import UnsupportedContext
 
 logger = logging.getLogger(__name__)
 
-# The longest that a keeper is waited for. It is forked in milliseconds, but a machine may stand still for long, and
-# without a keeper the worker ends, with all its claims.
-_ANSWER_SECONDS = 60.0
-
 # An environment is a few lines. A message of this kind of socket can be longer still.
 _MOST_BYTES = 1 << 16
 
@@ -84,11 +80,12 @@ class Template:
         self.pid, self._control = pid, control
         pipes.keep_from_children(control.fileno())
 
-    def open_slot(self, environment: Mapping[str, str]) -> Slot:
+    def open_slot(self, environment: Mapping[str, str], patience: float = 10.0) -> Slot:
         """Have a keeper forked, and with it a spare. Takes some milliseconds.
 
         :param environment: what the slot's tasks find in os.environ beside what was inherited. What a library that is
             imported already has read (OMP_NUM_THREADS, say) does not change by it.
+        :param patience: the longest that the keeper is waited for, in seconds: nothing else goes on meanwhile.
         :raises TypeError: for names and values that are no strings.
         :raises SlotLost: where the template is gone, or has not been started.
         :raises OSError: where the system has no process or no descriptor left.
@@ -106,7 +103,9 @@ class Template:
             raise SlotLost("The template has not been started")
         connection, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            keeper, pidfd = self._ask_for_keeper(self._control, json.dumps(dict(environment)).encode(), its_end)
+            keeper, pidfd = self._ask_for_keeper(
+                self._control, json.dumps(dict(environment)).encode(), its_end, patience
+            )
         except BaseException:
             connection.close()
             raise
@@ -124,10 +123,12 @@ class Template:
                 os.waitpid(self.pid, 0)
             self.pid = None
 
-    def _ask_for_keeper(self, control: socket.socket, environment: bytes, its_end: socket.socket) -> tuple[int, int]:
+    def _ask_for_keeper(
+        self, control: socket.socket, environment: bytes, its_end: socket.socket, patience: float
+    ) -> tuple[int, int]:
         if len(environment) > _MOST_BYTES:
             raise TypeError(f"A slot's environment has {len(environment):,} bytes, and may have {_MOST_BYTES:,}")
-        control.settimeout(_ANSWER_SECONDS)
+        control.settimeout(patience)
         try:
             socket.send_fds(control, [environment], [its_end.fileno()])
             said, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)

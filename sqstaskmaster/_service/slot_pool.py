@@ -17,6 +17,10 @@ from sqstaskmaster._service.readers import Readers
 # A slot that cannot be opened is tried again.
 _REOPEN_SECONDS = 1.0
 
+# The longest that a keeper is waited for, forked in milliseconds as it is: longer where no claim is held yet.
+_START_SECONDS = 60.0
+_REPLACE_SECONDS = 10.0
+
 # A slot with a task holds so many, and all of them together some more.
 _DESCRIPTORS_PER_SLOT = 8
 _OTHER_DESCRIPTORS = 256
@@ -60,7 +64,7 @@ class SlotPool:
         """:raises OSError: where the system has no process left."""
         _allow_descriptors(_DESCRIPTORS_PER_SLOT * len(self._slots) + _OTHER_DESCRIPTORS)
         for number in range(len(self._slots)):
-            self._open(number)
+            self._open(number, _START_SECONDS)
 
     def take(self) -> int:
         """A free slot, the lowest."""
@@ -91,7 +95,7 @@ class SlotPool:
         for number, slot in enumerate(self._slots):
             if slot is None:
                 try:
-                    self._open(number)
+                    self._open(number, _REPLACE_SECONDS)
                 except SlotLost as error:
                     self.lost = error
                     return
@@ -104,8 +108,8 @@ class SlotPool:
         for slot in filter(None, self._slots):
             slot.close()
 
-    def _open(self, number: int) -> None:
-        slot = self._template.open_slot(self._environments[number])
+    def _open(self, number: int, patience: float) -> None:
+        slot = self._template.open_slot(self._environments[number], patience)
         self._slots[number] = slot
         self._readers.add(slot.descriptor, functools.partial(self._close, number))
 

@@ -8,6 +8,7 @@ import time
 from sqstaskmaster._claim.current import current_task
 from sqstaskmaster.errors import HardTimeout, TaskKilled
 from tests.service.test_slots import SlotsTestCase
+from tests.support import DEADLINE_SECONDS
 from tests.support.descriptors import open_descriptors
 
 LIMIT_SECONDS = 0.5
@@ -24,7 +25,7 @@ class AttacksTest(SlotsTestCase):
     def attack(self, attack):
         """The outcome of a task that attacks. One beside it and those after it in the same slots must be done.
 
-        Of the healthy ones none may wait: they have a limit too.
+        The one beside it waits for the last of them: they ran while it did, in the slot that was attacked.
         """
         worker = self.worker(slots=2)
         # What the test itself has open is not to be hit.
@@ -32,10 +33,11 @@ class AttacksTest(SlotsTestCase):
         worker.task("Attack", hard_timeout=LIMIT_SECONDS, term_grace=0.2)(lambda: attack(spared))
         folder = self.folder
 
-        @worker.task("Healthy", hard_timeout=20)
+        @worker.task("Healthy", hard_timeout=DEADLINE_SECONDS)
         def healthy(name):
             (folder / f"{name} began").touch()
-            time.sleep(1.0 if name == "beside" else 0)
+            while name == "beside" and not (folder / "after 3 ended").exists():
+                time.sleep(0.01)
             (folder / f"{name} ended").touch()
 
         outcomes = {}
