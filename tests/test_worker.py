@@ -1,5 +1,6 @@
 """The worker's loop: which handler, which verdict, and what a poll may meet."""
 
+import functools
 import logging
 import os
 import signal
@@ -263,11 +264,14 @@ class TasksTest(LoopTestCase):
         class InProcess(Recording):
             __init__ = MessageHandler.__init__
 
+        set_by_the_worker = functools.partial(Plain, term_grace=1)
+        named_and_set = functools.partial(Named, clock="noon")
         for name, value in {"term_grace": 3600, "max_memory": 1 << 50, "start_method": "spawn", "clock": 1}.items():
-            for kind in (Plain, Lenient, InProcess):
+            for kind in (Plain, Lenient, InProcess, set_by_the_worker, functools.partial(Plain), named_and_set):
                 with self.subTest(name, kind=kind), self.assertRaisesRegex(ArgumentsDoNotFit, name):
                     self.worker({"T": kind}).handler_for("T", {name: value}, mock.Mock(attributes={}))
-        self.worker({"T": Named}).handler_for("T", {"clock": "noon"}, mock.Mock(attributes={}))
+        for kind in (Named, functools.partial(Named)):
+            self.worker({"T": kind}).handler_for("T", {"clock": "noon"}, mock.Mock(attributes={}))
 
     def test_kwargs_that_do_not_fit_are_notified_and_left_with_the_signature_that_was_expected(self):
         class Picky(Recording):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -131,7 +132,7 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
     named = {p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
 
     def fits(kwargs: Mapping[str, Any]) -> object:
-        _check_not_lifted(kwargs, named - set(given) if _has_own_constructor(handler) else set())
+        _check_not_lifted(kwargs, _own_names(handler, named - set(given)))
         return signature.bind(None, **given, **kwargs)
 
     return Entry(
@@ -191,10 +192,16 @@ def _check_not_lifted(kwargs: Mapping[str, Any], own: set[str]) -> None:
         raise TypeError(f"{', '.join(lifted)}: the worker decides that, not a message")
 
 
-def _has_own_constructor(handler: Any) -> bool:
-    """Whether the names in its signature are the user's own choice, and not what this package's constructors take."""
+def _own_names(handler: Any, named: set[str]) -> set[str]:
+    """Those of the names in its signature that are the user's own, for a message to give a value to.
+
+    Not what this package's constructors take, nor what a partial sets: a keyword of the message would replace it.
+    """
+    while isinstance(handler, functools.partial):
+        named = named - set(handler.keywords)
+        handler = handler.func
     constructor = getattr(handler, "__init__", None) if isinstance(handler, type) else handler
-    return not str(getattr(constructor, "__module__", "")).startswith("sqstaskmaster.")
+    return set() if str(getattr(constructor, "__module__", "")).startswith("sqstaskmaster.") else named
 
 
 def _check_runs(what: str, function: Any) -> None:
