@@ -576,6 +576,7 @@ class PollErrorsTest(LoopTestCase):
             EndpointConnectionError(endpoint_url="http://x"),
             ReadTimeoutError(endpoint_url="http://x"),
             ResponseParserError("cut off"),
+            UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a proxy's page in latin-1"),
             ConnectionResetError("reset"),
             refusal("ServiceUnavailable", 503),
             refusal("RequestThrottled"),
@@ -584,7 +585,7 @@ class PollErrorsTest(LoopTestCase):
             refusal("RequestExpired"),
         ]
         self.assertEqual({"done": 1}, self.run_tasks({}))
-        self.assertEqual([1, 2, 4, 8, 16, 32, 60, 60, 60], self.waits)
+        self.assertEqual([1, 2, 4, 8, 16, 32, 60, 60, 60, 60], self.waits)
 
     def test_the_waits_begin_anew_after_a_poll_that_was_answered(self):
         self.failing = [refusal("Throttling"), refusal("Throttling"), None, refusal("Throttling")]

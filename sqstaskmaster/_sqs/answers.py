@@ -17,8 +17,9 @@ from botocore.parsers import ResponseParserError
 # timeout, missing or expired credentials.
 SQS_ERRORS = (ClientError, BotoCoreError)
 
-# What a poll may meet: the same, and an answer that was cut off or came from something else in between.
-POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, OSError)
+# What a poll may meet: the same, and an answer that was cut off or came from something else in between, a proxy's page
+# that is no UTF-8 perhaps.
+POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, UnicodeDecodeError, OSError)
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors
