@@ -1258,6 +1258,13 @@ class ContextlibTest(SignalTestCase):
 
         self.stopped(hang)
 
+    def test_a_task_hung_in_a_callback_of_an_asynchronous_exit_stack_has_its_limit(self):
+        async def hang():
+            async with contextlib.AsyncExitStack() as stack:
+                stack.callback(time.sleep, NEVER)
+
+        self.stopped(lambda: asyncio.run(hang()))
+
     def test_a_task_hung_in_what_closing_closes_has_its_limit(self):
         def hang():
             thing = mock.Mock(spec=["close"])
@@ -1284,6 +1291,12 @@ class ContextlibTest(SignalTestCase):
 
         self.stopped(lambda: Nothing()(time.sleep)(NEVER))
 
+        @contextlib.contextmanager
+        def nothing():
+            yield
+
+        self.stopped(lambda: nothing()(time.sleep)(NEVER))
+
     def test_a_block_inside_a_context_manager_of_a_generator_is_left_whole(self):
         """Traced: the alarm comes at each event in turn of contextlib, while the block is entered and left."""
 
@@ -1304,7 +1317,19 @@ class ContextlibTest(SignalTestCase):
             with contextlib.ExitStack() as stack:
                 stack.enter_context(claimed())
 
-        for run in (with_generator, with_stack, with_stack_of_generator):
+        def with_decorator():
+            claimed()(lambda: None)()
+
+        def with_asynchronous_stack():
+            async def enter():
+                async with contextlib.AsyncExitStack() as stack:
+                    stack.enter_context(handler)
+
+            with contextlib.suppress(StopIteration):
+                enter().send(None)
+
+        ways = (with_generator, with_stack, with_stack_of_generator, with_decorator, with_asynchronous_stack)
+        for run in ways:
             for nth in range(1, 300):
                 handler = SignalledHandler(FakeMessage(), 300, 200, 100, clock=Clock())
                 seen = 0

@@ -262,15 +262,20 @@ def _is_passing_on(frame: FrameType) -> bool:
         if isinstance(manager, (contextlib.ExitStack, contextlib.AsyncExitStack)):
             if inside.f_code.co_name == "enter_context":
                 called = getattr(type(inside.f_locals.get("cm")), "__enter__", None)
-            elif inside.f_code is _EXIT and inside.f_lineno in _CALLBACK_LINES:
+            elif inside.f_lineno in _CALLBACK_LINES.get(inside.f_code, ()):
                 called = inside.f_locals.get("cb")
             else:
                 return True
-            return inside is frame and isinstance(getattr(called, "__func__", called), FunctionType)
+            return inside is frame and _is_of_python(called)
         if isinstance(manager, contextlib._GeneratorContextManager) and isinstance(manager.gen, GeneratorType):
-            return True
+            decorated = inside.f_locals.get("func")
+            return decorated is None or inside is not frame or _is_of_python(decorated)
         inside = inside.f_back
     return False
+
+
+def _is_of_python(called: Any) -> bool:
+    return isinstance(getattr(called, "__func__", called), FunctionType)
 
 
 def _lines_that_load(code: CodeType, name: str) -> frozenset[int]:
@@ -284,10 +289,12 @@ def _lines_that_load(code: CodeType, name: str) -> frozenset[int]:
     return frozenset(line for start, end, line in code.co_lines() if line and not offsets.isdisjoint(range(start, end)))
 
 
-# Where ExitStack.__exit__ calls what was pushed, inside the `try` round it. A version of Python that names it otherwise
-# has no such lines: a task that hangs there is asked again and again, as if contextlib were leaving the block.
-_EXIT = contextlib.ExitStack.__exit__.__code__
-_CALLBACK_LINES = _lines_that_load(_EXIT, "cb")
+# Where an ExitStack calls what was pushed, inside the `try` round it. A version of Python that names it otherwise has
+# no such lines: a task that hangs there is asked again and again, as if contextlib were leaving the block.
+_CALLBACK_LINES = {
+    code: _lines_that_load(code, "cb")
+    for code in (contextlib.ExitStack.__exit__.__code__, contextlib.AsyncExitStack.__aexit__.__code__)
+}
 
 
 def _is_unwinding(frame: FrameType) -> bool:
