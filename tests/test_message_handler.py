@@ -698,6 +698,18 @@ class LapseTest(HandlerTestCase):
             self.assertEqual((outcome, [30]), (handler.outcome, handler._message.changes))
             self.assertIsInstance(handler.lost[0], ClaimLapsed)
 
+    def test_a_claim_that_runs_out_while_retry_delay_is_asked_is_not_given_back(self):
+        case = self
+
+        class Slow(Handler):
+            def retry_delay(self, exception, receive_count):
+                case.advance(31)
+                return 0
+
+        with self.handler(kind=Slow) as handler:
+            raise ValueError
+        self.assertEqual(("failed", [30]), (handler.outcome, handler._message.changes))
+
     def test_an_answer_that_the_claim_is_gone_which_comes_with_the_verdict_counts(self):
         answer = threading.Event()
         calls = iter([lambda: None, lambda: answer.wait(NEVER) and LOST])

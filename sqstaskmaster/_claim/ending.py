@@ -112,7 +112,8 @@ class Ending:
         if delay is not None:
             block.extensions.wait(_EXTENSION_SECONDS)
             block.extensions.collect()
-        if block.claim.lost is not None:
+        # Asked last: `retry_delay` and the wait take their time, and the claim goes on running out.
+        if block.claim.lapsed(block.clock()) or block.claim.lost is not None:
             return
         block.report.comes_back_in = block.claim.left(block.clock()) or None
         if delay is not None:

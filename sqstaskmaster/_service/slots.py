@@ -343,6 +343,9 @@ class SlotsRun:
 
     def _ended(self, job: Job) -> None:
         """A task and everything it started is gone: its slot is free, and what it came to is carried out."""
+        if job.claim.lapsed(clock.now()):
+            # A worker that was stopped itself may hear of the end before the heartbeat has looked at the claim.
+            self._watching.claim_lost(job)
         self._end(job)
         self._endings.ended(job, others=any(each.is_running for each in self._jobs))
 

@@ -98,6 +98,11 @@ class Verdicts:
             self._lingering.clear()
         for jobs in _batches(due):
             self._send_deletes(jobs, now)
+        for change in [*self._changes]:
+            claim = change.job.claim
+            if claim.lapsed(now) or claim.lost is not None:
+                self._changes.remove(change)  # another worker may be running it
+                change.then(claim.lost)
         changes = {each.job: each for each in self._changes if not each.job.extensions or each.at_latest <= now}
         for jobs in _batches(list(changes)):
             self._send_changes([changes[job] for job in jobs], now)

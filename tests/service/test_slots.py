@@ -15,6 +15,8 @@ from unittest import mock
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+from sqstaskmaster._claim import clock
+from sqstaskmaster._service.slots import SlotsRun
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
     ClaimLapsed,
@@ -517,8 +519,6 @@ class ClaimsTest(SlotsTestCase):
         self.assertEqual(["finished"], self.files())
 
     def test_a_claim_that_lapsed_by_the_worker_s_own_clock_is_lost_whatever_sqs_says(self):
-        from sqstaskmaster._claim import clock
-
         now, jump = clock.now, [0.0]
         worker = self.worker(**self.TIMES)
         folder = self.folder
@@ -539,6 +539,44 @@ class ClaimsTest(SlotsTestCase):
             self.assertEqual({"claim lost": 1}, self.run_tasks(worker, {}))
         self.assertIsInstance(self.notified[0][0], ClaimLapsed)
         self.assertFalse(self.messages[0].deleted)
+
+    def test_a_claim_that_lapsed_is_lost_though_the_end_of_its_task_is_heard_of_first(self):
+        """As where the worker was stopped itself, and the task failed meanwhile."""
+        now, lapsed = clock.now, clock.now() + 100
+        worker = self.worker(**self.TIMES)
+
+        @worker.task("T", retry_delay=lambda error, receives: 0)
+        def task():
+            raise ValueError
+
+        def hear_of_end(run, job):
+            patch = mock.patch.object(clock, "now", lambda: max(now(), lapsed))
+            patch.start()
+            self.addCleanup(patch.stop)
+            on_ended(run, job)
+
+        on_ended = SlotsRun._ended
+        with mock.patch.object(SlotsRun, "_ended", hear_of_end):
+            self.assertEqual({"claim lost": 1}, self.run_tasks(worker, {}))
+        self.assertIsInstance(self.notified[0][0], ClaimLapsed)
+        self.assertEqual([], self.messages[0].changes)
+
+    def test_a_claim_that_runs_out_while_retry_delay_is_asked_is_not_given_back(self):
+        now, jump = clock.now, [0.0]
+        worker = self.worker(**self.TIMES)
+
+        def retry_delay(error, receives):
+            jump[0] = 100.0
+            return 0
+
+        @worker.task("T", retry_delay=retry_delay)
+        def task():
+            raise ValueError
+
+        with mock.patch.object(clock, "now", lambda: now() + jump[0]):
+            self.assertEqual({"failed": 1}, self.run_tasks(worker, {}))
+        self.assertEqual([], self.messages[0].changes)
+        self.assertIsInstance(self.notified[-1][0], ClaimLapsed)
 
     def test_a_claim_that_is_lost_before_its_task_begins_starts_nothing(self):
         release = threading.Event()
