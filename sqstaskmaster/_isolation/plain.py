@@ -99,6 +99,11 @@ def _written(value: Any, otherwise: Callable[[Any], Any]) -> bytes:
         raise NotPlain(f"{type(error).__name__}: {error}") from error
     if len(content) > MAX_BYTES:
         raise NotPlain(f"{len(content):,} bytes are more than {MAX_BYTES:,}")
+    try:
+        # A set of a user's hashable lists, say. Told here, since what the worker cannot read is no verdict there.
+        load(content)
+    except ValueError as error:
+        raise NotPlain(f"it cannot be read again: {error}") from error
     return content
 
 

@@ -72,6 +72,17 @@ class PlainTest(unittest.TestCase):
             self.assertIsInstance(read, str)
             self.assertLess(len(read), 2 * plain.MAX_TEXT)
 
+    def test_what_could_not_be_read_again_is_said_in_words_as_a_whole(self):
+        class Hashable(dict):
+            def __hash__(self):
+                return 1
+
+        for value in (fractions.Fraction(10**5000, 3), {Hashable()}, {Hashable(): 1}):
+            with self.subTest(type(value)):
+                with self.assertRaises(plain.NotPlain):
+                    plain.dump(value)
+                self.assertIsInstance(plain.load(plain.spoken(value)), str)
+
     def test_bytes_that_are_no_plain_data_are_a_value_error(self):
         for content in (b"", b"{", b'{"$": 1}', b'{"$": ["?", 1]}', b'{"$": ["set", [[]]]}', b"[" * 500_000, b"\xff"):
             with self.subTest(content[:20]), self.assertRaises(ValueError):
