@@ -225,7 +225,8 @@ class MessageHandler(abc.ABC):
                 "extended and its hard timeout not enforced. Use ProcessMessageHandler for such tasks",
                 self._message,
             )
-        return self._conclude(exception)
+        with owner.only_in_this_process():  # `notify` and its like are the user's code, and may fork too
+            return self._conclude(exception)
 
     @functools.cached_property
     def _block(self) -> Block:

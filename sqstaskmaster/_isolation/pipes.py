@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import select
+import socket
 import threading
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -66,6 +67,13 @@ def close(*descriptors: int) -> None:
         _own_ends.discard(descriptor)
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close this end, and have the other come to its end, also where another process has inherited this one."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    close(connection.detach())
 
 
 def close_own_ends() -> None:

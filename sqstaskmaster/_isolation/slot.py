@@ -69,5 +69,6 @@ class Slot:
     def close(self) -> None:
         """End the slot: the keeper kills what it runs, and ends. Does not wait."""
         if self.descriptor >= 0:
-            pipes.close(self._connection.detach(), self.descriptor)
+            pipes.hang_up(self._connection)
+            pipes.close(self.descriptor)
             self.descriptor = -1

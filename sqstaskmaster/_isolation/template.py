@@ -117,7 +117,7 @@ class Template:
         """End it. Slots that are open stay. Waits for a process that has nothing left to do."""
         control, self._control = self._control, None
         if control is not None:
-            pipes.close(control.detach())
+            pipes.hang_up(control)
         if self.pid is not None:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)

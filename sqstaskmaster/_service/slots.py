@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from sqstaskmaster._claim import clock, note
+from sqstaskmaster._claim import clock, note, owner
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._isolation.template import Template
 from sqstaskmaster._service import order
@@ -132,7 +132,8 @@ class SlotsRun:
             self._slots.open_all()
             # From here on there may be threads.
             if settings.on_start is not None:
-                settings.on_start()
+                with owner.only_in_this_process():
+                    settings.on_start()
             self._run()
         finally:
             self._slots.close()

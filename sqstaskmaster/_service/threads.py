@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from sqstaskmaster._claim import owner
 from sqstaskmaster._signals import state
 
 Then = Callable[[Any, "BaseException | None"], None]
@@ -78,6 +79,7 @@ class Threads:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Then | None] | None] = queue.SimpleQueue()
         self._lock = _thread.allocate_lock()
         self._threads = 0
+        self._process = os.getpid()
         self._unfinished = 0
 
     def call(self, function: Callable[[], Any], then: Then | None = None) -> None:
@@ -124,6 +126,7 @@ class Threads:
                 result = function()
             except BaseException as raised:  # handed to whoever asked
                 error = raised
+            owner.leave_if_forked(self._process, error)
             if then is None and error is not None:
                 logger.error("A callback of the worker failed", exc_info=error, extra={"action": "callback_failed"})
             with self._lock:

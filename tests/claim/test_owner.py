@@ -62,6 +62,26 @@ class OwnerTest(unittest.TestCase):
             self.assertEqual(0, self.leave_forked(kind(), lambda: sys.exit(0)))
             self.assertEqual(7, self.leave_forked(kind(), lambda: sys.exit(7)))
 
+    def test_a_child_that_notify_forked_ends_when_it_comes_out_of_the_block(self):
+        class Forking(Handler):
+            def notify(self, exception, context=None):
+                self.child = os.fork()
+
+        class ForkingIsolated(Isolated):
+            notify = Forking.notify
+
+            def run(self):
+                raise ValueError
+
+        for kind in (lambda: Forking(FakeMessage()), lambda: ForkingIsolated(FakeMessage(), 30, 10, 60)):
+            pid = os.getpid()
+            with kind() as handler:
+                handler.run()
+                raise ValueError
+            if os.getpid() != pid:
+                os._exit(98)
+            self.assertEqual(0, os.waitstatus_to_exitcode(os.waitpid(handler.child, 0)[1]))
+
     def test_a_child_that_fails_out_of_the_block_says_why_as_python_would(self):
         def fail():
             with Handler(FakeMessage()) as handler:

@@ -604,6 +604,34 @@ class ClaimsTest(SlotsTestCase):
 
 
 class StoppingTest(SlotsTestCase):
+    def test_a_process_that_on_start_has_left_behind_does_not_hold_the_end(self):
+        left = []
+
+        def on_start():
+            left.append(os.fork())
+            if not left[0]:
+                signal.pause()
+                os._exit(0)
+
+        try:
+            worker = self.worker(on_start=on_start)
+            worker.task("T")(lambda: None)
+            self.assertEqual({"done": 1}, self.run_tasks(worker, {}))
+        finally:
+            os.kill(left[0], signal.SIGKILL)
+            os.waitpid(left[0], 0)
+
+    def test_a_process_that_comes_out_of_on_start_ends_there(self):
+        forked = []
+        worker = self.worker(on_start=lambda: forked.append(os.fork()))
+        worker.task("T")(lambda: None)
+        pid = os.getpid()
+        counts = self.run_tasks(worker, {})
+        if os.getpid() != pid:
+            os._exit(98)
+        self.assertEqual({"done": 1}, counts)
+        self.assertEqual(0, os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1]))
+
     def test_all_slots_drain_at_once_and_each_message_is_given_back(self):
         worker = self.worker(slots=3, shutdown_grace=0.2)
 

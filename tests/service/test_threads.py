@@ -48,6 +48,12 @@ class ThreadsTest(unittest.TestCase):
         self.deliver(2)
         self.assertEqual("still here", self.answers[1][0])
 
+    def test_a_process_that_a_call_has_forked_ends_with_it(self):
+        self.threads().call(os.fork, self.then)
+        self.deliver(1)
+        ((child, _, _),) = self.answers
+        self.assertEqual(0, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
     def test_a_call_that_hangs_holds_up_no_other(self):
         threads, release = self.threads(), threading.Event()
         self.addCleanup(release.set)
