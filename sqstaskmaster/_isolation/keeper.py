@@ -81,6 +81,7 @@ def become_keeper() -> None:
     """Out of the terminal's reach (Ctrl-C is for the worker to decide on), and the parent of every orphan below."""
     state.keep_exit_status()
     os.setsid()
+    process_tree.die_with_parent(signal.SIGCONT)  # lest a keeper that its task has stopped not see the worker's end
     process_tree.adopt_orphans()
     process_tree.mark_self()
 

@@ -108,12 +108,17 @@ def kill(pid: int, number: int) -> None:
 
 
 def wake(pid: int, pidfd: int | None) -> bool:
-    """Have a process go on that was stopped. False where it is gone; with its pidfd, whoever has its pid now."""
+    """Have a process go on that was stopped. False where it is gone."""
+    return send(pid, pidfd, signal.SIGCONT)
+
+
+def send(pid: int, pidfd: int | None, number: int) -> bool:
+    """Send a signal. False where the process is gone; with its pidfd, whoever has its pid now."""
     try:
         if pidfd is None:
-            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, number)
         else:
-            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+            signal.pidfd_send_signal(pidfd, number)
     except OSError:
         return False
     return True

@@ -38,6 +38,10 @@ _LAST_SECONDS = 5.0
 _KEEPER_SECONDS = 0.5
 _KILL_AGAIN_SECONDS = 0.05
 
+# One that has not ended after this time hangs: in what a library does round a fork, say (os.register_at_fork). What is
+# left below it is found by its mark.
+_HUNG_KEEPER_SECONDS = 5.0
+
 # Between two looks for processes that a killed keeper has left behind.
 _LOOK_SECONDS = 0.01
 
@@ -97,6 +101,7 @@ class TaskProcess:
         }
         self._ended: float | None = None
         self._plan = _Plan()
+        self._keeper_until = math.inf
 
     # -- for the driver ------------------------------------------------------------------------------------------
 
@@ -217,6 +222,7 @@ class TaskProcess:
         # In so many words, since the lifeline does not end while another process has inherited this end of it.
         self._order(signal.SIGKILL)
         self._open.close(self._ends.lifeline)
+        self._keeper_until = time.monotonic() + _HUNG_KEEPER_SECONDS
         self._plan.step_in(_KEEPER_SECONDS, self._kill_past_keeper)
 
     def _terminate(self) -> None:
@@ -224,9 +230,11 @@ class TaskProcess:
         self._plan.step_in(self._term_grace, self.kill)
 
     def _kill_past_keeper(self) -> None:
-        """For a task that stops its keeper again and again."""
+        """For a task that stops its keeper again and again, and for a keeper that hangs."""
         if process_tree.wake(self._keeper, self._pidfd):
             process_tree.kill_all(process_tree.descendants(self._keeper))
+            if time.monotonic() >= self._keeper_until:
+                process_tree.send(self._keeper, self._pidfd, signal.SIGKILL)
         self._plan.step_in(_KILL_AGAIN_SECONDS, self._kill_past_keeper)
 
     def _order(self, number: int) -> None:

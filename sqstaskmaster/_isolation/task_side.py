@@ -56,7 +56,7 @@ def perform(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) ->
         faulthandler.enable(ends.stack)
         faulthandler.register(STACK_SIGNAL, ends.stack, all_threads=True)
         state.start_afresh(caught)
-        _run(load, ends)
+        _run(load, ends, owner)
         code = 0
     except state.Terminated as terminated:
         code = int(terminated.code or 1)
@@ -74,24 +74,26 @@ def perform(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) ->
         os._exit(code)
 
 
-def _run(load: Callable[[], Function], ends: Ends) -> None:
+def _run(load: Callable[[], Function], ends: Ends, owner: int) -> None:
     own: channel.Channel | None = None
     try:
         function = load()
+        if os.getpid() != owner:
+            os._exit(0)
         own = channel.current = channel.Channel(ends.results, ends.notice, function)
         own.send(channel.STARTED, plain.dump(process_tree.peak_of_self()))
         value = function(own)
-        if own.is_own():
+        if os.getpid() == owner:
             _end_as_python_does()
     except BaseException as error:
-        own = own or channel.Channel(ends.results, ends.notice, load)
-        if not own.is_own():
+        if os.getpid() != owner:
             os._exit(_exit_code(error))
+        own = own or channel.Channel(ends.results, ends.notice, load)
         _tell(error, own)
         if isinstance(error, state.Terminated):
             raise
     else:
-        if not own.is_own():
+        if os.getpid() != owner:
             os._exit(0)
         _send(own, channel.DONE, plain.spoken(value))
 

@@ -179,6 +179,27 @@ class VerdictTest(Case):
             self.assertEqual("told", self.finish(run).result())
 
 
+class ForksWhenLoaded:
+    """A task whose unpickling forks a child, which falls out of it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return _fork_and_load, (self.path,)
+
+    def __call__(self, channel):
+        with open(self.path, "a") as file:
+            file.write("ran\n")
+
+
+def _fork_and_load(path):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return ForksWhenLoaded(path)
+
+
 class KeeperTest(Case):
     def test_a_task_that_stops_its_keeper_in_a_loop_is_killed(self):
         def run(channel):
@@ -213,6 +234,53 @@ class KeeperTest(Case):
             child.stop()
             self.assertTrue(child.wait(SOON_SECONDS))
         self.assertFalse(alive(child.pid))
+
+    def test_a_keeper_that_hangs_in_what_runs_at_a_fork_does_not_hold_the_worker(self):
+        def in_keeper():
+            if self.hangs and os.getppid() == worker:
+                signal.pause()
+
+        self.hangs, worker = True, os.getpid()
+        self.addCleanup(setattr, self, "hangs", False)
+        os.register_at_fork(after_in_child=in_keeper)
+        child = self.start(lambda channel: None, term_grace=0.1)
+        self.assertFalse(child.wait(0.1))
+        child.stop()
+        with mock.patch.object(task, "_HUNG_KEEPER_SECONDS", 0.5):
+            self.assertTrue(child.wait(SOON_SECONDS))
+        with self.assertRaises(TaskKilled):
+            child.result()
+
+    def test_a_worker_that_is_killed_takes_a_task_with_it_that_has_stopped_its_keeper(self):
+        def run(channel):
+            os.write(outlet, b"%d" % os.getpid())
+            os.kill(os.getppid(), signal.SIGSTOP)
+            signal.pause()
+
+        inlet, outlet = os.pipe()
+        self.addCleanup(os.close, inlet)
+        worker = os.fork()
+        if worker == 0:
+            try:
+                isolation.Child(run, name="T").start()
+                signal.pause()
+            finally:
+                os._exit(1)
+        os.close(outlet)
+        pid = int(os.read(inlet, 20))
+        keeper = process_tree._parent_of(pid)
+        self.addCleanup(process_tree.kill, keeper, signal.SIGKILL)
+        wait_until(lambda: process_tree._state_of(keeper) == b"T", "the keeper is stopped")
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        wait_until(lambda: not alive(pid), "the task is gone")
+
+    def test_a_child_that_falls_out_of_the_loading_of_a_spawned_task_does_not_run_it_too(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "runs")
+            self.finish(ForksWhenLoaded(path), start_method="spawn").result()
+            with open(path) as file:
+                self.assertEqual("ran\n", file.read())
 
     def test_a_daemon_ends_though_the_task_killed_the_keeper(self):
         def run(channel):
