@@ -512,8 +512,10 @@ class ArgumentsTest(LoopTestCase):
             yield
 
         for function in (coroutine, generator, both):
-            with self.subTest(function.__name__), self.assertRaisesRegex(TypeError, "asyncio.run|generator"):
-                Worker(self.manager).task("T")(function)
+            called = type("Called", (), {"__call__": function})()
+            for given in (function, functools.partial(function), called):
+                with self.subTest(given=given), self.assertRaisesRegex(TypeError, "asyncio.run|generator"):
+                    Worker(self.manager).task("T")(given)
         with self.assertRaisesRegex(TypeError, r"The function coroutine\(\), of task 'T', is async: write a plain"):
             Worker(self.manager).task("T")(coroutine)
 

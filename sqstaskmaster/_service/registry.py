@@ -206,9 +206,10 @@ def _own_names(handler: Any, named: set[str]) -> set[str]:
 
 def _check_runs(what: str, function: Any) -> None:
     """Refuse what gives something that has yet to be run: it would be deleted as done, never having run."""
-    if inspect.iscoroutinefunction(function):
+    called = (function, getattr(type(function), "__call__", None))  # or an object that is called
+    if any(map(inspect.iscoroutinefunction, called)):
         raise TypeError(f"{what} is async: write a plain function that calls asyncio.run(...)")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if any(map(inspect.isgeneratorfunction, called)) or any(map(inspect.isasyncgenfunction, called)):
         raise TypeError(f"{what} is a generator, which does nothing when it is called: write a plain function")
 
 
