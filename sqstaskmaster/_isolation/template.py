@@ -16,8 +16,10 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -32,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 # An environment is a few lines. A message of this kind of socket can be longer still.
 _MOST_BYTES = 1 << 16
+
+# The longest that its end is waited for: a task may have stopped it, or what a library does round a fork hang in it.
+_END_SECONDS = 2.0
+_LOOK_SECONDS = 0.001
 
 
 class Template:
@@ -114,13 +120,17 @@ class Template:
         return Slot(connection, keeper, pidfd)
 
     def close(self) -> None:
-        """End it. Slots that are open stay. Waits for a process that has nothing left to do."""
+        """End it. Slots that are open stay. Waits for a process that has nothing left to do, and not for ever."""
         control, self._control = self._control, None
         if control is not None:
             pipes.hang_up(control)
         if self.pid is not None:
+            until = time.monotonic() + _END_SECONDS
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
+                while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                    if time.monotonic() >= until:
+                        os.kill(self.pid, signal.SIGKILL)
+                    time.sleep(_LOOK_SECONDS)
             self.pid = None
 
     def _ask_for_keeper(

@@ -603,6 +603,15 @@ class TemplateTest(Case):
         self.assertFalse(alive(pid))
         self.assertEqual(before, open_descriptors())
 
+    def test_one_that_a_task_has_stopped_does_not_hold_the_worker_s_end(self):
+        template = Template(perform)
+        template.start()
+        pid = template.pid
+        stop(pid)
+        with mock.patch("sqstaskmaster._isolation.template._END_SECONDS", 0.1):
+            template.close()
+        self.assertFalse(alive(pid))
+
     def test_what_the_worker_holds_later_is_not_in_its_tasks(self):
         held = bytearray(os.urandom(MIB)) * 100
         slot = self.open_slot()
