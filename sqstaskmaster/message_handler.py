@@ -320,6 +320,8 @@ class MessageHandler(abc.ABC):
         """
         if self._block.leaving:
             return  # whatever is due outside this block is armed again there
+        if self._owner is not None and self._owner != os.getpid():
+            return  # a timer of a child's own: the claim is its parent's, which may have ended long since
         interrupted = MessageHandler._at_border
         at_border = interrupted or alarm.is_outside_body(frame, MessageHandler)
         MessageHandler._at_border = at_border

@@ -62,6 +62,16 @@ class OwnerTest(unittest.TestCase):
             self.assertEqual(0, self.leave_forked(kind(), lambda: sys.exit(0)))
             self.assertEqual(7, self.leave_forked(kind(), lambda: sys.exit(7)))
 
+    def test_an_alarm_in_a_child_extends_no_claim(self):
+        with Handler(FakeMessage()) as handler:
+            child = os.fork()
+            if child == 0:
+                handler.alarm()
+                os._exit(len(handler._message.changes) * 10 + bool(handler.armed()))
+            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            self.assertEqual(10, ended, "only that of the parent, on entering")
+        self.assertEqual("done", handler.outcome)
+
     def test_a_child_that_notify_forked_ends_when_it_comes_out_of_the_block(self):
         class Forking(Handler):
             def notify(self, exception, context=None):
