@@ -264,10 +264,14 @@ class TasksTest(LoopTestCase):
         class InProcess(Recording):
             __init__ = MessageHandler.__init__
 
+        @functools.wraps(Plain)
+        def made(*arguments, **named):
+            return Plain(*arguments, **named)
+
         set_by_the_worker = functools.partial(Plain, term_grace=1)
         named_and_set = functools.partial(Named, clock="noon")
         for name, value in {"term_grace": 3600, "max_memory": 1 << 50, "start_method": "spawn", "clock": 1}.items():
-            for kind in (Plain, Lenient, InProcess, set_by_the_worker, functools.partial(Plain), named_and_set):
+            for kind in (Plain, Lenient, InProcess, made, set_by_the_worker, functools.partial(Plain), named_and_set):
                 with self.subTest(name, kind=kind), self.assertRaisesRegex(ArgumentsDoNotFit, name):
                     self.worker({"T": kind}).handler_for("T", {name: value}, mock.Mock(attributes={}))
         for kind in (Named, functools.partial(Named)):

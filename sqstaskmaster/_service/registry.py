@@ -197,9 +197,13 @@ def _own_names(handler: Any, named: set[str]) -> set[str]:
 
     Not what this package's constructors take, nor what a partial sets: a keyword of the message would replace it.
     """
-    while isinstance(handler, functools.partial):
-        named = named - set(handler.keywords)
-        handler = handler.func
+    while True:
+        if isinstance(handler, functools.partial):
+            named, handler = named - set(handler.keywords), handler.func
+        elif hasattr(handler, "__wrapped__"):  # where a signature is taken from
+            handler = handler.__wrapped__
+        else:
+            break
     constructor = getattr(handler, "__init__", None) if isinstance(handler, type) else handler
     return set() if str(getattr(constructor, "__module__", "")).startswith("sqstaskmaster.") else named
 
