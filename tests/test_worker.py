@@ -1,5 +1,6 @@
 """The worker's loop: which handler, which verdict, and what a poll may meet."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -22,7 +23,8 @@ from sqstaskmaster import (
     Worker,
     current_task,
 )
-from sqstaskmaster.errors import ArgumentsDoNotFit, PollRefused, TaskQuit, UnknownTask, UnsupportedContext
+from sqstaskmaster._claim import clock
+from sqstaskmaster.errors import ArgumentsDoNotFit, ClaimLapsed, PollRefused, TaskQuit, UnknownTask, UnsupportedContext
 from tests.support import DEADLINE_SECONDS, ServerTestCase
 
 
@@ -227,6 +229,32 @@ class TasksTest(LoopTestCase):
         for _, context in told:
             self.assertEqual(self.manager.url, context["queue"])
             self.assertLessEqual({"message_id", "receive_count"}, set(context))
+
+    def test_a_task_whose_claim_has_lapsed_before_it_begins_is_not_started_in_either_process(self):
+        ran, now = self.notified, clock.now
+        later = contextlib.ExitStack()
+
+        def slow(kind, message, sqs_timeout, alarm_timeout, hard_timeout):
+            later.enter_context(mock.patch.object(clock, "now", lambda: now() + 1000))  # the machine slept, say
+            return kind(message, sqs_timeout, alarm_timeout, hard_timeout)
+
+        class InOwnProcess(ProcessMessageHandler):
+            def run(self):
+                ran.append("run")
+
+            claim_lost = run
+
+        for kind in (Recording, InOwnProcess):
+            for on_claim_lost in ("stop", "continue"):
+                with self.subTest(kind.__name__, on_claim_lost=on_claim_lost), later:
+                    self.notified.clear()
+                    worker = self.worker({"T": functools.partial(slow, kind)}, on_claim_lost=on_claim_lost)
+                    self.assertEqual({"claim lost": 1}, self.run_tasks({}, worker=worker))
+                    ((error, context),) = self.notified
+                    self.assertIsInstance(error, ClaimLapsed)
+                    self.assertEqual("claim lost", context["outcome"])
+                    self.assertEqual(([], False), (self.messages[-1].visibility_changes, self.messages[-1].deleted))
+        self.assertEqual([], Recording.seen)
 
     def test_a_task_that_fails_is_counted_and_the_next_one_runs(self):
         class Handler(Recording):

@@ -4,6 +4,8 @@ poll --- nothing ------------------------------------------ burst: the end
   |
   +--- unknown task, kwargs that do not fit --------------- told, left to the redrive policy
   |
+  +--- its claim has lapsed ------------------------------- told, another worker may be running it
+  |
   +--- a task --- with handler: handler.run() ------------- done, failed, timed out, stuck
   |                       ^
   +--- stop requested ----+-------------------------------- given back at once
@@ -20,7 +22,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from sqstaskmaster._claim import note, owner
+from sqstaskmaster._claim import clock, note, owner
+from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._claim.ending import warn_of_last_receive
 from sqstaskmaster._claim.report import Report
 from sqstaskmaster._claim.returned import check_has_run
@@ -136,6 +139,12 @@ class SingleRun:
             logger.error("%s: %s", error, message, exc_info=error.__cause__, extra=report.facts("refused"))
             report.notify(error)
             return REFUSED
+        lost = _lapsed(handler, message)
+        if lost is not None:
+            report = self._report(manager, task, message, str(Outcome.CLAIM_LOST))
+            report.trouble("Claim lost, the task is not run: %s", lost, "claim_lost", logging.ERROR)
+            report.finished()
+            return str(Outcome.CLAIM_LOST)
         handler._queue_url = manager.url
         self._leave_terms(task, handler, message)
         self._protection.busy(handler.hard_timeout)
@@ -206,6 +215,14 @@ class SingleRun:
             self._on_event(event)
         except Exception:
             logger.exception("on_event failed for %s", event, extra={"action": "on_event_failed"})
+
+
+def _lapsed(handler: MessageHandler, message: Any) -> Exception | None:
+    """Why the task is not to be started: its claim has ended, and another worker may be running it."""
+    now = clock.now()
+    claim = Claim.of(note.read(message), handler.sqs_timeout, handler.alarm_timeout, now)
+    claim.lapsed(now)
+    return claim.lost
 
 
 def _is_outside_heartbeat(frame: FrameType | None) -> bool:
