@@ -305,6 +305,13 @@ class TasksTest(LoopTestCase):
         for kind in (Named, functools.partial(Named)):
             self.worker({"T": kind}).handler_for("T", {"clock": "noon"}, mock.Mock(attributes={}))
 
+    def test_a_timeout_that_a_partial_sets_is_the_task_s(self):
+        worker = self.worker({"T": functools.partial(Recording, hard_timeout=5)}, alarm_timeout=2)
+        handler = worker.handler_for("T", {}, mock.Mock(attributes={}))
+        self.assertEqual((5, 2), (handler.hard_timeout, handler.alarm_timeout))
+        with self.assertRaisesRegex(ArgumentsDoNotFit, "hard_timeout"):
+            worker.handler_for("T", {"hard_timeout": 1}, mock.Mock(attributes={}))
+
     def test_kwargs_that_do_not_fit_are_notified_and_left_with_the_signature_that_was_expected(self):
         class Picky(Recording):
             def __init__(self, message, sqs_timeout, alarm_timeout, hard_timeout, *, colour):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqstaskmaster._claim import forwarding
+from sqstaskmaster._claim import forwarding, owner
 from sqstaskmaster._claim.block import Block
 from sqstaskmaster._claim.deletion import LONGEST_WAIT_SECONDS
 from sqstaskmaster._claim.destinations import LAST_RECEIVE, NOT_DEAD_LETTERED, DeadLetterQueues
@@ -191,7 +191,8 @@ def warn_of_last_receive(queues: DeadLetterQueues | None, message: Any, report: 
 def retry_delay_of(retry_delay: RetryDelay, exception: BaseException, report: Report) -> int | None:
     """What `retry_delay` says, in whole seconds. What is wrong with it is told, and counts as None."""
     try:
-        delay = retry_delay(exception, report.receive_count or 1)
+        with owner.only_in_this_process():
+            delay = retry_delay(exception, report.receive_count or 1)
         if delay is not None and (not is_number(delay) or delay < 0):
             raise ValueError(f"retry_delay must give a number of seconds, 0 or more, or None, not {delay!r}")
     except Exception as error:

@@ -121,7 +121,8 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
             slotted = True
             _check_block_is_ours(name, handler)
     signature = inspect.signature(handler)
-    given = _taken(signature, timeouts)
+    set_already = handler.keywords if isinstance(handler, functools.partial) else {}
+    given = {name: value for name, value in _taken(signature, timeouts).items() if name not in set_already}
     try:
         signature.bind_partial(None, **given)
     except TypeError as error:

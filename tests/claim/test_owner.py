@@ -92,6 +92,27 @@ class OwnerTest(unittest.TestCase):
                 os._exit(98)
             self.assertEqual(0, os.waitstatus_to_exitcode(os.waitpid(handler.child, 0)[1]))
 
+    def test_a_child_that_retry_delay_forked_gives_nothing_back(self):
+        pid = os.getpid()
+
+        class Message(FakeMessage):
+            def change_visibility(self, **asked):
+                if os.getpid() != pid:
+                    os._exit(97)
+                super().change_visibility(**asked)
+
+        class Forking(Handler):
+            def retry_delay(self, exception, receive_count):
+                self.child = os.fork()
+                return 7
+
+        with Forking(Message()) as handler:
+            raise ValueError
+        if os.getpid() != pid:
+            os._exit(98)
+        self.assertEqual(0, os.waitstatus_to_exitcode(os.waitpid(handler.child, 0)[1]))
+        self.assertEqual(7, handler._message.changes[-1])
+
     def test_a_child_that_fails_out_of_the_block_says_why_as_python_would(self):
         def fail():
             with Handler(FakeMessage()) as handler:
