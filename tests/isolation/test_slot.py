@@ -187,10 +187,12 @@ class Case(unittest.TestCase):
         return running
 
     def end(self, running):
-        until = time.monotonic() + SOON_SECONDS
-        while not running.gone:
-            self.assertLess(time.monotonic(), until)
-            self.attend(running, 1)
+        def gone():
+            if not running.gone:
+                self.attend(running, 1)
+            return running.gone
+
+        wait_until(gone, "it is gone", SOON_SECONDS)
 
     def spare_of(self, slot, other_than=()):
         """The spare, once it waits for an order."""
