@@ -165,7 +165,8 @@ def latency(sqs):
 def imports():
     def seconds(code):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"], check=True)
+        command = [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"]
+        subprocess.run(command, check=True, timeout=ANSWER_SECONDS)
         return (time.perf_counter() - began) * 1000
 
     pairs = [(seconds("import sqstaskmaster"), seconds("pass")) for _ in range(STARTS)]

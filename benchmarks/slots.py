@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import select
 import signal
 import statistics
 import subprocess
@@ -200,7 +201,8 @@ def running(source):
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        process.stdout.readline()
+        if not select.select([process.stdout], [], [], DEADLINE_SECONDS)[0]:
+            sys.exit(f"the worker was not ready within {DEADLINE_SECONDS} seconds")
         yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)

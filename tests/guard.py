@@ -42,16 +42,31 @@ _STACKS = signal.SIGRTMAX - 5 if hasattr(signal, "SIGRTMAX") else None
 
 # A count of what began, and the name of it: in shared memory, so that no descriptor is there for a test to close.
 _STATE = struct.Struct("=Q512s")
+# How often the watcher has looked; comes after the other.
+_LOOKS = struct.Struct("=Q")
+
+_shared: mmap.mmap | None = None
+
+
+def awake_seconds():
+    """A clock for bounds: it stands still while the machine does, as virtual ones do for half a minute at times.
+
+    It is the watcher's, and takes steps of a tenth of a second.
+    """
+    if _shared is None:
+        return time.monotonic()
+    return _LOOKS.unpack_from(_shared, _STATE.size)[0] * _LOOK_SECONDS
 
 
 def install():
     """Guard this process, unless it is one that a test started with multiprocessing."""
+    global _shared
     if not sys.platform.startswith("linux") or multiprocessing.parent_process() is not None:
         return
     _behave_as_in_the_foreground()
     handle, path = tempfile.mkstemp(prefix="sqstaskmaster-tests-")
-    os.ftruncate(handle, _STATE.size)
-    state = mmap.mmap(handle, _STATE.size)
+    os.ftruncate(handle, _STATE.size + _LOOKS.size)
+    state = mmap.mmap(handle, _STATE.size + _LOOKS.size)
     os.close(handle)
     # Ends process 1 too, which nobody in its namespace can kill.
     signal.signal(_STACKS, lambda *_: os._exit(1))
@@ -59,6 +74,7 @@ def install():
     _start(path)
     os.environ[MARK] = path
     unittest.TestCase.run = _told(unittest.TestCase.run, state)
+    _shared = state
 
 
 def _behave_as_in_the_foreground():
@@ -83,7 +99,7 @@ def _told(run, state):
         nonlocal number
         if os.getpid() == owner:
             number += 1
-            state[:] = _STATE.pack(number, what.encode(errors="replace"))
+            _STATE.pack_into(state, 0, number, what.encode(errors="replace"))
 
     @functools.wraps(run)
     def told(self, result=None):
@@ -135,7 +151,10 @@ def _watch(run, state, limit):
     ended = select.poll()
     ended.register(run, select.POLLIN)
     seen, since = 0, time.monotonic()
+    looks = 0
     while not ended.poll(_LOOK_SECONDS * 1000):
+        looks += 1
+        os.pwrite(state, _LOOKS.pack(looks), _STATE.size)
         number, name = _STATE.unpack(os.pread(state, _STATE.size, 0))
         if number != seen:
             seen, since = number, time.monotonic()
@@ -171,7 +190,7 @@ def _say(text):
 
 def main(pid, path, limit):
     # While whoever it is waits for this process. The mapping outlasts the file, and keeps its name.
-    run, state = os.pidfd_open(int(pid)), os.open(path, os.O_RDONLY)
+    run, state = os.pidfd_open(int(pid)), os.open(path, os.O_RDWR)
     os.unlink(path)
     if os.fork():
         os._exit(0)

@@ -34,6 +34,7 @@ from sqstaskmaster.errors import (
     TaskNotPicklable,
     UnsupportedContext,
 )
+from tests.guard import awake_seconds
 from tests.support import DEADLINE_SECONDS, STARTS_A_DAEMON, Script, wait_until
 from tests.support.descriptors import open_descriptors
 
@@ -351,7 +352,7 @@ class Case(unittest.TestCase):
     def run_task(self, task, kind=Handler, **options):
         """The handler after its block; what run() returned or raised is in `handler.returned`, `handler.raised`."""
         handler = self.handler(task, kind, **options)
-        began = time.monotonic()
+        began = awake_seconds()
         handler.returned = handler.raised = None
         with handler:
             try:
@@ -359,7 +360,7 @@ class Case(unittest.TestCase):
             except Exception as error:
                 handler.raised = error
                 raise
-        handler.seconds = time.monotonic() - began
+        handler.seconds = awake_seconds() - began
         self.assertLess(handler.seconds, SOON_SECONDS)
         return handler
 
@@ -687,6 +688,7 @@ class StoppingTest(Case):
 
 KILLED_WORKER = STARTS_A_DAEMON + """
 import time
+import traceback
 from sqstaskmaster import LocalMessage, ProcessMessageHandler
 
 class Task(ProcessMessageHandler):
@@ -791,7 +793,7 @@ class ChildTest(unittest.TestCase):
         child = isolation.Child(function, name="T", **options)
         self.addCleanup(child.close)
         child.start()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         return child
 
     def test_a_function_s_value_is_its_result(self):
@@ -816,7 +818,7 @@ class ChildTest(unittest.TestCase):
         child.start()
         self.assertFalse(child.wait(0.01))
         child.kill()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
 
     def test_threads_of_the_task_end_before_it_has_finished(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -868,7 +870,7 @@ class ChildTest(unittest.TestCase):
         self.addCleanup(os.waitpid, other, 0)
         self.addCleanup(os.kill, other, signal.SIGKILL)
         child.kill()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
 
     def test_a_function_that_cannot_be_pickled_is_refused_by_spawn(self):
         child = isolation.Child(functools.partial(print, threading.Lock()), name="T", start_method="spawn")

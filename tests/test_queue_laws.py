@@ -19,6 +19,7 @@ from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.task_manager import TaskManager
 from sqstaskmaster.testing import SimulatedQueue
+from tests.guard import awake_seconds
 from tests.support import DEADLINE_SECONDS, ServerTestCase, free_port, lacks, wait_until
 
 # Far more than any answer takes on a loaded machine, far less than the long poll it must not wait for.
@@ -132,27 +133,27 @@ class QueueLaws:
     def test_a_poll_returns_as_soon_as_a_message_is_there(self):
         """Defect 15: the classic LocalQueue waited the whole WaitTimeSeconds though a message was ready."""
         self.manager.submit("Task")
-        began = time.monotonic()
+        began = awake_seconds()
         for most in (1, 10):
             self.manager.submit("Task")
             self.assertTrue(self.queue.receive_messages(WaitTimeSeconds=20, MaxNumberOfMessages=most))
-        self.assertLess(time.monotonic() - began, AT_ONCE_SECONDS)
+        self.assertLess(awake_seconds() - began, AT_ONCE_SECONDS)
 
     def test_a_message_sent_during_a_poll_ends_it(self):
         polling = threading.Timer(0.3, self.manager.submit, ["Late"])
         polling.start()
         self.addCleanup(polling.join)
-        began = time.monotonic()
+        began = awake_seconds()
         self.assertEqual("Late", next(self.manager.task_generator(wait_time=20))[0])
-        self.assertLess(time.monotonic() - began, AT_ONCE_SECONDS)
+        self.assertLess(awake_seconds() - began, AT_ONCE_SECONDS)
 
     def test_an_empty_queue_is_waited_for_as_long_as_was_asked(self):
         """Defect 15: the classic LocalQueue counted elapsed time twice, and gave up after half the wait."""
         for wait, soonest in ((0, 0), (1, 0.9)):
-            began = time.monotonic()
+            began, awake = time.monotonic(), awake_seconds()
             self.assertEqual([], list(self.queue.receive_messages(WaitTimeSeconds=wait, MaxNumberOfMessages=10)))
             self.assertLessEqual(soonest, time.monotonic() - began)
-            self.assertLess(time.monotonic() - began, AT_ONCE_SECONDS)
+            self.assertLess(awake_seconds() - awake, AT_ONCE_SECONDS)
 
     def test_a_poll_brings_no_more_than_was_asked(self):
         for number in range(4):
@@ -342,9 +343,9 @@ class ClaimLaws:
         self.one_task()
         message = self.take(sqs_timeout=600)
         message.change_visibility(VisibilityTimeout=1)
-        began = time.monotonic()
+        began = awake_seconds()
         self.assertEqual(2, self.count(self.take(sqs_timeout=60)))
-        self.assertLess(time.monotonic() - began, AT_ONCE_SECONDS)
+        self.assertLess(awake_seconds() - began, AT_ONCE_SECONDS)
 
     def test_an_extended_claim_outlives_the_first(self):
         self.one_task()

@@ -18,6 +18,7 @@ import functools
 import gc
 import os
 import select
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -75,11 +76,16 @@ class _SlotKeeper:
         self._problem = OSError()
 
     def live(self) -> None:
-        while True:
-            if self._spare is None:
-                self._fork_spare()
-            if not self._await():
-                return
+        try:
+            while True:
+                if self._spare is None:
+                    self._fork_spare()
+                if not self._await():
+                    return
+        finally:
+            # By its pid: the sweep cannot list processes where no descriptor is left, which is a way to come here.
+            if self._spare is not None:
+                process_tree.kill(self._spare, signal.SIGKILL)
 
     def _await(self) -> bool:
         """Wait for an order, and see to it; for the end of the spare. False at the end of the slot or of the worker."""

@@ -101,16 +101,17 @@ _STACKS, _NO_STACKS = b"stacks", b"tasks"
 
 def _listening() -> tuple[socket.socket, Path]:
     folder = _folder(os.geteuid())
-    for _ in _left_behind(folder):
-        pass
     while True:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        _check(folder, os.geteuid())
-        # Containers that share the folder may share pids.
-        path = folder / f"{os.getpid()}-{time.time_ns():x}.sock"
         listening = socket.socket(socket.AF_UNIX)
         try:
+            _check(folder, os.geteuid())
+            # Not before the check: whoever made the folder would say what is connected to, and removed.
+            for _ in _left_behind(folder):
+                pass
+            # Containers that share the folder may share pids.
+            path = folder / f"{os.getpid()}-{time.time_ns():x}.sock"
             listening.bind(str(path))
             listening.listen()
             return listening, path
@@ -160,19 +161,24 @@ def ask(stacks: bool = False) -> list[Answer]:
 
 
 def _left_behind(folder: Path) -> Iterator[tuple[int, socket.socket]]:
-    """The pid and a connection of each worker there; the sockets of those that are gone are removed."""
+    """The pid and a connection of each worker there; of this user's, the sockets of those that are gone are removed."""
     for path in sorted(folder.glob("*.sock")):
+        pid = path.stem.partition("-")[0]
+        if not pid.isdecimal():
+            continue  # no worker's
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_ANSWER_SECONDS)
             try:
                 connection.connect(str(path))
             except ConnectionRefusedError:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                # In another user's folder root could be led, by a link put there after the check, to remove anything.
+                if folder == _folder(os.geteuid()):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
             except OSError:
                 continue
             else:
-                yield int(path.stem.partition("-")[0]), connection
+                yield int(pid), connection
 
 
 def _said(connection: socket.socket, stacks: bool) -> dict[str, Any] | None:

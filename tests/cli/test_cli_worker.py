@@ -8,10 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 from pathlib import Path
 
+from tests.guard import awake_seconds
 from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop, wait_until
 from tests.support.commands import Command, alive, command, offline, online, run
 
@@ -211,9 +211,9 @@ class TestWork(WorkerTestCase):
     def test_the_alive_file_is_there_while_the_first_long_poll_still_waits(self):
         path = Path(self.folder, "alive")
         worker = self.worker("--processes", 2, "--alive-file", path, WAIT_TIME="20")
-        began = time.monotonic()
+        began = awake_seconds()
         wait_until(path.exists, "the alive file is there")
-        self.assertLess(time.monotonic() - began, 20)
+        self.assertLess(awake_seconds() - began, 20)
         # Once would be to wait for the polls.
         worker.process.send_signal(signal.SIGTERM)
         worker.wait_for("SIGTERM")

@@ -194,6 +194,40 @@ class StatusTest(unittest.TestCase):
         os.chown(self.folder, 12345, -1)
         self.assert_refused()
 
+    def test_what_others_have_prepared_is_neither_connected_to_nor_removed(self):
+        elsewhere = self.folder.with_name("elsewhere")
+        elsewhere.mkdir(mode=0o700)
+        gone, there = elsewhere / "1-0.sock", elsewhere / "2-0.sock"
+        gone.touch()  # a connection to it is refused, as to a socket that nobody listens on
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(there))
+            listening.listen()
+            listening.setblocking(False)
+            self.folder.symlink_to(elsewhere)
+            self.assert_refused()
+            self.assertRaises(BlockingIOError, listening.accept)
+        self.assertTrue(gone.exists())
+
+    def test_a_socket_whose_name_is_no_worker_s_is_passed_over(self):
+        self.folder.mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(self.folder / "other.sock"))
+            listening.listen()
+            served = status.Status(lambda stacks: {})
+            served.open()
+            self.addCleanup(served.close)
+            self.assertEqual([os.getpid()], [answer.pid for answer in status.ask()])
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root asks the workers of others")
+    def test_root_removes_nothing_from_the_folder_of_somebody_else(self):
+        theirs = self.folder.with_name("sqstaskmaster-12345")
+        theirs.mkdir(mode=0o700)
+        left = theirs / "1-0.sock"
+        left.touch()
+        os.chown(theirs, 12345, -1)
+        self.assertEqual([], status.ask())
+        self.assertTrue(left.exists())
+
     def test_what_is_asked_reaches_the_facts_and_what_is_no_json_arrives_as_its_repr(self):
         asked = []
         served = status.Status(lambda stacks: asked.append(stacks) or {"progress": {1, 1}})

@@ -187,10 +187,12 @@ class Case(unittest.TestCase):
         return running
 
     def end(self, running):
-        until = time.monotonic() + SOON_SECONDS
-        while not running.gone:
-            self.assertLess(time.monotonic(), until)
-            self.attend(running, 1)
+        def gone():
+            if not running.gone:
+                self.attend(running, 1)
+            return running.gone
+
+        wait_until(gone, "it is gone", SOON_SECONDS)
 
     def spare_of(self, slot, other_than=()):
         """The spare, once it waits for an order."""
@@ -571,6 +573,18 @@ class ShortOfProcessesTest(Case):
             self.assertEqual(before, open_descriptors())
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self.assertEqual(b"x", self.finish(slot, "echo x").result())
+
+    def test_a_keeper_without_descriptors_left_for_an_order_ends_with_its_spare(self):
+        slot = self.open_slot()
+        spare = self.spare_of(slot)
+        _, hard = resource.prlimit(slot.keeper, resource.RLIMIT_NOFILE)
+        taken = set(map(int, os.listdir(f"/proc/{slot.keeper}/fd")))
+        free = [number for number in range(100) if number not in taken]
+        # For three of the six that come with an order.
+        resource.prlimit(slot.keeper, resource.RLIMIT_NOFILE, (free[3], hard))
+        with self.assertRaises(TaskKilled):
+            self.finish(slot, "echo x").result()
+        wait_until(lambda: not slot.alive and not alive(spare), "both are gone", SOON_SECONDS)
 
 
 class TemplateTest(Case):

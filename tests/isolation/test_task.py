@@ -68,12 +68,12 @@ class Case(unittest.TestCase):
 
     def end(self, child):
         child.kill()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         child.close()
 
     def finish(self, function, **options):
         child = self.start(function, **options)
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         return child
 
     def attend_until(self, child, condition):
@@ -212,7 +212,7 @@ class KeeperTest(Case):
         child = self.start(run, term_grace=0.1)
         self.attend_until(child, lambda: child.progress)
         child.stop()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         self.assertFalse(alive(child.pid))
 
     def test_a_task_whose_keeper_never_gets_to_act_is_killed_past_it(self):
@@ -232,7 +232,7 @@ class KeeperTest(Case):
 
         with mock.patch.object(process_tree, "wake", wake_in_vain):
             child.stop()
-            self.assertTrue(child.wait(SOON_SECONDS))
+            wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         self.assertFalse(alive(child.pid))
 
     def test_a_keeper_that_hangs_in_what_runs_at_a_fork_does_not_hold_the_worker(self):
@@ -394,7 +394,7 @@ class UsageTest(Case):
         child = self.start(function)
         self.attend_until(child, lambda: child.usage.peak_memory > mib * MIB)
         child.task.tell_stopping()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         return child.usage.peak_memory / MIB
 
     def test_a_no_op_has_used_next_to_nothing_however_much_the_worker_holds(self):
@@ -466,7 +466,7 @@ class UsageTest(Case):
         child = self.start(run)
         self.attend_until(child, lambda: child.usage.cpu_seconds > 0.1 and child.usage.peak_memory > 45 * MIB)
         child.task.tell_stopping()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         self.assertGreater(child.usage.cpu_seconds, 0.1)
 
     def test_a_task_that_was_killed_has_used_what_it_used(self):
@@ -491,7 +491,7 @@ class NoticeTest(Case):
         child = self.start(run)
         self.attend_until(child, lambda: child.progress)
         child.task.tell_stopping()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         self.assertEqual((False, True, True), child.result())
 
     def test_a_task_that_is_stopped_is_told_so_too(self):
@@ -506,7 +506,7 @@ class NoticeTest(Case):
         child = self.start(run)
         self.attend_until(child, lambda: child.progress)
         child.stop()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         self.assertIs(True, child.result())
 
     def test_in_the_task_s_process_the_channel_is_the_current_one(self):
@@ -527,7 +527,7 @@ class StackTest(Case):
         self.attend_until(child, lambda: child.progress)
         self.assertTrue(child.task.ask_stack())
         self.attend_until(child, lambda: "in hold_the_interpreter" in child.stack)
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         self.assertEqual("done", child.result())
 
     def test_a_task_that_has_become_another_program_is_not_asked(self):
@@ -535,7 +535,7 @@ class StackTest(Case):
         self.attend_until(child, lambda: child.pid and program(child.pid) == "sleep")
         self.assertFalse(child.task.ask_stack())
         child.stop()
-        self.assertTrue(child.wait(SOON_SECONDS))
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
         with self.assertRaises(TaskKilled) as caught:
             child.result()
         self.assertEqual(signal.SIGTERM, caught.exception.signal)

@@ -3,6 +3,10 @@
 import configparser
 import pathlib
 import re
+import shutil
+import signal
+import subprocess
+import tempfile
 import unittest
 
 import docutils.core
@@ -10,6 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 
 import sqstaskmaster
+from tests.support import DEADLINE_SECONDS, stop, wait_until, whole_lines
+from tests.support.commands import alive
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -54,6 +60,29 @@ class TestPythons(unittest.TestCase):
     def test_newcomers_are_told_the_oldest_python(self):
         for name in ("README.rst", "CONTRIBUTING.rst"):
             self.assertIn(f"Python {supported()[0]} or newer", read(name), name)
+
+
+@unittest.skipUnless(shutil.which("bash"), "it is written for bash")
+class TestCi(unittest.TestCase):
+    def test_however_it_is_ended_no_process_of_its_step_is_left(self):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with self.subTest(number.name):
+                folder = tempfile.TemporaryDirectory()
+                self.addCleanup(folder.cleanup)
+                root = pathlib.Path(folder.name)
+                (root / ".ci").mkdir()
+                (root / "constraints.txt").touch()
+                (root / "step").write_text("sleep 3600 & echo $$ $! >>pids; wait\n")
+                functions = read(".ci/run").partition("\ndemo=")[0]
+                (root / ".ci" / "run").write_text(f"{functions}\necho >>pids $$\nstep 'a step' bash step\n")
+                (root / "pids").touch()
+                run = subprocess.Popen(["bash", ".ci/run"], cwd=root, stdout=subprocess.DEVNULL)
+                self.addCleanup(stop, run)
+                wait_until(lambda: len(whole_lines(root / "pids")) == 2, "the step runs")
+                pids = [int(pid) for line in whole_lines(root / "pids") for pid in line.split()]
+                run.send_signal(number)
+                run.wait(DEADLINE_SECONDS)
+                wait_until(lambda: not any(map(alive, pids)), "all are gone", 5)
 
 
 class TestConstraints(unittest.TestCase):

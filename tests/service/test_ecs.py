@@ -68,8 +68,8 @@ class ScaleInProtectionTest(unittest.TestCase):
         self.agent = Agent(self)
         self.now = 1000.0
 
-    def protection(self, **settings):
-        protection = ScaleInProtection(self.agent.uri, clock=lambda: self.now, **settings)
+    def protection(self, call_seconds=DEADLINE_SECONDS, **settings):
+        protection = ScaleInProtection(self.agent.uri, clock=lambda: self.now, call_seconds=call_seconds, **settings)
         protection.__enter__()
         self.addCleanup(protection.__exit__)
         self.settle(protection)

@@ -62,11 +62,11 @@ class TestSupervisor(unittest.TestCase):
         return folder.name
 
     def working(self, script, number):
-        """The ids of the processes that work, when there have been so many."""
+        """The ids of the processes that work, when there have been so many, and the supervisor has said so of each."""
 
         def found():
             pids = self.pids(script, "works")
-            return len(pids) >= number and pids
+            return min(len(pids), "\n".join(script.lines()).count("started as pid")) >= number and pids
 
         return wait_until(found, f"{number} processes work")
 

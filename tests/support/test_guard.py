@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 from tests import guard
@@ -99,6 +100,12 @@ class GuardTest(unittest.TestCase):
     def test_what_follows_a_test_is_limited_too(self):
         run = self.start("self.addClassCleanup(time.sleep, 3600)", environ={guard.LIMIT: "1"})
         self.assert_given_up(run, "Given up after 1 seconds: what follows leaves.Leaves.test")
+
+    def test_its_clock_goes_on_in_steps_and_no_faster_than_time(self):
+        began, awake = time.monotonic(), guard.awake_seconds()
+        wait_until(lambda: guard.awake_seconds() > awake + 0.5, "half a second is over")
+        self.assertGreater(time.monotonic() - began, 0.4)
+        self.assertNotEqual(0, guard.awake_seconds())
 
     def test_as_process_1_too(self):
         unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
