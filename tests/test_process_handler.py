@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import unittest
 import warnings
 from unittest import mock
@@ -240,8 +241,13 @@ class Tasks:
         thread.join()
 
     def leaves_a_thread(self):
-        self.about_to_hang()
-        threading.Thread(target=time.sleep, args=(3600,)).start()
+        task = threading.get_ident()
+
+        def stay():
+            wait_until(lambda: "_shutdown" in str(traceback.extract_stack(sys._current_frames()[task])), "run is over")
+            self.hang()
+
+        threading.Thread(target=stay).start()
 
     def closes_descriptors(self):
         os.closerange(3, 256)
