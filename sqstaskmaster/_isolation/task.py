@@ -154,6 +154,11 @@ class TaskProcess:
         return self._messages.verdict is not None
 
     @property
+    def keeper_lost(self) -> bool:
+        """Whether the keeper has ended without saying that all is gone: it was killed, or soon will have ended."""
+        return self.gone and not self._news.over
+
+    @property
     def progress(self) -> dict[str, Any]:
         """What the task reported last."""
         return self._messages.progress

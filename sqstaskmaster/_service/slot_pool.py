@@ -72,7 +72,10 @@ class SlotPool:
         self._free.discard(number)
         return number
 
-    def free(self, number: int) -> None:
+    def free(self, number: int, keeper_lost: bool) -> None:
+        """No task is there any more. `keeper_lost`: as a task found it, perhaps before the loop hears of it."""
+        if keeper_lost:
+            self._close(number)
         self._free.add(number)
 
     def start(self, number: int, order: bytes, name: str, term_grace: float) -> TaskProcess | None:

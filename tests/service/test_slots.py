@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
 from sqstaskmaster._claim import clock
+from sqstaskmaster._service.slot_pool import SlotPool
 from sqstaskmaster._service.slots import SlotsRun
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
@@ -683,7 +684,7 @@ class StoppingTest(SlotsTestCase):
         thread.join(DEADLINE_SECONDS)
         self.assertIn("main thread", str(errors[0]))
 
-    def test_a_keeper_that_is_killed_fails_its_task_only_and_is_replaced(self):
+    def assert_a_killed_keeper_fails_its_task_only(self):
         worker = self.worker(slots=2)
 
         @worker.task("T")
@@ -694,6 +695,19 @@ class StoppingTest(SlotsTestCase):
 
         counts = self.run_tasks(worker, {"kill": True}, *[{"kill": False}] * 6)
         self.assertEqual({"failed": 1, "done": 6}, counts)
+
+    def test_a_keeper_that_is_killed_fails_its_task_only_and_is_replaced(self):
+        self.assert_a_killed_keeper_fails_its_task_only()
+
+    def test_no_message_is_claimed_for_a_slot_whose_keeper_s_end_only_its_task_has_seen(self):
+        open_slot = SlotPool._open
+
+        def unheard(slots, number, patience):
+            open_slot(slots, number, patience)
+            slots._readers.remove(slots._slots[number].descriptor)
+
+        with mock.patch.object(SlotPool, "_open", unheard):
+            self.assert_a_killed_keeper_fails_its_task_only()
 
 
 class SeveralQueuesTest(SlotsTestCase):
