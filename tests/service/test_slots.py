@@ -544,7 +544,7 @@ class ClaimsTest(SlotsTestCase):
 
     def test_a_claim_that_lapsed_is_lost_though_the_end_of_its_task_is_heard_of_first(self):
         """As where the worker was stopped itself, and the task failed meanwhile."""
-        now, lapsed = clock.now, clock.now() + 100
+        now, lapsed = clock.now, clock.now() + 1000
         worker = self.worker(**self.TIMES)
 
         @worker.task("T", retry_delay=lambda error, receives: 0)
@@ -568,7 +568,7 @@ class ClaimsTest(SlotsTestCase):
         worker = self.worker(**self.TIMES)
 
         def retry_delay(error, receives):
-            jump[0] = 100.0
+            jump[0] = 1000.0
             return 0
 
         @worker.task("T", retry_delay=retry_delay)
