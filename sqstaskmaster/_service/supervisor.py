@@ -51,7 +51,7 @@ _TOUCH_SECONDS = 1.0
 # After the second signal a worker process ends its task and gives its message back; one that has not by then is killed.
 _LAST_GRACE_SECONDS = 15.0
 
-# So many deaths in a row before any process has polled once: restarting does not help.
+# So many deaths in a row before a first poll, and no process alive that has polled: restarting does not help.
 _START_DEATHS = 8
 
 # More than a worker process says in any moment; what a task writes into the socket for ever is not read for ever.
@@ -341,6 +341,8 @@ class Supervisor:
             self._restart_later(slot, how, lived, process.polled, exit_code=code)
 
     def _restart_later(self, slot: _Slot, how: str, lived: float, proved: bool, **facts: object) -> None:
+        # Where one has polled and lives on, busy for hours perhaps, there is nothing wrong that ending it would mend.
+        proved = proved or any(slot.process is not None and slot.process.polled for slot in self._slots)
         self._start_deaths = 0 if proved else self._start_deaths + 1
         if self._start_deaths >= _START_DEATHS:
             logger.error(

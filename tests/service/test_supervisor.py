@@ -29,6 +29,11 @@ alive = Path(alive) if alive else None
 sys.exit(Supervisor(["-c", child], int(processes), burst=burst == "burst", alive_file=alive).run())
 """
 
+# Without a pause between two starts.
+AT_ONCE = SUPERVISE.replace("import logging", "from sqstaskmaster._service import supervisor\nimport logging").replace(
+    "child, processes", "supervisor.Backoff.after = lambda *_, **__: 0.0\nchild, processes"
+)
+
 WORK = "say(b'l'); say(b'p'); print('works', os.getpid(), flush=True); time.sleep(3600)"
 
 
@@ -229,13 +234,20 @@ import logging""",
         self.assert_idle(script)
 
     def test_processes_that_die_again_and_again_before_their_first_poll_are_given_up(self):
-        supervisor = SUPERVISE.replace(
-            "import logging", "from sqstaskmaster._service import supervisor\nimport logging"
-        ).replace("child, processes", "supervisor.Backoff.after = lambda *_, **__: 0.0\nchild, processes")
-        script = self.supervise("print('starts', flush=True); os.kill(os.getpid(), 11)", source=supervisor)
+        script = self.supervise("print('starts', flush=True); os.kill(os.getpid(), 11)", source=AT_ONCE)
         self.assertEqual(6, self.wait(script))
         self.assertEqual(8, script.lines().count("starts"))
         script.wait_for("giving up")
+
+    def test_they_are_not_given_up_while_another_has_polled_and_is_busy_with_its_task(self):
+        child = "pass\ntry: os.mkdir(%r)\nexcept OSError: os.kill(os.getpid(), 11)\n" % os.path.join(self.folder(), "taken")
+        script = self.supervise(child + WORK, processes=2, source=AT_ONCE)
+        pid = self.working(script, 1)[0]
+        wait_until(
+            lambda: script.process.poll() is not None or "\n".join(script.lines()).count("SIGSEGV") > 12,
+            "the other has died more than eight times",
+        )
+        self.assertEqual((None, True), (script.process.poll(), alive(pid)))
 
     def test_burst_ends_when_every_process_has_found_the_queue_empty(self):
         script = self.supervise("say(b'lpd'); print('works', os.getpid(), flush=True)", processes=2, burst="burst")
