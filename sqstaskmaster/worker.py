@@ -77,7 +77,7 @@ class Worker:
     :param shutdown_grace: seconds that running tasks get to finish after SIGTERM or SIGINT, 0 or more.
     :param on_claim_lost: `"stop"`: a task whose claim is lost is stopped, since another worker may be running it; the
         outcome is `claim lost`, and nothing is done about its message. `"continue"`: it goes on. Tasks in the worker's
-        own process always do.
+        own process always do. A task whose claim has lapsed before it begins is not started in any case.
     :param dead_letter_reasons: a task that fails on the last receive that the queue's redrive policy allows is sent to
         its dead-letter queue by the worker, with the reason. Needs sqs:SendMessage on that queue.
     :param around: `around(current_task)` gives a context manager, entered in the task's process round the task, and
