@@ -1,6 +1,7 @@
 """What is written in several places, for several tools, is the same in all of them."""
 
 import configparser
+import os
 import pathlib
 import re
 import shutil
@@ -76,7 +77,8 @@ class TestCi(unittest.TestCase):
                 functions = read(".ci/run").partition("\ndemo=")[0]
                 (root / ".ci" / "run").write_text(f"{functions}\necho >>pids $$\nstep 'a step' bash step\n")
                 (root / "pids").touch()
-                run = subprocess.Popen(["bash", ".ci/run"], cwd=root, stdout=subprocess.DEVNULL)
+                environment = {**os.environ, "TMPDIR": folder.name}
+                run = subprocess.Popen(["bash", ".ci/run"], cwd=root, env=environment, stdout=subprocess.DEVNULL)
                 self.addCleanup(stop, run)
                 wait_until(lambda: len(whole_lines(root / "pids")) == 2, "the step runs")
                 pids = [int(pid) for line in whole_lines(root / "pids") for pid in line.split()]

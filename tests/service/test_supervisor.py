@@ -240,8 +240,9 @@ import logging""",
         script.wait_for("giving up")
 
     def test_they_are_not_given_up_while_another_has_polled_and_is_busy_with_its_task(self):
-        child = "pass\ntry: os.mkdir(%r)\nexcept OSError: os.kill(os.getpid(), 11)\n" % os.path.join(self.folder(), "taken")
-        script = self.supervise(child + WORK, processes=2, source=AT_ONCE)
+        child = "pass\ntry: os.mkdir(%r)\nexcept OSError: os.kill(os.getpid(), 11)\n"
+        taken = os.path.join(self.folder(), "taken")
+        script = self.supervise(child % taken + WORK, processes=2, source=AT_ONCE)
         pid = self.working(script, 1)[0]
         wait_until(
             lambda: script.process.poll() is not None or "\n".join(script.lines()).count("SIGSEGV") > 12,

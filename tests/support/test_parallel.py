@@ -135,6 +135,12 @@ class SideBySideTest(unittest.TestCase):
         self.assertNotEqual(0, code, printed)
         self.assertIn("the process of this test ended with 5", printed)
 
+    def test_a_run_whose_folder_is_tidied_away_fails_and_does_not_start_processes_for_ever(self):
+        tidied = DIES.replace("os._exit(3)", "__import__('shutil').rmtree(__import__('sys').argv[1]); os._exit(3)")
+        code, printed = self.run_suite(2, test_a=tidied, test_b=tidied)
+        self.assertNotEqual(0, code, printed)
+        self.assertIn("the process of this test ended with", printed)
+
     def test_a_module_that_cannot_be_imported_leaves_their_time_to_the_others(self):
         waits = GOES_ON.replace("os.closerange(3, 256)", "pass").replace("pass", "import time; time.sleep(0.7)")
         with mock.patch.dict(os.environ, {guard.LIMIT: "1"}):
