@@ -439,6 +439,7 @@ class VerdictsTest(SlotsTestCase):
 class ClaimsTest(SlotsTestCase):
     # Longer than a virtual machine may stand still.
     TIMES = {"sqs_timeout": 120, "alarm_timeout": 0.2, "hard_timeout": 300}
+    UNEXTENDED = {**TIMES, "alarm_timeout": 60}
 
     def test_a_claim_is_extended_for_as_long_as_its_task_runs(self):
         worker = self.worker(**self.TIMES)
@@ -545,7 +546,7 @@ class ClaimsTest(SlotsTestCase):
     def test_a_claim_that_lapsed_is_lost_though_the_end_of_its_task_is_heard_of_first(self):
         """As where the worker was stopped itself, and the task failed meanwhile."""
         now, lapsed = clock.now, clock.now() + 1000
-        worker = self.worker(**self.TIMES)
+        worker = self.worker(**self.UNEXTENDED)
 
         @worker.task("T", retry_delay=lambda error, receives: 0)
         def task():
@@ -565,7 +566,7 @@ class ClaimsTest(SlotsTestCase):
 
     def test_a_claim_that_runs_out_while_retry_delay_is_asked_is_not_given_back(self):
         now, jump = clock.now, [0.0]
-        worker = self.worker(**self.TIMES)
+        worker = self.worker(**self.UNEXTENDED)
 
         def retry_delay(error, receives):
             jump[0] = 1000.0
