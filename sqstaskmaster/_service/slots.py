@@ -162,8 +162,8 @@ class SlotsRun:
         status = self._settings.status(Facts(self._settings, self._jobs, self._mailbox, lambda: self._stop_signals > 0))
         status.open()
         try:
-            while not self._is_over():
-                self._turn()
+            while self._turn():
+                pass
         finally:
             status.close()
             handlers.put_back()
@@ -173,7 +173,8 @@ class SlotsRun:
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
+        """Do what is due, and wait for what comes. False where the run is over."""
         now, claim_now = time.monotonic(), clock.now()
         self._stop_when_due(now)
         for job in list(self._jobs):
@@ -192,6 +193,9 @@ class SlotsRun:
         # Before the deletes: a free slot waits for what the poll brings, and nobody for them.
         self._poll(now)
         self._endings.attend(claim_now)
+        # Before the wait: what was given up just now may have been the last.
+        if self._is_over():
+            return False
         due = min(
             self._heartbeat.due(self._jobs, claim_now) - claim_now,
             self._endings.due(claim_now) - claim_now,
@@ -199,6 +203,7 @@ class SlotsRun:
             self._next_look() - now,
         )
         self._readers.wait(due)
+        return True
 
     def _next_look(self) -> float:
         """When the loop has something to do on its own account."""

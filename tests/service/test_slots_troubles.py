@@ -137,7 +137,9 @@ class GivingBackTest(TroublesTestCase):
             mock.patch.object(type(self.manager.queue), "receive_messages", stop_and_receive),
             self.assertLogs("sqstaskmaster", logging.INFO) as logs,
         ):
-            counts = dict(Worker(self.manager, {"T": Handler}, slots=2, wait_time=0).run())
+            # No test lasts for so long: what has ended is not waited for.
+            worker = Worker(self.manager, {"T": Handler}, slots=2, wait_time=0, shutdown_grace=3600)
+            counts = dict(worker.run())
         return counts, {record.action: record for record in logs.records if hasattr(record, "action")}
 
     def test_a_message_that_a_last_poll_brings_is_given_back_and_said_so(self):
