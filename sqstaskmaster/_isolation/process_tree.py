@@ -211,11 +211,13 @@ def mark_self() -> None:
 def marked(keeper: int) -> list[int]:
     """The processes, dead ones aside, that began below this keeper. Takes some milliseconds."""
     mark = b"%d" % (_MARKS + keeper)
-    found = []
+    found: list[int] = []
+    seen = {keeper}
     with contextlib.suppress(OSError):
-        for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) != keeper and _has_mark(int(name), mark):
-                found.append(int(name))
+        # Until a list has no other: a process that was listed may have forked one and ended before it was looked at.
+        while new := {int(name) for name in os.listdir("/proc") if name.isdigit()} - seen:
+            found += [pid for pid in new if _has_mark(pid, mark)]
+            seen |= new
     return found
 
 

@@ -35,6 +35,34 @@ class ProcessTreeTest(unittest.TestCase):
         os.waitpid(gone, 0)
         self.assertEqual([], process_tree.descendants(gone))
 
+    def test_what_a_marked_process_forks_before_it_ends_is_found_though_it_was_not_there_to_be_listed(self):
+        go, told = os.pipe(), os.pipe()
+        keeper = os.getpid()
+        first = os.fork()
+        if first == 0:
+            with mock.patch.object(os, "getpid", lambda: keeper):
+                process_tree.mark_self()
+            os.close(go[1])
+            os.read(go[0], 1)
+            if os.fork() == 0:
+                os.write(told[1], b"%d\n" % os.getpid())
+                os.read(go[0], 1)  # until the test is over
+            os._exit(0)
+        for end in (*go, *told):
+            self.addCleanup(os.close, end)
+        daemons, list_folder = [], os.listdir
+
+        def listed_too_early(path):
+            found = list_folder(path)
+            if not daemons:
+                os.write(go[1], b"x")
+                os.waitpid(first, 0)
+                daemons.append(int(os.read(told[0], 100)))
+            return found
+
+        with mock.patch.object(os, "listdir", listed_too_early):
+            self.assertEqual(daemons, process_tree.marked(keeper))
+
 
 if __name__ == "__main__":
     unittest.main()
