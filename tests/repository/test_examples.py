@@ -65,7 +65,14 @@ class ExampleTestCase(ServerTestCase):
         source = (EXAMPLES / example / "service.py").read_text()
         path = os.pathsep.join([str(EXAMPLES / example), *sys.path])
         worker = Script(
-            self, source, QUEUE_URL=self.queue, SQS_TIMEOUT=str(2 * VISIBILITY_SECONDS), WAIT_TIME="1", PYTHONPATH=path
+            self,
+            source,
+            QUEUE_URL=self.queue,
+            SQS_TIMEOUT=str(2 * VISIBILITY_SECONDS),
+            WAIT_TIME="1",
+            PYTHONPATH=path,
+            # Eight threads on few processors, which else wait for each other in busy loops, for minutes.
+            OMP_WAIT_POLICY="passive",
         )
 
         def lines(text):
