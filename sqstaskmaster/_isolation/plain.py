@@ -124,10 +124,8 @@ class _Walk:
             raise NotPlain(f"it is over {MAX_BYTES:,} bytes, or nested over {MAX_DEPTH} deep")
         if value is None or isinstance(value, bool):
             return value
-        for kind, write in _WRITERS.items():
-            if isinstance(value, kind):
-                return write(self, value, depth + 1)
-        return self._otherwise(value)
+        write = _WRITERS.get(type(value)) or _writer_of_base(value)
+        return write(self, value, depth + 1) if write else self._otherwise(value)
 
     def integer(self, value: int, depth: int) -> Any:
         number = int.__index__(value)
@@ -179,6 +177,11 @@ _WRITERS: dict[type, Callable[[_Walk, Any, int], Any]] = {
     uuid.UUID: _as_text("UUID", uuid.UUID.__str__),
     pathlib.PurePath: _as_text("Path"),
 }
+
+
+def _writer_of_base(value: Any) -> Callable[[_Walk, Any, int], Any] | None:
+    return next((write for kind, write in _WRITERS.items() if isinstance(value, kind)), None)
+
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "dict": lambda content: dict(map(tuple, content)),
