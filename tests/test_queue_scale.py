@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from sqstaskmaster.errors import ConfigurationError
 from sqstaskmaster.queue_scale import Provisioner, ServiceState
-from tests.support import ServerTestCase, client, environment, lacks
+from tests.support import ServerTestCase, client, environment, lacks, session
 
 RULE = {
     "queue_name": "https://sqs.us-east-1.amazonaws.com/1/q",
@@ -70,7 +70,7 @@ class RegionTest(unittest.TestCase):
         environ = mock.patch.dict(os.environ, {**environment(), "AWS_DEFAULT_REGION": "us-east-1"}, clear=True)
         environ.start()
         self.addCleanup(environ.stop)
-        boto3.DEFAULT_SESSION = None
+        boto3.DEFAULT_SESSION = session()
         self.addCleanup(setattr, boto3, "DEFAULT_SESSION", None)
 
     def test_the_region_is_the_queue_urls_whatever_is_configured(self):
@@ -290,7 +290,7 @@ class DescriptionTest(unittest.TestCase):
     """What no server here answers."""
 
     def setUp(self):
-        with mock.patch.dict(os.environ, environment()), mock.patch.object(boto3, "DEFAULT_SESSION", None):
+        with mock.patch.dict(os.environ, environment()), mock.patch.object(boto3, "DEFAULT_SESSION", session()):
             self.provisioner = Provisioner([copy.copy(RULE)])
         self.provisioner.ecs = mock.Mock()
 

@@ -256,9 +256,15 @@ class TestShutdown(WorkerTestCase):
         [pid] = self.worker_processes(worker)
         with open(f"/proc/{pid}/status") as status:
             caught = int(next(line for line in status if line.startswith("SigCgt")).split()[1], 16)
-        with open(f"/proc/{pid}/net/tcp") as sockets:
-            port = f":{int(os.environ['AWS_ENDPOINT_URL'].rpartition(':')[2]):04X} "
-            return caught >> (signal.SIGINT - 1) & 1 and any(port in line and " 01 " in line for line in sockets)
+        port = f":{int(os.environ['AWS_ENDPOINT_URL'].rpartition(':')[2]):04X}"
+        with open(f"/proc/{pid}/net/tcp") as sockets:  # those of all processes
+            fields = [line.split() for line in sockets]
+        connected = {f"socket:[{field[9]}]" for field in fields if field[2].endswith(port) and field[3] == "01"}
+        own = []
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed by now
+                own.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+        return caught >> (signal.SIGINT - 1) & 1 and not connected.isdisjoint(own)
 
     def test_a_running_task_may_finish(self):
         worker = self.busy_worker()

@@ -18,7 +18,7 @@ from sqstaskmaster._sending import sending
 from sqstaskmaster.errors import MessageTooLarge, SubmitInterrupted, TasksNotSent
 from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.task_manager import TaskManager
-from tests.support import DEADLINE_SECONDS, ServerTestCase, endpoint, wait_until
+from tests.support import DEADLINE_SECONDS, ServerTestCase, endpoint, session, wait_until
 from tests.support.proxy import Cut, Proxy, error
 
 MIB = 1024 * 1024
@@ -418,7 +418,7 @@ class ThroughProxyTest(ServerTestCase):
         self.url = self.create_queue(**attributes)
         os.environ["AWS_ENDPOINT_URL"] = self.proxy.url
         os.environ["AWS_MAX_ATTEMPTS"] = "1"
-        boto3.DEFAULT_SESSION = None
+        boto3.DEFAULT_SESSION = session()
         return TaskManager(self.url)
 
     def received(self, number):

@@ -1,6 +1,6 @@
 """What the tests share: a real SQS server over HTTP, queues on it, and waiting with a deadline.
 
-The server is moto's, started once on a random port when a test first needs it. `SQSTASKMASTER_TEST_ENDPOINT` names any
+The server is moto's, started once on a random port, for all processes of a run. `SQSTASKMASTER_TEST_ENDPOINT` names any
 other SQS endpoint to be used in its place.
 """
 
@@ -24,8 +24,13 @@ import uuid
 from unittest import mock
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.loaders import create_loader
+
+#: In the environment of what a run starts: the URL of the run's server.
+_SERVER = "SQSTASKMASTER_TESTS_SERVER"
 
 DEADLINE_SECONDS = 60
 
@@ -92,7 +97,8 @@ def wait_until(condition, what, seconds=DEADLINE_SECONDS):
             return value
         if left <= 0:
             raise AssertionError(f"not within {seconds} seconds: {what}")
-        time.sleep(0.01)
+        # A look at the server takes its processor time too, and the tests beside this one want some.
+        time.sleep(max(0.01, 4 * min(time.monotonic() - began, 0.02)))
         left -= min(time.monotonic() - began, _LOOK_SECONDS)
 
 
@@ -111,7 +117,7 @@ def answers(port):
 @functools.cache
 def endpoint():
     """The URL of the SQS (and ECS) server; where there is none to be had, skips on a laptop and fails in CI."""
-    given = os.environ.get("SQSTASKMASTER_TEST_ENDPOINT")
+    given = os.environ.get("SQSTASKMASTER_TEST_ENDPOINT") or os.environ.get(_SERVER)
     if given:
         return given.rstrip("/")
     if importlib.util.find_spec("moto") is None:
@@ -138,6 +144,12 @@ def endpoint():
         return found and found[0]
 
     return wait_until(address, "moto tells its address")
+
+
+def share_endpoint():
+    """Let all processes that are started from here on have the server of this one."""
+    with contextlib.suppress(unittest.SkipTest, AssertionError):  # for the tests that need it to say
+        os.environ[_SERVER] = endpoint()
 
 
 def _stop_own(owner, server, folder):
@@ -177,9 +189,23 @@ def environment():
 
 
 @functools.cache
+def _loader():
+    return create_loader()
+
+
+def session():
+    """A new boto3 session, which has read nothing of the environment yet, but shares the models of the services.
+
+    To read those takes longer than most tests do.
+    """
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _loader())
+    return boto3.session.Session(botocore_session=core)
+
+
+@functools.cache
 def _session():
-    # One for all clients: each session reads the models of the services anew.
-    return boto3.session.Session()
+    return session()
 
 
 def client(service="sqs"):
@@ -202,7 +228,7 @@ class ServerTestCase(unittest.TestCase):
         environ.start()
         self.addCleanup(environ.stop)
         # boto3 keeps one default session, which keeps what it once read of the environment.
-        boto3.DEFAULT_SESSION = None
+        boto3.DEFAULT_SESSION = session()
         self.addCleanup(setattr, boto3, "DEFAULT_SESSION", None)
         self.sqs = client()
         self.addCleanup(self.sqs.close)
