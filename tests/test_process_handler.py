@@ -306,7 +306,7 @@ class Tasks:
 
 
 class Handler(Tasks, ProcessMessageHandler):
-    def __init__(self, message, task, path="", hard_timeout=3600, sqs_timeout=3, alarm_timeout=0.1, **options):
+    def __init__(self, message, task, path="", hard_timeout=3600, sqs_timeout=120, alarm_timeout=0.1, **options):
         super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, clock=self.clock, **options)
         self._claim_clock = time.monotonic  # the jump is to be seen by the limit only
         self.task = task

@@ -156,7 +156,7 @@ class TestPolicies(ServerTestCase):
             body = json.dumps({"task": task, "kwargs": {}})
             self.sqs.send_message(QueueUrl=self.url, MessageBody=body)
         manager = TaskManager(self.url)
-        worker = Worker(manager, {"Slow": Slow, "Fails": Fails}, sqs_timeout=3, alarm_timeout=0.1, wait_time=0)
+        worker = Worker(manager, {"Slow": Slow, "Fails": Fails}, sqs_timeout=120, alarm_timeout=0.1, wait_time=0)
         with self.assertLogs("sqstaskmaster"):
             counts = worker.run(burst=True, ecs_agent_uri=f"http://127.0.0.1:{agent.server_port}/api/id")
         self.assertEqual({"done": 1, "failed": 1}, dict(counts))

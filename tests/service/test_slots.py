@@ -371,7 +371,7 @@ class VerdictsTest(SlotsTestCase):
                 self.notified.append((exception, context))
 
         worker = Worker(
-            self.manager, {"T": Handler}, slots=2, wait_time=0, sqs_timeout=5, alarm_timeout=0.1, hard_timeout=60
+            self.manager, {"T": Handler}, slots=2, wait_time=0, sqs_timeout=120, alarm_timeout=0.1, hard_timeout=300
         )
         self.assertEqual({"stuck": 1}, self.run_tasks(worker, {}))
         self.assertIsInstance(self.notified[0][0], HandlerStuck)
@@ -389,7 +389,7 @@ class VerdictsTest(SlotsTestCase):
                 return False
 
         worker = Worker(
-            self.manager, {"T": Hanging}, slots=2, wait_time=0, sqs_timeout=3, alarm_timeout=0.1, hard_timeout=60
+            self.manager, {"T": Hanging}, slots=2, wait_time=0, sqs_timeout=120, alarm_timeout=0.1, hard_timeout=300
         )
         self.manager.submit("T")
         finished = []
@@ -811,7 +811,7 @@ class ServerSlotsTest(ServerTestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         finished = []
-        worker = Worker(manager, slots=2, sqs_timeout=5, alarm_timeout=0.3, wait_time=1, on_finish=finished.append)
+        worker = Worker(manager, slots=2, sqs_timeout=120, alarm_timeout=0.3, wait_time=1, on_finish=finished.append)
 
         @worker.task("T", term_grace=0)
         def task():

@@ -188,7 +188,7 @@ class AnswersTest(TroublesTestCase):
             (Hanging,),
             {"notify": lambda _, *told, **context: self.notified.append((*told, context)), **methods},
         )
-        settings = {"sqs_timeout": 3, "alarm_timeout": 0.1, "on_claim_lost": "continue"}
+        settings = {"sqs_timeout": 120, "alarm_timeout": 0.1, "on_claim_lost": "continue"}
         worker = Worker(self.manager, {"T": kind, "Healthy": Handler}, slots=2, wait_time=0, **settings)
         self.manager.submit("T")
         self.manager.submit("Healthy")

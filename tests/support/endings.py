@@ -334,7 +334,7 @@ class ContinueLocalLaws:
             mock.patch.object(LocalQueue, "send_message", send_once_extended),
             self.assertLogs("sqstaskmaster", "INFO"),
         ):
-            self.assertEqual({"continued": 1, "done": 1}, self.consume(sqs_timeout=3, alarm_timeout=0.5))
+            self.assertEqual({"continued": 1, "done": 1}, self.consume(sqs_timeout=120, alarm_timeout=0.5))
         self.assertEqual((0, 0), self.left())
 
 
