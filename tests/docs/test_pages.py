@@ -20,7 +20,7 @@ class TestHangingTask(PageTestCase):
     page = ROOT / "docs" / "tutorial" / "hanging-task.rst"
 
     def test_the_task_that_hangs_is_stopped_and_its_line_is_shown(self):
-        self.change("hanging.py", "hard_timeout=20", "hard_timeout=0.5, term_grace=0.1")
+        self.change("hanging.py", "hard_timeout=20", "hard_timeout=2, term_grace=0.1")
         found = self.run_to_its_end("-m", "sqstaskmaster", "run", "hanging:worker", "AddUp", "digits=12")
         self.assertEqual(1, found.returncode, found.stderr)
         self.assertIn("print(sum(range(10**digits)))", found.stderr)

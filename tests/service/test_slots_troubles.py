@@ -87,7 +87,7 @@ class HandlersTest(TroublesTestCase):
     def test_a_constructor_that_does_not_return_is_given_up_and_holds_up_nobody(self):
         released = threading.Event()
         self.addCleanup(released.set)
-        with mock.patch.multiple(slots, _PREPARE_SECONDS=0.3, _LAST_SECONDS=0.1):
+        with mock.patch.multiple(slots, _PREPARE_SECONDS=1.5, _LAST_SECONDS=0.1):
             counts = self.run_beside_a_healthy_one(lambda: released.wait(DEADLINE_SECONDS))
         self.assertEqual({"refused": 1, "done": 1}, counts)
         self.assert_refused(HandlerStuck, "has not returned")
