@@ -18,6 +18,7 @@ from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, Tas
 from sqstaskmaster._claim import clock
 from sqstaskmaster._service.slot_pool import SlotPool
 from sqstaskmaster._service.slots import SlotsRun
+from sqstaskmaster._service.watching import Watching
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
     ClaimLapsed,
@@ -113,6 +114,15 @@ def descriptors():
         with contextlib.suppress(OSError):  # that of the listing itself
             found.append(os.readlink(f"/proc/self/fd/{name}"))
     return sum(each.startswith(("pipe:", "/memfd:", "anon_inode:[pidfd]")) for each in found)
+
+
+def wait_for(path):
+    """In a task: wait until there is such a file."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{path.name} did not come")
+        time.sleep(0.005)
 
 
 def meet(folder, number, name):
@@ -377,12 +387,13 @@ class VerdictsTest(SlotsTestCase):
         self.assertIsInstance(self.notified[0][0], HandlerStuck)
 
     def test_what_the_user_runs_in_the_worker_may_hang_and_holds_up_nobody(self):
-        release = threading.Event()
+        release, go = threading.Event(), self.folder / "go"
         self.addCleanup(release.set)
+        self.on_change = lambda message, seconds: go.touch()
 
         class Hanging(ProcessMessageHandler):
             def run(self):
-                time.sleep(0.5)
+                wait_for(go)
 
             def running(self):
                 release.wait(DEADLINE_SECONDS)
@@ -395,8 +406,7 @@ class VerdictsTest(SlotsTestCase):
         finished = []
         worker._on_finish = finished.append
         self.stop_when(lambda: finished)
-        self.assertEqual({"done": 1}, dict(worker.run()))
-        self.assertTrue(self.messages[0].changes, "its claim was extended meanwhile")
+        self.assertEqual({"done": 1}, dict(worker.run()), "its claim was extended meanwhile")
 
     def test_on_finish_has_the_facts_and_what_it_raises_goes_no_further(self):
         finished = []
@@ -443,15 +453,19 @@ class ClaimsTest(SlotsTestCase):
     TIMES = {"sqs_timeout": 120, "alarm_timeout": 0.2, "hard_timeout": 300}
     UNEXTENDED = {**TIMES, "alarm_timeout": 60}
 
+    def setUp(self):
+        super().setUp()
+        self.go = self.folder / "go"
+
     def test_a_claim_is_extended_for_as_long_as_its_task_runs(self):
-        worker = self.worker(**self.TIMES)
+        def on_change(message, seconds):
+            if len(message.changes) == 4:
+                self.go.touch()
 
-        @worker.task("T")
-        def task():
-            time.sleep(1.1)
-
+        self.on_change = on_change
+        worker, go = self.worker(**self.TIMES), self.go
+        worker.task("T")(lambda: wait_for(go))
         self.assertEqual({"done": 1}, self.run_tasks(worker, {}))
-        self.assertGreaterEqual(len(self.messages[0].changes), 4)
         self.assertEqual({120}, set(self.messages[0].changes))
 
     def test_an_extension_that_hangs_delays_no_other_claim(self):
@@ -459,22 +473,17 @@ class ClaimsTest(SlotsTestCase):
         self.addCleanup(release.set)
 
         def on_change(message, seconds):
+            sent["true" if '"hangs": true' in message.body else "false"] += 1
+            if sent["false"] >= 5 and sent["true"] >= 2:  # what is not answered is sent again
+                self.go.touch()
             if '"hangs": true' in message.body:
                 release.wait(DEADLINE_SECONDS)
 
+        sent = collections.Counter()
         self.on_change = on_change
-        worker = self.worker(**self.TIMES)
-
-        @worker.task("T")
-        def task(hangs):
-            time.sleep(1.5)
-
-        counts = self.run_tasks(worker, {"hangs": True}, {"hangs": False})
-        self.assertEqual({"done": 2}, counts)
-        other = next(message for message in self.messages if '"hangs": false' in message.body)
-        hanging = next(message for message in self.messages if '"hangs": true' in message.body)
-        self.assertGreaterEqual(len(other.changes), 5)
-        self.assertGreaterEqual(len(hanging.changes), 2, "what is not answered is sent again")
+        worker, go = self.worker(**self.TIMES), self.go
+        worker.task("T")(lambda hangs: wait_for(go))
+        self.assertEqual({"done": 2}, self.run_tasks(worker, {"hangs": True}, {"hangs": False}))
 
     def test_a_failed_extension_is_told_and_tried_again(self):
         failures = [FAILURE, FAILURE]
@@ -482,17 +491,13 @@ class ClaimsTest(SlotsTestCase):
         def on_change(message, seconds):
             if failures:
                 raise failures.pop()
+            self.go.touch()
 
         self.on_change = on_change
-        worker = self.worker(**self.TIMES)
-
-        @worker.task("T")
-        def task():
-            time.sleep(2)
-
+        worker, go = self.worker(**self.TIMES), self.go
+        worker.task("T")(lambda: wait_for(go))
         self.assertEqual({"done": 1}, self.run_tasks(worker, {}))
         self.assertEqual([FAILURE] * 2, [error for error, _ in self.notified])
-        self.assertGreaterEqual(len(self.messages[0].changes), 3)
 
     def lose(self, **settings):
         def on_change(message, seconds):
@@ -500,11 +505,11 @@ class ClaimsTest(SlotsTestCase):
 
         self.on_change = on_change
         worker = self.worker(**{**self.TIMES, **settings})
-        folder = self.folder
+        folder, go = self.folder, self.go
 
         @worker.task("T", term_grace=1)
         def task():
-            time.sleep(1.5)
+            wait_for(go)
             (folder / "finished").touch()
 
         counts = self.run_tasks(worker, {})
@@ -518,10 +523,13 @@ class ClaimsTest(SlotsTestCase):
         self.assertEqual([LOST], [error for error, _ in self.notified])
 
     def test_it_may_go_on_instead(self):
+        thread = threading.Thread(target=lambda: (wait_until(lambda: self.notified, "it is lost"), self.go.touch()))
+        thread.start()
+        self.addCleanup(thread.join, DEADLINE_SECONDS)
         counts, message = self.lose(on_claim_lost="continue")
         self.assertEqual({"done": 1}, counts)
         self.assertTrue(message.deleted)
-        self.assertEqual(["finished"], self.files())
+        self.assertEqual(["finished", "go"], self.files())
 
     def test_a_claim_that_lapsed_by_the_worker_s_own_clock_is_lost_whatever_sqs_says(self):
         now, jump = clock.now, [0.0]
@@ -584,27 +592,29 @@ class ClaimsTest(SlotsTestCase):
         self.assertIsInstance(self.notified[-1][0], ClaimLapsed)
 
     def test_a_claim_that_is_lost_before_its_task_begins_starts_nothing(self):
-        release = threading.Event()
-        self.addCleanup(release.set)
-        folder = self.folder
+        read = threading.Event()
+        folder, claim_lost = self.folder, Watching.claim_lost
 
         def on_change(message, seconds):
-            release.set()
             raise LOST
+
+        def hear_of_it(watching, job):
+            claim_lost(watching, job)
+            read.set()
 
         self.on_change = on_change
 
         class Slow(ProcessMessageHandler):
             def __init__(self, message, **timeouts):
                 super().__init__(message, **timeouts)
-                release.wait(DEADLINE_SECONDS)
-                time.sleep(0.2)  # for the answer to be read
+                read.wait(DEADLINE_SECONDS)
 
             def run(self):
                 (folder / "ran").touch()
 
         worker = Worker(self.manager, {"T": Slow}, slots=2, wait_time=0, **self.TIMES)
-        self.assertEqual({"claim lost": 1}, self.run_tasks(worker, {}))
+        with mock.patch.object(Watching, "claim_lost", hear_of_it):
+            self.assertEqual({"claim lost": 1}, self.run_tasks(worker, {}))
         self.assertEqual([], self.files())
 
 
