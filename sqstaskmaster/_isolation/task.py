@@ -102,6 +102,7 @@ class TaskProcess:
         self._ended: float | None = None
         self._plan = _Plan()
         self._keeper_until = math.inf
+        self._past_keeper = False
 
     # -- for the driver ------------------------------------------------------------------------------------------
 
@@ -154,9 +155,13 @@ class TaskProcess:
         return self._messages.verdict is not None
 
     @property
-    def keeper_lost(self) -> bool:
-        """Whether the keeper has ended without saying that all is gone: it was killed, or soon will have ended."""
-        return self.gone and not self._news.over
+    def keeper_spent(self) -> bool:
+        """Whether the keeper is to have no other task, once this one is gone.
+
+        It has ended without saying that all is gone: it was killed, or soon will have ended. Or what was below it was
+        killed from here: where that was the next spare already, that one is dying, and may still take an order with it.
+        """
+        return self.gone and (self._past_keeper or not self._news.over)
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -237,6 +242,7 @@ class TaskProcess:
     def _kill_past_keeper(self) -> None:
         """For a task that stops its keeper again and again, and for a keeper that hangs."""
         if process_tree.wake(self._keeper, self._pidfd):
+            self._past_keeper = True
             process_tree.kill_all(process_tree.descendants(self._keeper))
             if time.monotonic() >= self._keeper_until:
                 process_tree.send(self._keeper, self._pidfd, signal.SIGKILL)

@@ -72,9 +72,9 @@ class SlotPool:
         self._free.discard(number)
         return number
 
-    def free(self, number: int, keeper_lost: bool) -> None:
-        """No task is there any more. `keeper_lost`: as a task found it, perhaps before the loop hears of it."""
-        if keeper_lost:
+    def free(self, number: int, keeper_spent: bool) -> None:
+        """No task is there any more. `keeper_spent`: as a task left it, perhaps before the loop hears of it."""
+        if keeper_spent:
             self._close(number)
         self._free.add(number)
 
@@ -117,7 +117,7 @@ class SlotPool:
         self._readers.add(slot.descriptor, functools.partial(self._close, number))
 
     def _close(self, number: int) -> None:
-        """Its keeper has ended: another is asked for."""
+        """Its keeper has ended, or ends now: another is asked for."""
         slot = self._slots[number]
         if slot is not None:
             self._readers.remove(slot.descriptor)

@@ -358,7 +358,7 @@ class SlotsRun:
     def _end(self, job: Job) -> None:
         job.stage = Stage.ENDING
         if job.slot >= 0:
-            self._slots.free(job.slot, job.process is not None and job.process.keeper_lost)
+            self._slots.free(job.slot, job.process is not None and job.process.keeper_spent)
             job.slot = -1
 
     def _over(self, job: Job, outcome: str) -> None:

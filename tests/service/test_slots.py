@@ -16,6 +16,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
 from sqstaskmaster._claim import clock
+from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._isolation.task import TaskProcess
 from sqstaskmaster._service.slot_pool import SlotPool
 from sqstaskmaster._service.slots import SlotsRun
 from sqstaskmaster._service.watching import Watching
@@ -721,6 +723,30 @@ class StoppingTest(SlotsTestCase):
 
         with mock.patch.object(SlotPool, "_open", unheard):
             self.assert_a_killed_keeper_fails_its_task_only()
+
+    def test_where_a_task_was_killed_past_its_keeper_the_next_has_another_keeper(self):
+        """Else its process, forked ahead, may be among those killed: where the keeper went on at last, just then."""
+        worker, folder, past_keeper = self.worker(slots=1), self.folder, TaskProcess._kill_past_keeper
+
+        @worker.task("T", hard_timeout=1, term_grace=0)
+        def task(stop):
+            (folder / str(os.getppid())).touch()
+            if stop:
+                os.kill(os.getppid(), signal.SIGSTOP)
+                time.sleep(3600)
+
+        def goes_on_just_then(running):
+            stopped = process_tree.descendants(running._keeper)
+            os.kill(running._keeper, signal.SIGCONT)
+            wait_until(lambda: set(process_tree.descendants(running._keeper)) - set(stopped), "the keeper forks ahead")
+            past_keeper(running)
+
+        with (
+            mock.patch.object(process_tree, "wake", lambda *_: True),
+            mock.patch.object(TaskProcess, "_kill_past_keeper", goes_on_just_then),
+        ):
+            self.assertEqual({"timed out": 1, "done": 1}, self.run_tasks(worker, {"stop": True}, {"stop": False}))
+        self.assertEqual(2, len(self.files()), "keepers")
 
 
 class SeveralQueuesTest(SlotsTestCase):
