@@ -35,7 +35,7 @@ from sqstaskmaster._service.settings import GIVEN_BACK, REFUSED, Settings
 from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster._signals.shutdown import Shutdown
-from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of
+from sqstaskmaster._sqs.answers import code_of, is_failed_poll
 from sqstaskmaster.endings import Continue, Outcome
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
@@ -118,7 +118,9 @@ class SingleRun:
             )
         except ShutdownRequested:
             return []
-        except POLL_ERRORS as error:
+        except Exception as error:
+            if not is_failed_poll(error):
+                raise
             remedy = self._polling.failed(manager, error, time.monotonic())
             if remedy is not None and len(self._settings.managers) == 1:
                 raise PollRefused(error, code_of(error) or type(error).__name__, remedy, manager.url) from error

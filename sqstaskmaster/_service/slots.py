@@ -44,7 +44,7 @@ from sqstaskmaster._service.slot_pool import SlotPool
 from sqstaskmaster._service.threads import Mailbox, Threads
 from sqstaskmaster._service.watching import Watching
 from sqstaskmaster._signals import state
-from sqstaskmaster._sqs.answers import POLL_ERRORS, code_of
+from sqstaskmaster._sqs.answers import code_of, is_failed_poll
 from sqstaskmaster._sqs.limits import MAX_BATCH_ENTRIES
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
@@ -269,13 +269,13 @@ class SlotsRun:
     ) -> None:
         """`idle`: whether nothing ran when the poll was sent."""
         self._polls -= 1
-        if isinstance(error, POLL_ERRORS):
+        if error is not None:
+            if not is_failed_poll(error):
+                raise error
             remedy = self._polling.failed(source, error, time.monotonic())
             if remedy is not None and len(self._settings.managers) == 1:
                 self._refuse(PollRefused(error, code_of(error) or type(error).__name__, remedy, source.manager.url))
             return
-        if error is not None:
-            raise error  # a queue of the user's own making
         self._polling.answered(source, len(received or ()))
         if not idle:
             self._polling.busy()  # what ran meanwhile may have left something behind: a successor, a message given back

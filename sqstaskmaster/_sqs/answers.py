@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from typing import TypeGuard
+
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -19,7 +22,7 @@ SQS_ERRORS = (ClientError, BotoCoreError)
 
 # What a poll may meet: the same, and an answer that was cut off or came from something else in between, a proxy's page
 # that is no UTF-8 perhaps.
-POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, UnicodeDecodeError, OSError)
+_POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, UnicodeDecodeError, OSError)
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors
@@ -66,6 +69,17 @@ def code_of(error: BaseException) -> str:
     if not isinstance(error, ClientError):
         return ""
     return str(error.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
+
+
+def is_failed_poll(error: BaseException) -> TypeGuard[Exception]:
+    """Whether a poll failed as polls do. Anything else is the fault of a queue of the user's own making.
+
+    In an answer that is JSON, but not what SQS says, botocore's own code stumbles over whatever is not there.
+    """
+    if isinstance(error, _POLL_ERRORS):
+        return True
+    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, Exception) and bool(raised_in) and raised_in[-1].partition(".")[0] in ("botocore", "boto3")
 
 
 def is_answer(error: BaseException) -> bool:

@@ -1,13 +1,23 @@
 """Which queue is polled next: strict priority, and failures that hold up no other queue."""
 
 import logging
+import os
 import unittest
+from unittest import mock
 
 from botocore.exceptions import ClientError, EndpointConnectionError
 
+from sqstaskmaster import ExponentialBackoff, LocalQueue, ProcessMessageHandler, TaskManager, Worker
 from sqstaskmaster._service.polling import Polling
+from tests.support import ServerTestCase, endpoint
+from tests.support.proxy import Proxy
 
 FAILURE = EndpointConnectionError(endpoint_url="http://sqs")
+
+
+class Done(ProcessMessageHandler):
+    def run(self):
+        pass
 
 
 class PollingTest(unittest.TestCase):
@@ -76,6 +86,62 @@ class PollingTest(unittest.TestCase):
         alone = self.polling("a")
         self.assertIn("check the queue's URL", alone.failed("a", gone, now=0))
         self.assertEqual([], self.logged, "a single one ends the worker, which says it")
+
+
+class OtherAnswersTest(ServerTestCase):
+    """Answers that did not come from SQS, as a gateway in between gives them: JSON, with something else in it."""
+
+    ANSWERS = [
+        (502, None),
+        (502, "Bad Gateway"),
+        (500, []),
+        (400, {"__type": 5}),
+        (200, None),
+        (200, {"Messages": [5]}),
+    ]
+
+    def setUp(self):
+        super().setUp()
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        patch = mock.patch("sqstaskmaster._service.polling._BACKOFF", ExponentialBackoff(first=0.01, longest=0.01))
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.polls = 0
+
+    def answer(self, request):
+        if request.operation == "ReceiveMessage":
+            self.polls += 1
+            if self.polls <= len(self.ANSWERS):
+                return self.ANSWERS[self.polls - 1]
+        return request.forward()
+
+    def run_one(self, **slots):
+        url = self.create_queue()
+        with mock.patch.dict(
+            os.environ, AWS_ENDPOINT_URL=Proxy(self, endpoint(), self.answer).url, AWS_MAX_ATTEMPTS="1"
+        ):
+            worker = Worker(TaskManager(url), {"T": Done}, wait_time=0, **slots)
+            self.sqs.send_message(QueueUrl=url, MessageBody='{"task": "T", "kwargs": {}}')
+            self.assertEqual({"done": 1}, dict(worker.run(burst=True)))
+        self.assertGreater(self.polls, len(self.ANSWERS))
+        self.assertEqual((0, 0, 0), self.counts(url))
+
+    def test_a_worker_polls_on(self):
+        self.run_one()
+
+    def test_a_worker_with_slots_polls_on(self):
+        self.run_one(slots=2)
+
+    def test_what_a_queue_of_the_users_own_raises_ends_the_worker(self):
+        class Broken(LocalQueue):
+            def receive_messages(self, **kwargs):
+                return self.no_such_attribute
+
+        for slots in ({}, {"slots": 2}):
+            worker = Worker(TaskManager("broken", queue_constructor=Broken), {"T": Done}, wait_time=0, **slots)
+            with self.subTest(slots), self.assertRaises(AttributeError):
+                worker.run(burst=True)
 
 
 if __name__ == "__main__":
