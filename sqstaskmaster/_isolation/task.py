@@ -201,9 +201,10 @@ class TaskProcess:
 
         False where it would tell nothing: one that has exec'ed another program would die of the signal.
         """
-        if self.gone or self.pid is None:
+        if self.gone:
             return False
-        catches = process_tree.catches(self.pid, task_side.STACK_SIGNAL)
+        # A keeper that is slower than its task has not told the pid yet.
+        catches = None if self.pid is None else process_tree.catches(self.pid, task_side.STACK_SIGNAL)
         if not (self.ready if catches is None else catches):
             return False
         self._dump.begin_anew()

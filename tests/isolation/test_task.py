@@ -540,6 +540,18 @@ class StackTest(Case):
             child.result()
         self.assertEqual(signal.SIGTERM, caught.exception.signal)
 
+    def test_a_task_that_is_stopped_before_its_keeper_has_told_its_pid_tells_where_it_was(self):
+        def hangs(channel):
+            channel.report({"hangs": True})
+            time.sleep(3600)
+
+        child = self.start(hangs)
+        self.attend_until(child, lambda: child.progress)
+        child.task._news.pid = None
+        child.stop()
+        wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
+        self.assertIn("in hangs", child.stack)
+
     def test_a_task_that_is_gone_is_not_asked(self):
         self.assertFalse(self.finish(lambda channel: None).task.ask_stack())
 
