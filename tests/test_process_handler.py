@@ -460,7 +460,7 @@ class EveryStartMethod:
         self.assertIn("in crashes", str(handler.raised.__cause__))
 
     def test_c_code_that_holds_the_interpreter_is_stopped_and_tells_where_it_was(self):
-        handler = self.run_task("holds_the_interpreter", term_grace=0.1)
+        handler = self.run_task("holds_the_interpreter", term_grace=0.5)
         self.assert_failed(handler, HardTimeout, "timed out")
         stack = handler.notified[-1][1]["stack"]
         self.assertIn("in holds_the_interpreter", stack)
@@ -517,7 +517,7 @@ class HungTest(Case):
     """One fast case of each kind of hung task."""
 
     def stopped(self, task, **options):
-        handler = self.run_task(task, term_grace=0.2, **options)
+        handler = self.run_task(task, term_grace=0.5, **options)
         self.assert_failed(handler, HardTimeout, "timed out")
         return handler
 
