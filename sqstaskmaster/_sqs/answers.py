@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from types import FrameType
 from typing import TypeGuard
 
 from botocore.exceptions import (
@@ -23,6 +24,9 @@ SQS_ERRORS = (ClientError, BotoCoreError)
 # What a poll may meet: the same, and an answer that was cut off or came from something else in between, a proxy's page
 # that is no UTF-8 perhaps.
 _POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, UnicodeDecodeError, OSError)
+
+# Where botocore reads what it has parsed.
+_ENDPOINT = {"botocore.endpoint._do_get_response", "botocore.endpoint._send_request"}
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors
@@ -74,12 +78,17 @@ def code_of(error: BaseException) -> str:
 def is_failed_poll(error: BaseException) -> TypeGuard[Exception]:
     """Whether a poll failed as polls do. Anything else is the fault of a queue of the user's own making.
 
-    In an answer that is JSON, but not what SQS says, botocore's own code stumbles over whatever is not there.
+    Over JSON that is not what SQS says, botocore stumbles where it reads the answer.
     """
     if isinstance(error, _POLL_ERRORS):
         return True
-    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, Exception) and bool(raised_in) and raised_in[-1].partition(".")[0] in ("botocore", "boto3")
+    places = [_place(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    in_parser = any(place.startswith("botocore.parsers.") for place in places)
+    return isinstance(error, Exception) and (in_parser or not _ENDPOINT.isdisjoint(places[-1:]))
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
 
 
 def is_answer(error: BaseException) -> bool:

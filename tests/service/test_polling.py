@@ -91,13 +91,10 @@ class PollingTest(unittest.TestCase):
 class OtherAnswersTest(ServerTestCase):
     """Answers that did not come from SQS, as a gateway in between gives them: JSON, with something else in it."""
 
+    NO_BASE64 = {"Messages": [{"MessageAttributes": {"a": {"BinaryValue": "x"}}}]}
     ANSWERS = [
-        (502, None),
-        (502, "Bad Gateway"),
-        (500, []),
-        (400, {"__type": 5}),
-        (200, None),
-        (200, {"Messages": [5]}),
+        *((502, None), (502, "Bad Gateway"), (500, []), (400, {"__type": 5})),
+        *((200, None), (200, {"Messages": [5]}), (200, NO_BASE64)),
     ]
 
     def setUp(self):
@@ -134,14 +131,21 @@ class OtherAnswersTest(ServerTestCase):
         self.run_one(slots=2)
 
     def test_what_a_queue_of_the_users_own_raises_ends_the_worker(self):
-        class Broken(LocalQueue):
-            def receive_messages(self, **kwargs):
-                return self.no_such_attribute
+        def no_such_attribute(queue, **kwargs):
+            return queue.no_such_attribute
 
-        for slots in ({}, {"slots": 2}):
-            worker = Worker(TaskManager("broken", queue_constructor=Broken), {"T": Done}, wait_time=0, **slots)
-            with self.subTest(slots), self.assertRaises(AttributeError):
-                worker.run(burst=True)
+        def no_such_call(queue, **kwargs):
+            return self.sqs.recieve_message(**kwargs)
+
+        def wrong_call(queue, **kwargs):
+            return self.sqs.receive_message(kwargs)
+
+        for receive in (no_such_attribute, no_such_call, wrong_call):
+            for slots in ({}, {"slots": 2}):
+                kind = type("Broken", (LocalQueue,), {"receive_messages": receive})
+                worker = Worker(TaskManager("broken", queue_constructor=kind), {"T": Done}, wait_time=0, **slots)
+                with self.subTest(receive, **slots), self.assertRaises((AttributeError, TypeError)):
+                    worker.run(burst=True)
 
 
 if __name__ == "__main__":
