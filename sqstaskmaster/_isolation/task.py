@@ -158,8 +158,8 @@ class TaskProcess:
     def keeper_spent(self) -> bool:
         """Whether the keeper is to have no other task, once this one is gone.
 
-        It has ended without saying that all is gone: it was killed, or soon will have ended. Or what was below it was
-        killed from here: where that was the next spare already, that one is dying, and may still take an order with it.
+        It has ended without saying that all is gone: it was killed, or soon will have ended. Or processes below it were
+        killed from here. The spare for the next task may be among them: it can still take an order, and die with it.
         """
         return self.gone and (self._past_keeper or not self._news.over)
 
@@ -199,11 +199,11 @@ class TaskProcess:
     def ask_stack(self) -> bool:
         """Have the task write where it is, without stopping it; `stack` tells, some milliseconds later.
 
-        False where it would tell nothing: one that has exec'ed another program would die of the signal.
+        False where it would tell nothing: one that has exec'ed another program would die of the signal. That cannot be
+        seen while the pid is not known, as of a keeper that is slower than its task: then it is for `stop` only to ask.
         """
         if self.gone:
             return False
-        # A keeper that is slower than its task has not told the pid yet.
         catches = None if self.pid is None else process_tree.catches(self.pid, task_side.STACK_SIGNAL)
         if not (self.ready if catches is None else catches):
             return False
@@ -242,6 +242,9 @@ class TaskProcess:
 
     def _kill_past_keeper(self) -> None:
         """For a task that stops its keeper again and again, and for a keeper that hangs."""
+        self.read(self._ends.news)
+        if self.gone:
+            return
         if process_tree.wake(self._keeper, self._pidfd):
             self._past_keeper = True
             process_tree.kill_all(process_tree.descendants(self._keeper))

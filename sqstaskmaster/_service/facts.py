@@ -132,7 +132,7 @@ def _stack_of(process: TaskProcess) -> str:
 
 
 def _each(running: _Running, step: Callable[[TaskProcess], Any]) -> None:
-    """In the loop: for those that are known, have not ended meanwhile, and are not being stopped, which asks itself."""
+    """In the loop: for those that are known, have not ended, and are not being stopped: that asks for stacks itself."""
     for job, process in running:
         if job.is_running and job.stop_reason is None and process.pid is not None and not process.gone:
             step(process)

@@ -546,7 +546,7 @@ class StackTest(Case):
             time.sleep(3600)
 
         child = self.start(hangs)
-        self.attend_until(child, lambda: child.progress)
+        self.attend_until(child, lambda: child.progress and child.pid)
         child.task._news.pid = None
         child.stop()
         wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)

@@ -32,6 +32,7 @@ from sqstaskmaster.errors import (
     TaskKilled,
     UnknownTask,
 )
+from tests.guard import awake_seconds
 from tests.support import DEADLINE_SECONDS, ServerTestCase, wait_until
 
 LOST = ClientError({"Error": {"Code": "ReceiptHandleIsInvalid", "Message": "gone"}}, "ChangeMessageVisibility")
@@ -481,11 +482,12 @@ class ClaimsTest(SlotsTestCase):
             if '"hangs": true' in message.body:
                 release.wait(DEADLINE_SECONDS)
 
-        sent = collections.Counter()
+        sent, began = collections.Counter(), awake_seconds()
         self.on_change = on_change
         worker, go = self.worker(**self.TIMES), self.go
         worker.task("T")(lambda hangs: wait_for(go))
         self.assertEqual({"done": 2}, self.run_tasks(worker, {"hangs": True}, {"hangs": False}))
+        self.assertLess(awake_seconds() - began, DEADLINE_SECONDS / 3)
 
     def test_a_failed_extension_is_told_and_tried_again(self):
         failures = [FAILURE, FAILURE]
@@ -726,26 +728,43 @@ class StoppingTest(SlotsTestCase):
 
     def test_where_a_task_was_killed_past_its_keeper_the_next_has_another_keeper(self):
         """Else its process, forked ahead, may be among those killed: where the keeper went on at last, just then."""
-        worker, folder, past_keeper = self.worker(slots=1), self.folder, TaskProcess._kill_past_keeper
+        worker, folder = self.worker(slots=1), self.folder
+        past_keeper, kill_all, pid = TaskProcess._kill_past_keeper, process_tree.kill_all, os.getpid()
+        stopped, killed = [], []
 
-        @worker.task("T", hard_timeout=1, term_grace=0)
-        def task(stop):
+        @worker.task("Stops", hard_timeout=2, term_grace=0)
+        def stops():
             (folder / str(os.getppid())).touch()
-            if stop:
-                os.kill(os.getppid(), signal.SIGSTOP)
-                time.sleep(3600)
+            os.kill(os.getppid(), signal.SIGSTOP)
+            time.sleep(3600)
 
-        def goes_on_just_then(running):
-            stopped = process_tree.descendants(running._keeper)
-            os.kill(running._keeper, signal.SIGCONT)
-            wait_until(lambda: set(process_tree.descendants(running._keeper)) - set(stopped), "the keeper forks ahead")
+        worker.task("Next")(lambda: (folder / str(os.getppid())).touch())
+
+        def from_here(running):
+            stopped.append(running._keeper)
             past_keeper(running)
 
+        def wake(keeper, descriptor):
+            if stopped and not killed:
+                before = process_tree.descendants(keeper)
+                os.kill(keeper, signal.SIGCONT)
+                wait_until(lambda: set(process_tree.descendants(keeper)) - set(before), "the keeper forks ahead")
+            return True
+
+        def kill(pids):
+            if os.getpid() == pid:
+                killed.extend(pids)
+            kill_all(pids)
+
+        self.manager.submit("Stops")
+        self.manager.submit("Next")
         with (
-            mock.patch.object(process_tree, "wake", lambda *_: True),
-            mock.patch.object(TaskProcess, "_kill_past_keeper", goes_on_just_then),
+            mock.patch.object(process_tree, "wake", wake),
+            mock.patch.object(process_tree, "kill_all", kill),
+            mock.patch.object(TaskProcess, "_kill_past_keeper", from_here),
         ):
-            self.assertEqual({"timed out": 1, "done": 1}, self.run_tasks(worker, {"stop": True}, {"stop": False}))
+            self.assertEqual({"timed out": 1, "done": 1}, dict(worker.run(burst=True)))
+        self.assertTrue(killed)
         self.assertEqual(2, len(self.files()), "keepers")
 
 
