@@ -35,8 +35,9 @@ class Crunch(Handler):
     def run(self):
         end = time.monotonic() + self.kwargs["seconds"]
         while time.monotonic() < end:
-            hashlib.sha256(b"x" * 1000).hexdigest()
-            time.sleep(0.01)  # the tests beside this one want the processor too
+            for _ in range(40_000):
+                hashlib.sha256(b"x" * 1000).hexdigest()
+            time.sleep(0.05)  # the tests beside this one want the processor too
 
 
 class CrunchFirst(Handler):
