@@ -196,13 +196,14 @@ class TaskProcess:
         """Have `stopping` be true in the task from now on. It goes on."""
         self._open.write(self._ends.notice, 1)
 
-    def ask_stack(self) -> bool:
+    def ask_stack(self, unseen: bool = False) -> bool:
         """Have the task write where it is, without stopping it; `stack` tells, some milliseconds later.
 
-        False where it would tell nothing: one that has exec'ed another program would die of the signal. That cannot be
-        seen while the pid is not known, as of a keeper that is slower than its task: then it is for `stop` only to ask.
+        False where it would tell nothing: one that has exec'ed another program would die of the signal.
+
+        :param unseen: ask also where that cannot be seen, since a keeper slower than its task has not told the pid yet.
         """
-        if self.gone:
+        if self.gone or self.pid is None and not unseen:
             return False
         catches = None if self.pid is None else process_tree.catches(self.pid, task_side.STACK_SIGNAL)
         if not (self.ready if catches is None else catches):
@@ -221,7 +222,7 @@ class TaskProcess:
         for descriptor in list(self._readers):
             self.read(descriptor)  # that it has started may have come, and not been read
         self.tell_stopping()
-        if self.ask_stack():
+        if self.ask_stack(unseen=True):
             self._plan.step_in(_STACK_SECONDS, self._terminate)
         elif not self.gone:
             self._terminate()

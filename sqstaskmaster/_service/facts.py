@@ -123,7 +123,7 @@ def _stack_of_main_thread() -> str:
 
 
 def _stack_of(process: TaskProcess) -> str:
-    if process.pid is None or not process.ask_stack():
+    if not process.ask_stack():
         return ""
     _wait_for_stacks([process])
     stack = process.stack
@@ -132,9 +132,9 @@ def _stack_of(process: TaskProcess) -> str:
 
 
 def _each(running: _Running, step: Callable[[TaskProcess], Any]) -> None:
-    """In the loop: for those that are known, have not ended, and are not being stopped: that asks for stacks itself."""
+    """In the loop: for those that have not ended meanwhile, and are not being stopped, which asks for stacks itself."""
     for job, process in running:
-        if job.is_running and job.stop_reason is None and process.pid is not None and not process.gone:
+        if job.is_running and job.stop_reason is None and not process.gone:
             step(process)
 
 
