@@ -1,25 +1,35 @@
 """The attacks, and the workers that they are made on: what benchmarks.attacks starts.
 
-    python -m sqstaskmaster worker benchmarks.attack_kinds:worker          with slots
+    python -m sqstaskmaster worker benchmarks.attack_kinds:worker          slots, warm, spawned, worker
     python -m benchmarks.attack_kinds process|plain                        a loop with a handler
 
-ATTACK names the attack, ATTACK_URL the queue, ATTACK_EVENTS the file that outcomes are written to.
+ATTACK names the attack, ATTACK_MODE the kind of worker (slots: a process for each task; warm: they stay; spawned: fresh
+interpreters; worker: none, all in its own process), ATTACK_URL the queue, ATTACK_EVENTS the file that outcomes are
+written to.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 
-from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager, Worker, current_task
+from sqstaskmaster import Continue, MessageHandler, ProcessMessageHandler, TaskManager, Worker, current_task
 
-LIMIT_SECONDS = 2
+
+def limit(mode):
+    """Seconds of an attack's hard timeout. A fresh interpreter takes its time before the task begins."""
+    return 10 if mode == "spawned" else 2
+
+
+LIMIT_SECONDS = limit(os.environ.get("ATTACK_MODE"))
 GRACE_SECONDS = 0.5
 SLOTS = 3
 
@@ -205,7 +215,89 @@ def recurses_for_ever():
     recurses_for_ever()
 
 
+def has_300_children():
+    for _ in range(300):
+        if not os.fork():
+            hang()
+    time.sleep(0.3)
+
+
+def stops_its_template():
+    """Then its own process dies: a new one is needed."""
+    with open(f"/proc/{os.getppid()}/status") as status:
+        template = next(int(line.split()[1]) for line in status if line.startswith("PPid:"))
+    os.kill(template, signal.SIGSTOP)
+    os.kill(os.getppid(), signal.SIGKILL)
+    hang()
+
+
+def opens_a_file():
+    with open(os.devnull) as file:
+        assert file.fileno() > 2, f"a task's file has the descriptor {file.fileno()}"
+
+
+def continues_with_no_mapping():
+    ending = Continue()
+    ending.kwargs = [1]
+    raise ending
+
+
+def fails():
+    raise ValueError("as it was told")
+
+
+notify_hangs = retry_delay_hangs = fails
+
+
 def healthy():
+    pass
+
+
+# -- what a module does ----------------------------------------------------------------------------------------------
+
+
+def leaves_a_thread():
+    threading.Thread(target=hang).start()
+
+
+def hangs_at_exit():
+    atexit.register(hang)
+
+
+MODULES = {"leaves_a_thread", "hangs_at_exit"}
+
+
+# -- what a handler does ---------------------------------------------------------------------------------------------
+
+
+class Array:
+    def __bool__(self):
+        raise ValueError("The truth value of an array is ambiguous")
+
+
+def nonsense(base):
+    """Handler classes by the attack's name, below that one."""
+
+    def setting(name, value):
+        def __init__(self, message, **timeouts):
+            base.__init__(self, message, 20, 1, LIMIT_SECONDS)
+            setattr(self, name, value)
+
+        return __init__
+
+    constructors = {
+        "sets_no_limit": setting("hard_timeout", None),
+        "sets_dead_letters_as_a_list": setting("dead_letter", [KeyError]),
+        "sets_its_memory_as_text": setting("max_memory", "2G"),
+        "forgets_its_super": lambda self, message, **timeouts: None,
+    }
+    made = {name: type(name, (base,), {"__init__": init, "run": _run}) for name, init in constructors.items()}
+    members = {"__init__": setting("asked", True), "run": lambda self: hang(), "running": lambda self: Array()}
+    made["running_gives_an_array"] = type("running_gives_an_array", (base,), members)
+    return made
+
+
+def _run(self):
     pass
 
 
@@ -220,12 +312,14 @@ def record(task, outcome, seconds):
 
 
 def beside():
-    """Runs for as long as the attack."""
-    time.sleep(LIMIT_SECONDS + 1)
+    """Runs for as long as the attack, or most of it."""
+    time.sleep(3)
 
 
 def functions():
-    return {"Attack": globals().get(os.environ["ATTACK"], healthy), "Beside": beside, "After": healthy}
+    name = os.environ["ATTACK"]
+    attack = healthy if name in MODULES else globals().get(name, healthy)
+    return {"Attack": attack, "Beside": beside, "After": healthy}
 
 
 class TakesOptions(ProcessMessageHandler):
@@ -235,18 +329,61 @@ class TakesOptions(ProcessMessageHandler):
         pass
 
 
+def plain(name):
+    """A handler whose task is that function."""
+
+    class Plain(MessageHandler):
+        def __init__(self, message, **timeouts):
+            super().__init__(message, 20, 5, LIMIT_SECONDS if name == "Attack" else 30)
+
+        def run(self):
+            return functions()[name]()
+
+        def notify(self, exception, context=None):
+            notify(exception, context)
+
+        def retry_delay(self, exception, receives):
+            return retry_delay(exception, receives)
+
+    return Plain
+
+
+def notify(exception, context=None):
+    if os.environ["ATTACK"] == "notify_hangs":
+        hang()
+
+
+def retry_delay(exception, receives):
+    return hang() if os.environ["ATTACK"] == "retry_delay_hangs" else None
+
+
 def make_worker():
+    attack, mode = os.environ["ATTACK"], os.environ["ATTACK_MODE"]
+    if attack in MODULES:
+        globals()[attack]()
+    more = {"slots": 1 if mode == "worker" else SLOTS}
+    if mode == "warm":
+        more["max_tasks_per_child"] = None
+    base = MessageHandler if mode == "worker" else ProcessMessageHandler
+    handlers = {} if mode == "worker" else {"TakesOptions": TakesOptions}
+    if attack in nonsense(base):
+        handlers["Attack"] = nonsense(base)[attack]
+    for name in functions() if mode == "worker" else ():
+        handlers.setdefault(name, plain(name))
     made = Worker(
-        TaskManager(os.environ["ATTACK_URL"]),
-        {"TakesOptions": TakesOptions},
-        slots=SLOTS,
+        TaskManager(os.environ["ATTACK_URL"], notify=notify),
+        handlers,
         wait_time=1,
         shutdown_grace=1,
         on_finish=lambda finished: record(finished.task, finished.outcome, finished.elapsed),
+        **more,
     )
+    options = {"term_grace": GRACE_SECONDS, "start_method": "spawn" if mode == "spawned" else None}
     for name, function in functions().items():
-        limit = LIMIT_SECONDS if name == "Attack" else 30
-        made.task(name, hard_timeout=limit, term_grace=GRACE_SECONDS)(function)
+        if name not in handlers:
+            limit = LIMIT_SECONDS if name == "Attack" else 30
+            options["hard_timeout"], options["max_memory"] = limit, 1 << 40
+            made.task(name, retry_delay=retry_delay, **options)(function)
     return made
 
 

@@ -1,6 +1,6 @@
 """Attacks on the promise "nothing lost, nothing twice, nothing hung", each on a worker of its own, as a table.
 
-    python -m benchmarks.attacks [--only PART OF A NAME] [--mode process|slots|plain]
+    python -m benchmarks.attacks [--only PART OF A NAME] [--mode slots|warm|spawned|worker|process|plain]
 
 Each row is a worker process on a queue of its own, on a real SQS server over HTTP: a task (or a message) attacks, one
 runs beside it where there are slots, and two come after it. What must hold, in each row:
@@ -37,12 +37,13 @@ import boto3
 from benchmarks import attack_kinds as kinds
 from benchmarks.servers import END_SECONDS, fast_server
 from sqstaskmaster import TaskManager
+from sqstaskmaster._service.running import CALLBACK_SECONDS
 
 TESTS_SECONDS = 300
 EVENT_SECONDS = 20  # for all outcomes of a row to come
 END_OF_WORKER_SECONDS = 10
 SWEPT_SECONDS = 3
-LATE_SECONDS = kinds.LIMIT_SECONDS + kinds.GRACE_SECONDS + 1
+LATE_SECONDS = kinds.GRACE_SECONDS + 1  # after the limit
 LOOK_SECONDS = 0.05
 AT_ONCE = 4  # rows: most of each is waiting
 MARK = "ATTACK_EVENTS"
@@ -52,6 +53,9 @@ FAILED, LIMITED, DONE = {"failed"}, {"timed out"}, {"done"}
 REFUSED = set()  # it never came to run, and its message is there
 ISOLATED = ("process", "slots")
 EVERYWHERE = ("plain", *ISOLATED)
+# Of a Worker: with a process for each task, with processes that stay, with fresh interpreters, and in its own process.
+SLOTTED = ("slots", "warm", "spawned")
+WORKERS = (*SLOTTED, "worker")
 
 
 @dataclasses.dataclass
@@ -63,6 +67,8 @@ class Attack:
     modes: tuple[str, ...] = ISOLATED
     body: str | None = None
     unread_log: bool = False
+    closed: bool = False  # standard input and output
+    seconds: float = EVENT_SECONDS  # for all its outcomes to come
 
 
 def body_of(task, **kwargs):
@@ -81,7 +87,7 @@ ATTACKS = (
     Attack("stops_its_keeper_in_a_loop", LIMITED),
     Attack("kills_its_keeper", FAILED),
     Attack("kills_its_keeper_below_a_daemon", FAILED),
-    Attack("fails_with_much_to_log", FAILED, ("slots",), unread_log=True),
+    Attack("fails_with_much_to_log", FAILED, WORKERS, unread_log=True),
     Attack("is_preferred_by_the_oom_killer", DONE),
     Attack("newline_in_the_name", REFUSED, ("slots",), body_of(f"T\n{FORGED}")),
     # What it survived.
@@ -101,6 +107,23 @@ ATTACKS = (
     Attack("recurses_for_ever", FAILED, EVERYWHERE),
     Attack("body_nested_too_deep", REFUSED, EVERYWHERE, '{"task": "Attack", "kwargs": ' + "[" * 100_000),
     Attack("body_that_is_no_json", REFUSED, EVERYWHERE, "\ud7ff not json"),
+    # What took other slots with it.
+    Attack("sets_no_limit", REFUSED, SLOTTED),
+    Attack("sets_no_limit", REFUSED, ("worker",)),
+    Attack("sets_dead_letters_as_a_list", REFUSED, SLOTTED),
+    Attack("sets_dead_letters_as_a_list", DONE, ("worker",)),
+    Attack("sets_its_memory_as_text", REFUSED, SLOTTED),
+    Attack("forgets_its_super", REFUSED, WORKERS),
+    Attack("running_gives_an_array", FAILED, WORKERS),
+    Attack("continues_with_no_mapping", FAILED, WORKERS),
+    Attack("stops_its_template", FAILED, ("slots", "warm")),
+    Attack("has_300_children", DONE | LIMITED, SLOTTED),  # its forks may take longer than its limit
+    Attack("notify_hangs", FAILED, WORKERS, seconds=CALLBACK_SECONDS + EVENT_SECONDS),
+    Attack("retry_delay_hangs", FAILED, WORKERS, seconds=CALLBACK_SECONDS + EVENT_SECONDS),
+    # A fresh interpreter imports the module too, and its thread would be the task's own.
+    Attack("leaves_a_thread", DONE, ("slots", "warm", "worker")),
+    Attack("hangs_at_exit", DONE, ("slots", "warm", "worker")),
+    Attack("opens_a_file", DONE, WORKERS, closed=True),
 )
 
 #: What is attacked, and the tests that do it. They run as they do in the suite.
@@ -173,13 +196,75 @@ TESTED = {
     "a doctor at a server that checks nothing": (
         "tests.cli.test_doctor.TestGather.test_a_server_that_is_not_aws_is_never_asked_for_a_message",
     ),
+    "credentials that are answered as nonsense, once": (
+        "tests.service.test_slots_weather.PollsTest"
+        ".test_what_a_provider_of_credentials_answers_once_is_a_failed_poll_and_the_running_task_goes_on",
+    ),
+    "no thread left": (
+        "tests.service.test_slots_weather.NeighboursTest"
+        ".test_where_no_thread_can_be_started_the_worker_waits_until_there_is_one",
+    ),
+    "a poll that is refused after good ones": (
+        "tests.service.test_slots_weather.PollsTest"
+        ".test_a_poll_that_is_refused_after_good_ones_stops_no_running_task",
+    ),
+    "a keeper that is stopped": (
+        "tests.service.test_slots_weather.StartsTest"
+        ".test_a_keeper_that_is_stopped_counts_as_dead_and_its_message_is_given_back",
+    ),
+    "an extension that hangs": (
+        "tests.service.test_slots.ClaimsTest" ".test_an_extension_that_hangs_delays_no_other_claim",
+    ),
+    "a queue that does not answer, before another": (
+        "tests.service.test_slots_weather.PollsTest"
+        ".test_a_poll_that_does_not_answer_holds_back_no_other_queue_and_what_it_brings_late_is_run",
+    ),
+    "a measure of memory that takes long": (
+        "tests.service.test_slots_weather.NeighboursTest"
+        ".test_a_measure_of_memory_that_takes_long_holds_up_neither_limit_nor_claim_of_a_neighbour",
+    ),
+    "a log that nobody reads, and python service.py": (
+        "tests.cli.test_cli_worker.TestStalledLog" ".test_a_program_that_runs_its_worker_itself_ends_too",
+        "tests.cli.test_cli_worker.TestStalledLog" ".test_tasks_in_the_workers_own_process_go_on_and_their_limit_holds",
+    ),
+    "a callback that hangs": (
+        "tests.service.test_slots_weather.CallbacksTest"
+        ".test_a_callback_that_hangs_is_given_up_named_in_the_log_and_needed_by_nothing",
+    ),
+    "tasks that cannot be started": (
+        "tests.service.test_slots_weather.StartsTest"
+        ".test_tasks_that_cannot_be_started_are_given_back_with_a_delay_and_end_the_worker_after_eight",
+    ),
+    "a spare that dies before it has its task": (
+        "tests.service.test_slots_weather.StartsTest"
+        ".test_a_spare_that_dies_before_it_has_its_task_is_a_failed_start_and_not_forked_again_and_again",
+    ),
+    "a notify that hangs, and SIGTERM or a burst": (
+        "tests.service.test_slots_weather.CallbacksTest" ".test_a_notify_that_hangs_ends_neither_stop_nor_burst",
+    ),
+    "a burst over two queues, one of them refused": (
+        "tests.service.test_slots_weather.PollsTest"
+        ".test_a_burst_over_two_queues_of_which_one_is_refused_ends_with_that_ones_refusal",
+    ),
+    "SQS that never answers, and SIGTERM": (
+        "tests.service.test_slots_troubles.GivingBackTest"
+        ".test_an_answer_that_does_not_come_is_not_waited_for_for_ever",
+    ),
+    "its own copy, while its task runs": (
+        "tests.service.test_slots_weather.OwnCopyTest"
+        ".test_a_task_that_runs_and_was_not_told_to_stop_takes_the_new_claim_and_is_settled_by_it",
+    ),
+    "its own copy, while its task is being stopped": (
+        "tests.service.test_slots_weather.OwnCopyTest"
+        ".test_a_task_that_is_being_stopped_ends_first_and_the_message_starts_in_its_slot",
+    ),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of an attack's name")
-    parser.add_argument("--mode", choices=EVERYWHERE)
+    parser.add_argument("--mode", choices=sorted({*EVERYWHERE, *WORKERS}))
     arguments = parser.parse_args()
     rows = [
         (attack, mode)
@@ -229,7 +314,7 @@ def run(attack, mode, folder):
     url = sqs.create_queue(QueueName=f"attack-{uuid.uuid4().hex}", Attributes={"VisibilityTimeout": "60"})["QueueUrl"]
     manager = TaskManager(url)
     healthy = {"After": 2}
-    if mode == "slots":
+    if mode in SLOTTED:
         healthy["Beside"] = 1
         manager.submit("Beside")
     sqs.send_message(QueueUrl=url, MessageBody=attack.body or body_of("Attack"))
@@ -239,10 +324,10 @@ def run(attack, mode, folder):
     worker = start(attack, mode, folder, url, events)
     try:
         expected = sum(healthy.values()) + bool(attack.expected)
-        deadline = time.monotonic() + EVENT_SECONDS
+        deadline = time.monotonic() + attack.seconds + kinds.limit(mode)
         while len(read(events)) < expected and time.monotonic() < deadline and worker.poll() is None:
             time.sleep(LOOK_SECONDS)
-        problems = [*judge(attack, read(events), healthy)]
+        problems = [*judge(attack, mode, read(events), healthy)]
         if worker.poll() is not None:
             problems.append(f"the worker ended with {worker.returncode}")
         problems += end(worker)
@@ -259,9 +344,11 @@ def run(attack, mode, folder):
 
 def start(attack, mode, folder, url, events):
     command = [sys.executable, "-m", "benchmarks.attack_kinds", mode]
-    if mode == "slots":
+    if mode in WORKERS:
         command = [sys.executable, "-m", "sqstaskmaster", "worker", "benchmarks.attack_kinds:worker"]
-    environ = {**os.environ, "ATTACK": attack.kind, "ATTACK_URL": url, MARK: events}
+    if attack.closed:
+        command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", *command]
+    environ = {**os.environ, "ATTACK": attack.kind, "ATTACK_MODE": mode, "ATTACK_URL": url, MARK: events}
     with open(os.path.join(folder, "log"), "wb") as log:
         stderr = subprocess.PIPE if attack.unread_log else log
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=stderr)
@@ -275,7 +362,7 @@ def read(events):
         return []
 
 
-def judge(attack, found, healthy):
+def judge(attack, mode, found, healthy):
     """What the outcomes say against it."""
     counts = collections.Counter(event["task"] for event in found if event["outcome"] == "done")
     for name, number in healthy.items():
@@ -287,7 +374,7 @@ def judge(attack, found, healthy):
     for event in outcomes if attack.expected else ():
         if event["outcome"] not in attack.expected:
             yield f"it came to {event['outcome']!r}"
-        if event["seconds"] > LATE_SECONDS:
+        if event["seconds"] > kinds.limit(mode) + LATE_SECONDS:
             yield f"it was over after {event['seconds']} s"
     if len(outcomes) > 1:
         yield "it ran again"

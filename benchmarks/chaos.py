@@ -1,6 +1,7 @@
 """Whether anything is lost or done twice while workers are killed and the network fails, for the whole run.
 
     python -m benchmarks.chaos [--tasks 500] [--processes 4] [--slots 1] [--seed N]
+    python -m benchmarks.chaos --minutes 15 [--seed N]                   everything at once: benchmarks/soak.py
 
 500 short tasks, 4 processes (2, where each has slots) under one supervisor. At random moments one of them is hit:
 SIGKILL to a worker, to a task's process, its keeper or the template of a worker's slots, to the supervisor (which is
@@ -77,7 +78,9 @@ def work(number, seconds):
 
 
 class Proxy:
-    """A TCP proxy in a thread of its own, whose weather changes."""
+    """A TCP proxy in a thread of its own. `odds`: how often each weather comes; `seconds`: how long it lasts."""
+
+    seconds, odds = SECONDS_OF_WEATHER, WEATHER
 
     def __init__(self, target_port, chance):
         self.port = free_port()
@@ -93,9 +96,9 @@ class Proxy:
     async def _serve(self):
         await asyncio.start_server(self._connected, "127.0.0.1", self.port)
         while self.weather != "fine for good":
-            await asyncio.sleep(self._chance.uniform(*SECONDS_OF_WEATHER))
+            await asyncio.sleep(self._chance.uniform(*self.seconds))
             if self.weather != "fine for good":
-                self.weather = self._chance.choices(list(WEATHER), list(WEATHER.values()))[0]
+                self.weather = self._chance.choices(list(self.odds), list(self.odds.values()))[0]
         await asyncio.Event().wait()
 
     async def _connected(self, reader, writer):
@@ -133,9 +136,9 @@ class Proxy:
 class Service:
     """The supervisor as an orchestrator runs it: started again whenever it has ended."""
 
-    def __init__(self, folder, processes, slots, environ):
+    def __init__(self, folder, processes, slots, environ, *more):
         self._command = [sys.executable, "-m", "sqstaskmaster", "worker", "chaos_tasks:worker"]
-        self._command += ["--processes", str(processes), "--slots", str(slots)]
+        self._command += ["--processes", str(processes), "--slots", str(slots), *more]
         self._folder = folder
         self._environ = environ
         self._log = open(os.path.join(folder, "log"), "ab")
@@ -164,15 +167,16 @@ class Service:
 class Hits:
     """Who was hit, when: what explains that a task is done again."""
 
-    def __init__(self, service, chance):
+    def __init__(self, service, chance, kinds=None):
         self._service = service
         self._chance = chance
+        self._kinds = kinds or HITS
         self.count = collections.Counter()
         self.pids = set()
         self.worker_hits = []
 
     def hit(self):
-        kind = self._chance.choices(list(HITS), list(HITS.values()))[0]
+        kind = self._chance.choices(list(self._kinds), list(self._kinds.values()))[0]
         number = signal.SIGKILL if kind.startswith("KILL") else signal.SIGTERM
         supervisor, workers = self._service.process.pid, self._service.workers()
         # The template comes between a worker and its keepers.
@@ -270,6 +274,7 @@ def recoveries(folder, hits):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, help="a soak of so long, in place of all else")
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--processes", type=int)
     parser.add_argument("--slots", type=int, default=1)
@@ -280,7 +285,24 @@ def main():
     print(f"seed {arguments.seed}", flush=True)
     chance = random.Random(arguments.seed)
     with fast_server() as endpoint, tempfile.TemporaryDirectory() as folder:
-        run(endpoint, folder, arguments, chance)
+        if arguments.minutes:
+            from benchmarks import soak  # which is made of what is here
+
+            soak.run(endpoint, folder, arguments, chance)
+        else:
+            run(endpoint, folder, arguments, chance)
+
+
+def environment(proxy, url, folder, mark):
+    """Of a worker of `TASKS`."""
+    return {
+        **os.environ,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
+        "CHAOS_URL": url,
+        "CHAOS_FOLDER": folder,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        MARK: mark,
+    }
 
 
 def run(endpoint, folder, arguments, chance):
@@ -292,14 +314,7 @@ def run(endpoint, folder, arguments, chance):
         module.write(TASKS)
     proxy = Proxy(int(endpoint.rpartition(":")[2]), chance)
     mark = uuid.uuid4().hex
-    environ = {
-        **os.environ,
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
-        "CHAOS_URL": url,
-        "CHAOS_FOLDER": folder,
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        MARK: mark,
-    }
+    environ = environment(proxy, url, folder, mark)
     began = time.monotonic()
     service = Service(folder, arguments.processes, arguments.slots, environ)
     hits = Hits(service, chance)

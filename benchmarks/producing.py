@@ -114,10 +114,10 @@ def better(one, other):
 
 
 @contextlib.contextmanager
-def far_away(endpoint):
+def far_away(endpoint, seconds=FAR_SECONDS):
     """An address before the endpoint, in a process of its own, that passes each request on late, as a region does."""
     port = free_port()
-    process = multiprocessing.get_context("spawn").Process(target=delay, args=(port, endpoint), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=delay, args=(port, endpoint, seconds), daemon=True)
     process.start()
     try:
         wait_for_port(port)
@@ -127,7 +127,7 @@ def far_away(endpoint):
         process.join(END_SECONDS)
 
 
-def delay(port, endpoint):
+def delay(port, endpoint, seconds):
     address = urlsplit(endpoint)
 
     async def serve(reader, writer):
@@ -136,8 +136,8 @@ def delay(port, endpoint):
 
         async def there():
             while data := await reader.read(1 << 20):
-                loop.call_later(FAR_SECONDS, downstream.write, data)
-            loop.call_later(FAR_SECONDS, downstream.close)
+                loop.call_later(seconds, downstream.write, data)
+            loop.call_later(seconds, downstream.close)
 
         async def back():
             while data := await upstream.read(1 << 20):

@@ -28,8 +28,10 @@ TURNS = 5
 TASKS = 400
 STARTS = 30
 START_SIZES = (0.0, 0.25, 1.0, 3.0)
-IDLE_SLOTS = 100
+# How many slots, and the most that their worker may take of a core, in percent.
+IDLE_SLOTS = {10: 0.3, 100: 1.5, 500: 6.0, 1000: 12.0}
 IDLE_SECONDS = 30
+IDLE_SETTLES_SECONDS = 12
 DEADLINE_SECONDS = 180
 HEAVY = ("numpy", "pandas", "sklearn", "xgboost")
 
@@ -56,7 +58,7 @@ def count(**_):
     Counted.requests += 1
 
 manager = TaskManager({url!r}, queue_constructor={constructor})
-worker = Worker(manager, slots={slots}, sqs_timeout={claim}, alarm_timeout={alarm}, wait_time={wait})
+worker = Worker(manager, slots={slots}, sqs_timeout={claim}, alarm_timeout={alarm}, wait_time={wait}, {more})
 
 @worker.task("NoOp")
 def no_op():
@@ -117,10 +119,11 @@ class Queue:
             self.sqs.send_message_batch(QueueUrl=self.url, Entries=entries)
 
 
-def module(url, slots=1, heavy=(), gigabytes=0.0, constructor="queue", wait=1, claim=120, alarm=30):
-    heavy = tuple(heavy)
+def module(url, slots=1, heavy=(), gigabytes=0.0, constructor="queue", wait=1, claim=120, alarm=30, more=""):
+    """`more`: arguments of the worker, as they are written."""
     text = MODULE.replace("{gigabytes} * 2**30", f"int({gigabytes} * 2**30)")
-    return text.format(url=url, slots=slots, heavy=heavy, constructor=constructor, wait=wait, claim=claim, alarm=alarm)
+    arguments = {"constructor": constructor, "wait": wait, "claim": claim, "alarm": alarm, "more": more}
+    return text.format(url=url, slots=slots, heavy=tuple(heavy), **arguments)
 
 
 def measured(source):
@@ -282,17 +285,45 @@ def started_in(queue, path):
 
 
 def idle(sqs):
-    """CPU of a worker whose slots all sleep."""
-    queue = Queue(sqs)
-    queue.send("Sleep", IDLE_SLOTS, seconds=IDLE_SECONDS * 2)
-    source = module(queue.url, IDLE_SLOTS, constructor="None", wait=5, claim=30, alarm=10)
-    with running(source) as pid:
-        time.sleep(10)
-        before = cpu(pid)
-        time.sleep(IDLE_SECONDS)
-        share = (cpu(pid) - before) / IDLE_SECONDS
-    name = f"CPU with {IDLE_SLOTS} sleeping tasks, claims of 30 s every 10"
-    print(f"{name:<58} {share * 100:.2f} % of a core   under 2 %", flush=True)
+    """CPU of a worker whose slots all sleep, and how long its stop takes."""
+    for slots, most in IDLE_SLOTS.items():
+        queue = Queue(sqs)
+        queue.send("Sleep", slots, seconds=3600)
+        source = module(queue.url, slots, constructor="None", wait=5, claim=30, alarm=10)
+        with running(source) as pid:
+            wait_for_tasks(pid, slots)
+            before = cpu(pid)
+            time.sleep(IDLE_SECONDS)
+            share = (cpu(pid) - before) / IDLE_SECONDS
+            began = time.monotonic()
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)  # the second means now
+            wait_for_tasks(pid, 0)
+            stopped = time.monotonic() - began
+        name = f"{slots} sleeping tasks, claims of 30 s every 10: CPU"
+        print(f"{name:<58} {share * 100:.2f} % of a core   at most {most} %; stopped in {stopped:.1f} s", flush=True)
+
+
+def wait_for_tasks(pid, number):
+    """Until so many tasks run below the worker: the template, a keeper for each slot, and the tasks' processes."""
+    until = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < until:
+        running_tasks = sum(_is_task(each) for each in tree(pid))
+        if running_tasks >= number if number else not running_tasks:
+            time.sleep(IDLE_SETTLES_SECONDS if number else 0)
+            return
+        time.sleep(0.05)
+    sys.exit(f"{number} tasks did not run, or end, in {DEADLINE_SECONDS} s")
+
+
+def _is_task(pid):
+    """Whether the process leads a group of its own in its keeper's session: a task, or the spare for the next one."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            _, _, group, session = stat.read().rpartition(")")[2].split()[:4]
+    except OSError:
+        return False
+    return int(group) == pid != int(session)
 
 
 def cpu(pid):

@@ -59,7 +59,7 @@ LOOK_SECONDS = 0.1
 # Beyond every time that is waited for; a machine that is busy needs it.
 SLACK_SECONDS = 5
 
-HANDLERS = ("plain", "process", "slots")
+HANDLERS = ("plain", "process", "slots", "warm")
 # So that the workers use the same package as this script.
 PYTHONPATH = os.pathsep.join(sys.path)
 
@@ -222,14 +222,14 @@ class Case:
 
     def start_neighbours(self):
         """With slots: healthy tasks in all slots but one, running."""
-        if self._handler == "slots":
+        if self._handler in ("slots", "warm"):
             for _ in range(kinds.NEIGHBOURS):
                 self.submit(kinds.neighbour, LONG_LIMIT_SECONDS)
             self.wait(lambda: len(self.events("started", kinds.neighbour)) >= kinds.NEIGHBOURS, WATCHED_SECONDS)
 
     def hurt_neighbours(self):
         """With slots: how many of them did not run once, to their end, on time."""
-        if self._handler != "slots":
+        if self._handler not in ("slots", "warm"):
             return None
         self.wait(lambda: len(self.events("ended", kinds.neighbour)) >= kinds.NEIGHBOURS, WATCHED_SECONDS)
         started = [facts["at"] for facts in self.events("started", kinds.neighbour)]

@@ -1,6 +1,6 @@
 """A worker like anybody's, which also writes down what happens: started by torture.py, one for each row of the table.
 
-python -m benchmarks.torture_worker {plain|process|slots} QUEUE_URL [OPTIONS]
+python -m benchmarks.torture_worker {plain|process|slots|warm} QUEUE_URL [OPTIONS]
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def all_below(pid):
     return found
 
 
-def with_slots(url, options):
+def with_slots(url, options, **warm):
     """A worker with a slot for each neighbour and one for the kind."""
 
     def finished(facts):
@@ -144,6 +144,7 @@ def with_slots(url, options):
         alarm_timeout=HEARTBEAT_SECONDS,
         wait_time=1,
         on_finish=finished,
+        **warm,
     )
     worker.run()
 
@@ -157,8 +158,9 @@ def _constructor(name, options):
 
 def main(handler_name, url, options="{}"):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if handler_name == "slots":
-        with_slots(url, {"term_grace": json.loads(options)["term_grace"]})
+    if handler_name in ("slots", "warm"):
+        warm = {"max_tasks_per_child": None} if handler_name == "warm" else {}
+        with_slots(url, {"term_grace": json.loads(options)["term_grace"]}, **warm)
         return
     handler_class = {"plain": Plain, "process": Process}[handler_name]
     options = json.loads(options)

@@ -39,3 +39,13 @@ html_copy_source = False
 html_use_index = html_domain_indices = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": False}
+
+
+def without_drawing(app, what, name, obj, options, lines):
+    """The docstrings of modules draw their private rooms, for who works on them. Of these pages the first line is."""
+    if what == "module" and "::" in lines:
+        del lines[1:]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", without_drawing)

@@ -11,7 +11,7 @@ from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS, is_number
 class ExponentialBackoff:
     """A random number of seconds between 0 and `first * factor ** (attempt - 1)`, at most `longest` ("full jitter").
 
-    The randomness keeps what failed together (a database that was down) from coming back together:
+    Because they are random, tasks that failed together (a database was down) do not come back together:
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 
     As a handler's retry policy, where the attempt is the message's receive count::
@@ -24,7 +24,7 @@ class ExponentialBackoff:
 
     :param first: the most that the first wait can be, in seconds, over 0.
     :param longest: the most that any wait can be, in seconds, from `first` to 43200 (12 hours).
-    :param factor: what the bound is multiplied with from one attempt to the next, 1 or more.
+    :param factor: multiplies the bound from one attempt to the next, 1 or more.
     :param uniform: `uniform(a, b)`, a random number between the two, for tests.
     :raises ValueError: for a number out of its range.
     """

@@ -17,16 +17,18 @@ class Outcome(str, enum.Enum):
     #: It raised an Exception, or its process died. The message is kept: it is visible again when its claim ends, or
     #: after `retry_delay`.
     FAILED = "failed"
-    #: It reached its hard timeout, also where it swallowed the HardTimeout. The message is kept, as above.
+    #: It reached its hard timeout, even if it swallowed the HardTimeout. The message is kept, as above.
     TIMED_OUT = "timed out"
-    #: Its `running()` gave False. The message is kept, as above.
+    #: Its `running()` returned False. The message is kept, as above.
     STUCK = "stuck"
     #: Ctrl-C, SystemExit, or a worker that is stopping. The message is given back at once.
     INTERRUPTED = "interrupted"
-    #: The claim was lost, and a Worker stopped the task for it. Nothing is done about the message.
+    #: The claim was lost, so a Worker stopped the task. The message is left alone.
     CLAIM_LOST = "claim lost"
     #: It raised Continue: its successor has been sent, then the message was deleted.
     CONTINUED = "continued"
+    #: `sqstaskmaster stop` has stopped it. The message is deleted, or, with --retry, given back at once.
+    STOPPED = "stopped"
     #: No retry would help: the message has been sent to the dead-letter queue, then deleted.
     DEAD_LETTERED = "dead-lettered"
 
@@ -49,14 +51,14 @@ class Continue(BaseException):
     A successor (same task, message attributes and message group) is sent to the queue the message came from, then
     the message is deleted. That costs no receive, and begins 12 new hours. The outcome is `continued`.
 
-    It may be raised at any time: also where SIGTERM raised SystemExit in the task (the worker stops, or the hard
+    It may be raised at any time, even after SIGTERM has raised SystemExit in the task (the worker stops, or the hard
     timeout is over), within `term_grace`: in an `except SystemExit` round a call. (One round a loop may miss it, since
     CPython 3.11 to 3.13 may leave a loop's jump back out of the `try` round it.) It is a BaseException, so that the
     task's own `except Exception` does not swallow it.
 
-    What cannot be sent is a failure of the task, and the message stays: arguments that do not fit the task, a message
-    over 1 MiB, an error of SQS, more than `max_continuations` of them. In a plain `MessageHandler`, and for a message
-    that was received without its message attributes, it is such a failure too.
+    If the successor cannot be sent, the task fails, and the message stays: if arguments do not fit the task, the
+    message is over 1 MiB, SQS returns an error, or the task has continued `max_continuations` times. It also fails in a
+    plain `MessageHandler`, and for a message that was received without its message attributes.
 
     At least once: a worker that dies between the two requests leaves both messages, and with them a second chain. On a
     FIFO queue the successor goes behind its message group, and a repetition of the same step is dropped for five
@@ -97,7 +99,7 @@ class DeadLetter(SQSTaskMasterError):
 
     It is sent to the dead-letter queue of the queue's redrive policy (same body and message attributes; the reason in
     the message attribute `sqstaskmaster`), then deleted. The outcome is `dead-lettered`. Without a dead-letter queue,
-    or without the permission, it is a failure like any other, and one warning says what is missing.
+    or without the permission, the task fails like any other, and one warning says what is missing.
 
     Needs sqs:SendMessage on the dead-letter queue, and sqs:GetQueueAttributes on the queue.
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-dead-letter-queues.html

@@ -14,8 +14,27 @@ from typing import Any
 from sqstaskmaster.results import SubmitResult
 
 
+def _made_again(kind: type[BaseException], *arguments: Any) -> BaseException:
+    """An exception of that class without its constructor, whose arguments are not what is left of them in `args`."""
+    built_in: Any = kind
+    while built_in.__module__ != "builtins":
+        built_in = built_in.__base__  # whose layout it has: where there are several bases, not always the first
+    error: BaseException = built_in.__new__(kind, *arguments)
+    return error
+
+
+def _reduced(error: BaseException) -> tuple[Any, ...]:
+    return _made_again, (type(error), *error.args), error.__dict__
+
+
 class SQSTaskMasterError(Exception):
-    """Everything this package raises on its own account, bad arguments (ValueError, TypeError) aside."""
+    """Everything this package raises on its own account, bad arguments (ValueError, TypeError) aside.
+
+    All of them can be copied and pickled: text and attributes arrive, the traceback and `__cause__` do not.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduced(self)
 
 
 class MalformedMessage(SQSTaskMasterError, ValueError):
@@ -23,7 +42,7 @@ class MalformedMessage(SQSTaskMasterError, ValueError):
 
 
 class InvalidTask(SQSTaskMasterError, ValueError):
-    """A task that cannot be sent: its name is no non-empty string, or its arguments cannot be written as JSON."""
+    """A task that cannot be sent: its name is not a non-empty string, or its arguments cannot be written as JSON."""
 
 
 class MessageTooLarge(InvalidTask):
@@ -44,7 +63,7 @@ class ConfigurationError(SQSTaskMasterError, ValueError):
 
 
 class UnsupportedContext(SQSTaskMasterError, RuntimeError):
-    """This thread, platform or process cannot do what was asked; the text names what can."""
+    """This thread, platform or process cannot do this; the text names one that can."""
 
 
 class HardTimeout(SQSTaskMasterError, TimeoutError):
@@ -55,17 +74,20 @@ class HardTimeout(SQSTaskMasterError, TimeoutError):
 
 
 class HandlerStuck(SQSTaskMasterError, RuntimeError):
-    """The handler's `running()` said that the task no longer makes progress."""
+    """The handler's `running()` returned False: the task no longer makes progress."""
 
 
 class NoAnswer(SQSTaskMasterError, TimeoutError):
-    """A call to SQS had not answered when it could be waited for no longer. It may still take effect."""
+    """A call to SQS got no answer in time, or an answer that is not SQS's.
+
+    It may have taken effect, or may still do so. The text says what to check.
+    """
 
 
 class ClaimLapsed(SQSTaskMasterError, RuntimeError):
     """The claim on a message ran out before it was extended: others may have received the message. `seconds` ago.
 
-    By this process's own clock: SQS answers an extension that comes too late as if nothing had happened.
+    This process's own clock decides that: SQS answers a late extension as if nothing had happened.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -94,7 +116,7 @@ class TaskDied(SQSTaskMasterError, RuntimeError):
 class TaskKilled(TaskDied):
     """A signal ended the task: a crash, the kernel's out-of-memory killer, somebody's `kill`. `signal` is its number.
 
-    `signal` is None where the process that watched over the task was killed, and the task with it. `task`, `pid`,
+    `signal` is None if the process that watched over the task was killed, and the task with it. `task`, `pid`,
     `seconds`, `stack` as for `TaskDied`.
     """
 
@@ -109,7 +131,7 @@ class TaskKilled(TaskDied):
 
 
 class TaskExited(TaskDied):
-    """The task's process exited before the task had finished, with whatever `exit_code`: 0 is no success either.
+    """The task's process exited before the task had finished. Even `exit_code` 0 is not a success.
 
     `task`, `pid`, `seconds`, `stack` as for `TaskDied`.
     """
@@ -126,6 +148,23 @@ class TaskNotStarted(SQSTaskMasterError, RuntimeError):
         super().__init__(f"Task {task} could not be started, because no process could be made for it: {reason}")
         self.task = task
         self.reason = reason
+
+
+class TasksCannotStart(SQSTaskMasterError, RuntimeError):
+    """A worker could not start a task many times in a row, for lack of descriptors, memory or processes.
+
+    Their messages were given back, unstarted. The worker ends, for its supervisor to start another.
+    """
+
+
+class InitializerFailed(SQSTaskMasterError, RuntimeError):
+    """The initializer of a worker has failed three times in a row in every slot, and no task ran in between.
+
+    Nothing was received meanwhile. Its cause is the last failure. The worker ends, so that the machine is replaced.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The worker's initializer has failed {reason}")
 
 
 class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
@@ -169,11 +208,11 @@ def _named(number: int) -> str:
 
 
 class TaskQuit(SQSTaskMasterError, RuntimeError):
-    """A task that runs in the worker's process raised SystemExit, say. The worker goes on; the task has failed."""
+    """A task in the worker's own process raised SystemExit or the like. The worker goes on; the task has failed."""
 
 
 class NothingHasRun(SQSTaskMasterError, RuntimeError):
-    """`run`, or a task function, gave a coroutine or a generator, which does nothing until somebody runs it."""
+    """`run`, or a task function, returned a coroutine or a generator, which does nothing until it is run."""
 
 
 class ArgumentsDoNotFit(SQSTaskMasterError, TypeError):
@@ -186,7 +225,7 @@ class ArgumentsDoNotFit(SQSTaskMasterError, TypeError):
 
 
 class UnknownTask(SQSTaskMasterError, LookupError):
-    """A message's task is none that the worker has. `task`, and `known`: the names it has."""
+    """A message names a task that the worker does not have. `task`, and `known`: the names it has."""
 
     def __init__(self, task: str, known: list[str]) -> None:
         super().__init__(
@@ -213,7 +252,7 @@ class PollRefused(SQSTaskMasterError):
 
 
 class ShutdownRequested(BaseException):
-    """A worker that was told to stop ends its running task with this. No Exception: a task must not take it for one."""
+    """A worker that stops ends its running task with this. Not an Exception, so that tasks do not catch it as one."""
 
 
 # How many failures a text lists; the attribute has them all.
@@ -242,10 +281,11 @@ class Failure:
 
 
 class _Unsent(BaseException):
-    """Tasks that were not sent. Iterating gives them as `(task, kwargs)`, in order, with all that were never taken.
+    """Tasks that were not sent. Iterating yields them as `(task, kwargs)`, in order, with all that were never taken.
 
     `failures`: one Failure for each task that was taken and not sent, in order. `rest`: what was never taken from the
-    iterable; a generator that was interrupted in its own code is at its end. `result`: the SubmitResult.
+    iterable; a generator that was interrupted in its own code is at its end. `result`: the SubmitResult. If the error
+    is copied or pickled, what was never taken is taken then, and becomes a list.
     """
 
     def __init__(
@@ -258,8 +298,12 @@ class _Unsent(BaseException):
             f"have not; give this error to submit_many to send those{':' if failures else ''}{listed}{more}"
         )
         self.failures = failures
-        self.rest = rest
+        self.rest: Iterable[tuple[str, Mapping[str, Any]]] = rest
         self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.rest = list(self.rest)
+        return _reduced(self)
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return itertools.chain(((failure.task, failure.kwargs) for failure in self.failures), self.rest)

@@ -1,14 +1,15 @@
 """LocalQueue: an in-memory stand-in for an SQS queue, for tests that producer and consumer agree on message content.
 
-It is honest about what it is: one first-in-first-out line per URL for the whole process, no visibility timeout, no
-redelivery. A message that is received is gone from the queue. Delays are kept, in real time. Where the URL ends in
-.fifo a message group is required, as by SQS, and a deduplication id (which is not) drops repetitions for five minutes;
-the body alone never does. Message attributes come without being asked for. For anything else, test against a real SQS
-server.
+It is simple: one first-in-first-out line per URL for the whole process, no visibility timeout, no redelivery. A
+received message is gone from the queue. Delays are kept, in real time. If the URL ends in .fifo, a message group is
+required, as in SQS, and an optional deduplication id drops repetitions for five minutes; the body alone never does.
+Message attributes are kept as they are given, and come without being asked for. To test what becomes of messages, use
+`sqstaskmaster.testing.SimulatedQueue`; for anything else, a real SQS server.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -19,18 +20,22 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
+from sqstaskmaster._logging import get_logger
+from sqstaskmaster._memory.home import AtHome
+from sqstaskmaster._memory.refusals import IDENTIFIERS, TRACE_HEADER, refusal, too_long, wrong_entries, wrong_message
+from sqstaskmaster._sqs.confirmation import md5
 from sqstaskmaster._sqs.limits import (
     DEDUPLICATION_SECONDS,
     MAX_BATCH_ENTRIES,
     MAX_WAIT_SECONDS,
     check_whole_seconds,
     is_whole,
+    message_bytes,
 )
-from sqstaskmaster._sqs.refusals import md5, refusal, wrong_batch, wrong_message
 
-logger: logging.Logger = logging.getLogger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -40,16 +45,22 @@ _LOOK_SECONDS = 0.05
 # The shortest wait for a message: long enough that it is not over before it begins, on a machine that is busy.
 _SHORTEST_WAIT_SECONDS = 0.02
 
+# What a message keeps of what it was sent with, as SQS does.
+_KEPT = (*IDENTIFIERS, TRACE_HEADER)
+
 
 class LocalMessage:
     """A message of a `LocalQueue`, with the parts of boto3's `SQS.Message` that a consumer uses.
 
     :param body: text, as `TaskManager.submit` writes it.
-    :param attributes: what SQS says of a message, `{"ApproximateReceiveCount": "1"}` say; `{}` where None is given.
+    :param attributes: SQS's attributes of the message, such as `{"ApproximateReceiveCount": "1"}`; `{}` for None.
     :param message_attributes: as SQS gives them, `{"a": {"StringValue": "b", "DataType": "String"}}`; `{}` for None.
 
-    `deleted` and `visibility_changes` (seconds, in order) tell a test afterwards what became of it.
+    `deleted` and `visibility_changes` (seconds, in order) show a test afterwards what became of it.
     """
+
+    # There is no visibility timeout here that could run out.
+    claim_lapses: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -79,21 +90,21 @@ class LocalMessage:
         """The MD5 of the body, as SQS gives it: 32 hexadecimal digits."""
         return md5(self.body)
 
-    def change_visibility(self, **kwargs: Any) -> None:
-        """Nothing but a note of `VisibilityTimeout` (seconds) in `visibility_changes`."""
-        logger.info("Noop change_visibility: %s", kwargs)
+    def change_visibility(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing but a note of `VisibilityTimeout` (seconds) in `visibility_changes`. Takes any arguments."""
+        logger.info("Noop change_visibility: %s", kwargs or args)
         if "VisibilityTimeout" in kwargs:
             self.visibility_changes.append(kwargs["VisibilityTimeout"])
 
-    def delete(self) -> None:
-        """Nothing but a note: the message left the queue when it was received."""
+    def delete(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing but a note: the message left the queue when it was received. Takes any arguments."""
         logger.info("Noop delete!")
         self.deleted = True
 
     def Queue(self) -> LocalQueue:
         """The queue it was received from.
 
-        :raises ValueError: for a message that was made by hand, and came through no queue.
+        :raises ValueError: for a message that was made by hand, and did not come from a queue.
         """
         if self.queue_url is None:
             raise ValueError(f"{self!r} was received from no queue: put it into one, LocalQueue(url).queue.put_nowait")
@@ -121,13 +132,19 @@ class _Aside:
             return earlier
 
 
-class LocalQueue:
+class LocalQueue(AtHome):
     """An in-memory queue with the parts of boto3's `SQS.Queue` that `TaskManager` uses.
 
     Every `LocalQueue` of one URL is the same queue, for the whole process: `LocalQueue.local_queues` maps the URL to
-    its `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind.
+    its `queue.SimpleQueue`. Tests begin with `LocalQueue.reset()`, or see what others left behind. In the process of a
+    task, or after pickling, it would be a copy: there, sending and receiving raise UnsupportedContext.
 
-    :param url: any text that names the queue; where it ends in `.fifo`, a FIFO queue.
+    It is for tests of what messages contain. It keeps message attributes as they are given, and ignores
+    `VisibilityTimeout`, `AttributeNames`, `MessageAttributeNames`, and the arguments of its messages' methods. To test
+    what becomes of messages (redelivery, dead letters), or batch deletes and batch changes of visibility, use
+    `SimulatedQueue`.
+
+    :param url: any text that names the queue; if it ends in `.fifo`, a FIFO queue.
     """
 
     #: The queue of each URL, for the whole process.
@@ -175,6 +192,7 @@ class LocalQueue:
 
     def purge(self) -> None:
         """Drop every message that waits, the delayed ones too."""
+        self._require_home()
         with self._aside.lock:
             self._aside.delayed.clear()
         try:
@@ -190,10 +208,11 @@ class LocalQueue:
         :raises TypeError: for a body that is no string, as boto3 refuses one; nothing is appended then.
         :raises botocore.exceptions.ClientError: for what SQS refuses, with its code; nothing is appended then.
         """
+        self._require_home()
         body = kwargs.get("MessageBody")
         if not isinstance(body, str):
             raise TypeError(f"MessageBody must be a string, not {body!r}")
-        wrong = wrong_message(kwargs, self.url.endswith(".fifo"))
+        wrong = wrong_message(kwargs, self.url.endswith(".fifo"), _size(kwargs))
         if wrong:
             raise refusal("SendMessage", *wrong)
         message = self._append(kwargs)
@@ -207,15 +226,16 @@ class LocalQueue:
         :raises TypeError: for a body that is no string; nothing is appended then.
         :raises botocore.exceptions.ClientError: for no entries or too many, ids that are the same, and more than 1 MiB.
         """
+        self._require_home()
         for entry in Entries:
             if not isinstance(entry.get("MessageBody"), str):
                 raise TypeError(f"MessageBody must be a string, not {entry.get('MessageBody')!r}")
-        wrong = wrong_batch(Entries)
+        wrong = wrong_entries(Entries, "SendMessage") or too_long(sum(map(_size, Entries)))
         if wrong:
             raise refusal("SendMessageBatch", *wrong)
         answer: dict[str, list[dict[str, Any]]] = {"Successful": [], "Failed": []}
         for entry in Entries:
-            wrong = wrong_message(entry, self.url.endswith(".fifo"))
+            wrong = wrong_message(entry, self.url.endswith(".fifo"), _size(entry))
             if wrong:
                 code, text = wrong
                 answer["Failed"].append({"Id": entry["Id"], "SenderFault": True, "Code": code, "Message": text})
@@ -228,11 +248,11 @@ class LocalQueue:
 
     def _append(self, given: Mapping[str, Any]) -> LocalMessage:
         message = LocalMessage(given["MessageBody"], {}, given.get("MessageAttributes", {}))
-        message.attributes = {"SentTimestamp": str(int(time.time() * 1000)), "ApproximateReceiveCount": "1"}
-        if "MessageGroupId" in given:
-            message.attributes["MessageGroupId"] = given["MessageGroupId"]
+        sent = {"SentTimestamp": str(int(time.time() * 1000)), "ApproximateReceiveCount": "1"}
+        trace = given.get("MessageSystemAttributes", {}).get(TRACE_HEADER)
+        asked = {TRACE_HEADER: trace and trace["StringValue"], **given}
+        message.attributes = {**sent, **{name: asked[name] for name in _KEPT if asked.get(name) is not None}}
         if "MessageDeduplicationId" in given:
-            message.attributes["MessageDeduplicationId"] = given["MessageDeduplicationId"]
             earlier = self._aside.earlier(given["MessageDeduplicationId"], message)
             if earlier is not message:
                 return earlier
@@ -259,6 +279,7 @@ class LocalQueue:
 
         `WaitTimeSeconds` (0 to 20, default 20), `MaxNumberOfMessages` (1 to 10, default 1); ValueError for others.
         """
+        self._require_home()
         wait = check_whole_seconds("WaitTimeSeconds", kwargs.get("WaitTimeSeconds", MAX_WAIT_SECONDS), MAX_WAIT_SECONDS)
         most = kwargs.get("MaxNumberOfMessages", 1)
         if not is_whole(most) or not 1 <= most <= MAX_BATCH_ENTRIES:
@@ -271,7 +292,7 @@ class LocalQueue:
         except queue.Empty:
             pass
         for message in received:
-            if isinstance(message, LocalMessage):  # anything can be put into a queue by hand
+            with contextlib.suppress(AttributeError):  # anything can be put into a queue by hand
                 message.queue_url = self.url
         return received
 
@@ -295,5 +316,18 @@ class LocalQueue:
                 if time.monotonic() >= deadline:
                     raise
 
+    def __getattr__(self, name: str) -> NoReturn:
+        # Looked for on the class by whoever sends batches: they must not be there.
+        if name in ("delete_messages", "change_message_visibility_batch"):
+            raise AttributeError(
+                f"LocalQueue has no {name}: ask each message, or use sqstaskmaster.testing.SimulatedQueue"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __repr__(self) -> str:
         return f"LocalQueue(url={self.url!r})"
+
+
+def _size(given: Mapping[str, Any]) -> int:
+    """The bytes of a message, less its attributes: those are kept whatever they are."""
+    return message_bytes({"MessageBody": given["MessageBody"]})

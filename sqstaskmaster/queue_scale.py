@@ -16,17 +16,19 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError, NoRegionError
 
+from sqstaskmaster._logging import get_logger
+from sqstaskmaster._sqs.confirmation import attributes_in
 from sqstaskmaster._sqs.regions import region_of
-from sqstaskmaster.errors import ConfigurationError
+from sqstaskmaster.errors import ConfigurationError, NoAnswer
 
-logger: logging.Logger = logging.getLogger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 #: What one service is scaled by: a dictionary with the four keys that `Provisioner` names.
 Rule = Mapping[str, Any]
 
 
 class ServiceState(enum.Enum):
-    """Where an ECS service is in its life; only an ACTIVE one is scaled."""
+    """The state of an ECS service; only an ACTIVE one is scaled."""
 
     #: Not ready yet: left as it is.
     STARTING = "starting"
@@ -53,12 +55,12 @@ class Provisioner:
     :param rules: dictionaries with the four keys. The queue name is the queue's URL; the size is the desired count of
         tasks while there is work, a whole number of 0 or more (None stands for 0).
     :param notify: called as `notify(exception, context=rule)` with an error of AWS.
-    :raises TypeError: for rules that are not iterable, and for a rule that is no dictionary.
+    :raises TypeError: for rules that are not iterable, and for a rule that is not a dictionary.
     :raises KeyError: for a rule that lacks a key.
-    :raises ValueError: for a rule whose value is none.
-    :raises ConfigurationError: (a ValueError) where no region is configured.
+    :raises ValueError: for a rule with an invalid value.
+    :raises ConfigurationError: (a ValueError) if no region is configured.
 
-    Queue and service are asked for in the region that the queue's URL names, whatever region is configured.
+    It takes the region of queue and service from the queue's URL, whatever region is configured.
 
     Permissions: `sqs:GetQueueAttributes` on the queues, `ecs:UpdateService` (and `ecs:DescribeServices`,
     `ecs:ListTagsForResource` where `get_description` and `get_tags` are used) on the services.
@@ -102,13 +104,14 @@ class Provisioner:
     def run(self) -> list[Rule]:
         """Apply every rule once, and return those that failed: `sys.exit(1 if provisioner.run() else 0)`.
 
-        An error of AWS (ClientError) is notified and logged, and the next rule goes on.
+        After an error of AWS (ClientError), or an answer that is not SQS's (NoAnswer), it logs that, calls `notify`,
+        and goes on with the next rule.
         """
         failed = []
         for rule in self.rules:
             try:
                 self._apply(rule)
-            except ClientError as error:
+            except (ClientError, NoAnswer) as error:
                 logger.exception("Could not apply rule: %s", rule, extra={"action": "rule_failed"})
                 self.notify(error, context=rule)
                 failed.append(rule)
@@ -133,6 +136,8 @@ class Provisioner:
         """
         url = rule[self.QUEUE_NAME]
         attributes = self._sqs_in(region_of(url)).Queue(url).attributes
+        if attributes is None:
+            attributes = attributes_in({})
         depths = {name: int(attributes[key]) for name, key in self.QUEUE_DEPTH_ATTRIBUTES.items()}
         logger.info("Queue %s: %s", rule[self.QUEUE_NAME], depths, extra={"action": "queue_depth", **depths})
         return sum(depths.values())
@@ -142,7 +147,7 @@ class Provisioner:
         return ServiceState.ACTIVE
 
     def get_description(self, rule: Rule) -> dict[str, Any]:
-        """What ECS says of the rule's service, tags included; `{}` where it knows no such service.
+        """ECS's description of the rule's service, with tags; `{}` if ECS knows no such service.
 
         https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DescribeServices.html
         """
@@ -182,8 +187,9 @@ class Provisioner:
         return self._clients[f"ecs {region}"]
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
-        """Call the `notify` given to the constructor, if any, as `notify(exception, context=context)`. What it raises
-        is logged and goes no further.
+        """Call the `notify` given to the constructor, if any, as `notify(exception, context=context)`.
+
+        If it raises, that is logged and goes no further.
         """
         if self._notify is None:
             return

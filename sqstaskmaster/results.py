@@ -14,7 +14,7 @@ class MessageIds(Sequence[str | None]):
     """The message ids by the index of their task, None for a task that was not sent.
 
     SQS's ids are UUIDs, and are kept as the 16 bytes they are: ten million take 160 MB, as strings they would take six
-    times that. Ids of another form (of a `LocalQueue`, say) are kept as they are.
+    times that. Ids of another form (from a `LocalQueue`, for example) are kept as they are.
     """
 
     def __init__(self) -> None:
@@ -85,12 +85,12 @@ class SubmitResult:
 
 
 class Finished(NamedTuple):
-    """What a worker tells of a task that has ended, to `Worker(on_finish=...)`.
+    """What a worker reports about a task that has ended, to `Worker(on_finish=...)`.
 
     `task`, `message_id`, `receive_count` (this receive included), `queue` (its URL), `outcome` (a value of Outcome),
     `continuation` (how often the task has continued, see Continue). In seconds: `queued` (from the send to the start),
     `elapsed` (from the receive), `cpu_seconds` (of the task and everything it started). `peak_memory`: the most bytes
-    they held together, less what the task was forked with. None where something is not known.
+    they held together, less what the task was forked with. None if something is not known.
     """
 
     task: str

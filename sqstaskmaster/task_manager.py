@@ -9,29 +9,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sqstaskmaster._claim import clock, note
-from sqstaskmaster._claim.destinations import DeadLetterQueues
+from sqstaskmaster._claim.destinations import Origin
+from sqstaskmaster._claim.forwarding import SENDER
 from sqstaskmaster._claim.report import Report
+from sqstaskmaster._logging import get_logger
 from sqstaskmaster._sending.batches import GroupedLine, Line
 from sqstaskmaster._sqs import messages
+from sqstaskmaster._sqs.confirmation import attributes_in, is_of_boto3
+from sqstaskmaster._sqs.explained import IN_TESTS, Explained, send
 from sqstaskmaster._sqs.limits import (
     MAX_BATCH_ENTRIES,
+    MAX_MESSAGE_ATTRIBUTES,
     MAX_MESSAGE_BYTES,
     MAX_VISIBILITY_SECONDS,
     MAX_WAIT_SECONDS,
     attributes_bytes,
     check_whole,
     check_whole_seconds,
+    is_number,
     is_sendable,
 )
 from sqstaskmaster._sqs.options import NO_OPTIONS, Given
@@ -41,20 +47,26 @@ from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MalformedMessage, MessageTooLarge
 from sqstaskmaster.results import SubmitResult
 
-logger: logging.Logger = logging.getLogger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 Task = tuple[str, dict[str, Any], Any]
 
 # Connecting takes milliseconds where it works at all; botocore's default of 60 s is longer than most claims.
-_CONNECT_SECONDS = 5
+_CONNECT_SECONDS = 5.0
 # Longer than the longest poll. A visibility timeout should exceed it, and botocore's default of 60 s often does not.
-_READ_SECONDS = MAX_WAIT_SECONDS + 10
+_READ_SECONDS = MAX_WAIT_SECONDS + 5.0
+
+# Of a request that a claim waits for: half to connect, half for the answer.
+_URGENT_SECONDS = 10.0
 
 # Sender threads of one submit_many, and with them the connections of the client. botocore's default is 10.
 _MAX_THREADS = 64
 
+# A poll that is answered so long after its wait is late: whatever SQS sends, it has sent before.
+_LATE_SECONDS = 2.0
+
 # What each message has as its attribute service_name, the sender's name aside.
-_ATTRIBUTE_BYTES = len("service_name") + len("String")
+_ATTRIBUTE_BYTES = len(SENDER) + len("String")
 
 # This process. Kept, since to ask the system costs as much as to read a message's body.
 _process = os.getpid()
@@ -74,6 +86,11 @@ def _with_words_for_two_tasks(submit: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(submit)
     def submit_one(self: TaskManager, *arguments: Any, **kwargs: Any) -> Any:
+        if len(arguments) > 1:
+            raise TypeError(
+                f"submit({arguments[0]!r:.80}, {arguments[1]!r:.80}): a task's arguments are sent by name, as in "
+                f"submit({arguments[0]!r:.80}, below={arguments[1]!r:.80})"
+            )
         if arguments and "task" in kwargs:
             raise TypeError(
                 f"submit({arguments[0]!r:.80}, task=...): an argument named task is taken for the task's name; send it "
@@ -88,21 +105,28 @@ class TaskManager:
     """Sends tasks to an SQS queue, and receives them.
 
     :param sqs_url: the queue's URL, as SQS gives it.
-    :param notify: called as `notify(exception, context=mapping)` with what went wrong in receiving, to feed an error
-        service.
-    :param queue_constructor: `queue_constructor(sqs_url)` makes the queue. `LocalQueue`, or any callable that gives an
-        object with the methods of boto3's `SQS.Queue` used here. Default: boto3's own, with credentials, endpoint and
-        retries from the standard AWS configuration, and the region in the URL where there is one.
+    :param notify: called as `notify(exception, context=mapping)` for errors in receiving, to feed an error service.
+    :param queue_constructor: `queue_constructor(sqs_url)` makes the queue. `LocalQueue`, or any callable that returns
+        an object with the methods of boto3's `SQS.Queue` used here. Default: boto3's own, with credentials, endpoint
+        and retries from the standard AWS configuration, and the region in the URL where there is one.
     :param sender_name: sent with each message as its attribute `service_name`.
-    :param strict: refuse values that JSON cannot hold (NaN and infinity, and keys that are no strings, are among them)
-        instead of sending them as `str(value)`. "Values, and what they arrive as" in the documentation has the table.
-        A strict manager looks at every value, which costs about a microsecond each.
-    :raises TypeError: for a queue constructor that does not give a queue.
-    :raises ValueError: for a URL or a sender name that is none.
-    :raises ConfigurationError: (a ValueError) where no region is configured.
+    :param strict: refuse values that JSON cannot hold (also NaN, infinity, and keys that are not strings) instead of
+        sending them as `str(value)`. "Values, and what they arrive as" in the documentation has the table. A strict
+        manager looks at every value, which costs about a microsecond each.
+    :param send_timeout: how many seconds one `submit` may take, with the client's retries, if the queue is made here
+        (without `queue_constructor`): more than 0. It waits at most 5 seconds for a connection and 25 for an answer,
+        and less if this is less than their sum. It starts no further try that could not end in time. Time to resolve
+        the host's name does not count.
+    :raises TypeError: for a queue constructor that does not return a queue.
+    :raises ValueError: for an invalid URL or sender name.
+    :raises ConfigurationError: (a ValueError) if no region is configured.
 
-    `url` and `sender_name` are attributes, as they were given.
+    `url` and `sender_name` are attributes. A manager can be copied and pickled if `notify` and `queue_constructor` can:
+    the copy makes a queue of its own when it is first used.
     """
+
+    url: str = ""
+    sender_name: str | None = None
 
     def __init__(
         self,
@@ -112,56 +136,57 @@ class TaskManager:
         sender_name: str | None = None,
         *,
         strict: bool = False,
+        send_timeout: float = 30,
     ) -> None:
         if not isinstance(sqs_url, str) or not sqs_url:
             raise ValueError(f"A queue URL must be a non-empty string, not {sqs_url!r}")
-        if notify is not None and not callable(notify):
-            raise TypeError(f"notify must be callable as notify(exception, context=...), not {notify!r}")
         if sender_name is not None and (not isinstance(sender_name, str) or not is_sendable(sender_name)):
             raise ValueError(
                 f"A sender name must be non-empty text without control characters and surrogates, not {sender_name!r}"
             )
+        if not is_number(send_timeout) or send_timeout <= 0:
+            raise ValueError(f"send_timeout must be a number of seconds, more than 0, not {send_timeout!r}")
         self.url = sqs_url
         self.sender_name = sender_name
         self._service_name = sender_name or f"Unknown sender to: {sqs_url}"
         self._notify = notify
-        self._dead_letters = DeadLetterQueues()
         self._writer = Writer(strict)
         self._fifo = sqs_url.endswith(".fifo")  # SQS asks it of the names of FIFO queues, and forbids it to others
         self._options = NO_OPTIONS
+        self._warned_of_attributes: list[int] = []  # shared with what `options` gives
         self._extra_bytes = _ATTRIBUTE_BYTES + len(self._service_name.encode())
-        self._remedies = _Remedies(sqs_url)
-        self._queue_constructor = queue_constructor
-        self.queue = self._make_queue()
+        self._connect(_Connection(queue_constructor, sqs_url, float(send_timeout)))
+        self._connection.queue()
 
     @property
     def queue(self) -> Any:
         """The queue. In a process that was forked it is made anew: two processes cannot share a connection."""
-        if self._process != _process:
-            self.queue = self._make_queue()
-        return self._queue
+        return self._connection.queue()
 
     @queue.setter
     def queue(self, queue: Any) -> None:
-        self._queue, self._process = queue, _process
+        self._connect(self._connection.with_queue(queue))
 
-    def _make_queue(self) -> Queue:
-        if self._queue_constructor is None:
-            return _boto3_queue(self.url)
-        return _custom_queue(self._queue_constructor, self.url)
+    def _connect(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._origin = Origin(self.url, connection.urgent_queue, connection.constructor, self._writer)
 
     def submit(self, task: str, **kwargs: Any) -> Any:
         """Send one task, and return the response of SQS (with `MessageId`).
 
-        Values JSON cannot hold are sent as `str(value)`, and the first time for each type that is logged at WARNING
-        with the path of the field. A FIFO queue needs a message group: `manager.options(message_group_id=...)`.
+        Values that JSON cannot hold are sent as `str(value)`; the first one of each type is logged at WARNING with the
+        path of the field. A FIFO queue needs a message group: `manager.options(message_group_id=...)`.
 
-        :raises InvalidTask: (a ValueError) for a name that is no non-empty string, arguments that cannot be written as
-            JSON (or, by a strict manager, values JSON cannot hold), or, as `MessageTooLarge`, a message over 1 MiB.
-            Nothing has been sent then.
+        :raises InvalidTask: (a ValueError) for a name that is not a non-empty string, arguments that cannot be written
+            as JSON (for a strict manager, any value that JSON cannot hold), or, as `MessageTooLarge`, a message over 1
+            MiB. Nothing has been sent then.
         :raises ValueError: on a FIFO queue without a message group. Nothing has been sent then.
-        :raises botocore.exceptions.ClientError: where SQS refused it.
-        :raises botocore.exceptions.BotoCoreError: where SQS could not be reached, or no request could be made.
+        :raises botocore.exceptions.ClientError: if SQS refused it.
+        :raises botocore.exceptions.BotoCoreError: if SQS could not be reached, or no request could be made.
+        :raises NoAnswer: (a TimeoutError) if the answer does not confirm the send. With boto3's own queues, SQS's
+            answer must have the MessageId and the MD5 of the body, which a login page, for example, does not have. With
+            a queue object of your own, the send counts when it returns, unless it passes on botocore's answer without a
+            MessageId. The task may have been sent all the same.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
         """
@@ -173,8 +198,25 @@ class TaskManager:
     def _submit(self, task: str, kwargs: Mapping[str, Any]) -> Any:
         """`submit` for arguments of any name."""
         request, _ = self._request(task, kwargs)
-        with self._remedies:
-            return self.queue.send_message(**request)
+        answer = send(self.queue, self.url, request)
+        self._warn_of_attributes(request["MessageAttributes"])
+        return answer
+
+    def _warn_of_attributes(self, sent: Mapping[str, Any]) -> None:
+        """Once, where a message has no room for the attribute of ours that Continue and DeadLetter need.
+
+        Instrumentation, or a queue of the user's own making, has added to those that were given.
+        """
+        others = len(sent) - (SENDER in sent)
+        if others >= MAX_MESSAGE_ATTRIBUTES and not self._warned_of_attributes:
+            self._warned_of_attributes.append(others)
+            logger.warning(
+                "A message with %d attributes leaves no room for the one with which a task continues or is "
+                "dead-lettered: those that are sent with it cannot. SQS takes %d: leave one free. Logged once",
+                others,
+                MAX_MESSAGE_ATTRIBUTES,
+                extra={"action": "no_room_for_attribute"},
+            )
 
     def submit_many(
         self,
@@ -185,17 +227,17 @@ class TaskManager:
     ) -> SubmitResult:
         """Send many tasks: in requests of up to 10 messages and 1 MiB, in parallel, each task accounted for.
 
-        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread: 40 tasks for each thread
-            (or 4 MiB) ahead of what is sent, so a generator of millions takes no more memory than one of hundreds (the
-            message ids of the result aside: 16 bytes a task).
-        :param threads: how many requests may be under way at a time, 1 to 64. Fewer are, where the answers come so
-            fast that more would only cost processor time, or the client keeps fewer connections (botocore: 10; the
-            client `TaskManager` makes by itself: 64).
-        :param on_progress: called as `on_progress(result)` in the calling thread, some times a second while tasks are
-            sent and once at the end. What it raises is logged.
+        :param tasks: any iterable of `(task, kwargs)`, taken lazily and in the calling thread, at most 40 tasks for
+            each thread (or 4 MiB) ahead of what is sent. So a generator of millions takes no more memory than one of
+            hundreds, except 16 bytes a task for the message ids of the result.
+        :param threads: how many requests may be under way at a time, 1 to 64. There are fewer if the answers come so
+            fast that more would only cost processor time, or if the client keeps fewer connections (botocore: 10; the
+            client that `TaskManager` makes: 64).
+        :param on_progress: called as `on_progress(result)` in the calling thread, several times a second while tasks
+            are sent, and once at the end. If it raises, that is logged.
         :return: the counts and the message ids (`result.message_ids[index]`).
-        :raises TasksNotSent: after all the others were sent, where some were not: `failures` has the index, task, code
-            and reason of each, and the error itself can be given to `submit_many` to try those again. The codes of
+        :raises TasksNotSent: after all others were sent, if some could not be sent: `failures` has the index, task,
+            code and reason of each, and the error itself can be given to `submit_many` to try those again. The codes of
             its own: `HeldBack` (see below), `NotTried` (8 requests in a row did not get through, so the rest was not
             tried), `NoAnswer`, and the names of exceptions (`MessageTooLarge`, `InvalidTask`, ...). With 100,000
             failures no more tasks are taken: `rest` has those.
@@ -204,13 +246,13 @@ class TaskManager:
         :raises ValueError: before anything is taken: for `threads` out of range, a FIFO queue without a message group,
             one deduplication id for all tasks.
 
-        What the iterable itself raises is raised once all that it gave is sent.
+        If the iterable itself raises, that is raised after everything taken from it has been sent.
 
-        Throttling, faults of the service and troubles of the network are tried again, after random pauses that grow
-        to at most 10 seconds, up to 10 times and for 100 seconds (on top of the client's own retries); what SQS
-        refuses as the sender's fault is not. Delivery is at least once: when the answer to a request is lost, its
-        messages are sent again, and a standard queue may then have them twice. A FIFO queue drops the second by its
-        deduplication id, for five minutes.
+        After throttling, service errors and network errors it tries again, after random pauses that grow to at most 10
+        seconds, up to 10 times and for 100 seconds (on top of the client's own retries). It does not try again what SQS
+        refuses as the sender's fault. Delivery is at least once: when the answer to a request is lost, its messages are
+        sent again, and a standard queue may then have them twice. A FIFO queue drops the second by its deduplication
+        id, for five minutes.
 
         A standard queue keeps no order. On a FIFO queue the order of each message group is kept: a group has one
         message on its way at a time, and a request holds messages of different groups, since SQS may refuse a message
@@ -226,10 +268,17 @@ class TaskManager:
         if on_progress is not None and not callable(on_progress):
             raise TypeError(f"on_progress must be callable as on_progress(result), not {on_progress!r}")
         self._options.check_many(self._fifo)
-        send, most = _sender(self.queue)
+        send_batch, most, of_boto3 = _sender(self.queue, self.url)
+
+        def send_entries(entries: list[dict[str, Any]]) -> Any:
+            answer = send_batch(entries)
+            for entry in entries:
+                self._warn_of_attributes(entry["MessageAttributes"])
+            return answer
+
         line = GroupedLine(most) if self._fifo else Line(most)
         threads = min(threads, _connections(self.queue))
-        return Sending(tasks, self._request_of_any, send, line, threads, on_progress).run()
+        return Sending(tasks, self._request_of_any, send_entries, of_boto3, line, threads, on_progress).run()
 
     def options(
         self,
@@ -241,22 +290,23 @@ class TaskManager:
     ) -> TaskManager:
         """This manager, submitting with these: `manager.options(delay_seconds=60).submit("MyTask", x=1)`.
 
-        Each is a value, or a function of the task that gives it (`lambda task, kwargs: kwargs["customer"]`; None means
-        none), which is how the tasks of one `submit_many` get different ones. The manager itself is unchanged, and
-        options can be added to options.
+        Each is a value, or a function of the task that returns it (`lambda task, kwargs: kwargs["customer"]`; None
+        means none), so that the tasks of one `submit_many` can have different ones. The manager itself is unchanged,
+        and options can be added to options.
 
-        :param delay_seconds: 0 to 900: the message is received no sooner. Standard queues only: a FIFO queue has one
-            delay for all.
-        :param message_group_id: 1 to 128 ASCII letters, digits and punctuation characters. On a FIFO queue required:
-            the messages of one group are received in order. On a standard queue a fair queue: a group with a large
-            backlog does not delay the others.
-        :param message_deduplication_id: the same characters; FIFO queues only. SQS drops a message with the id of one
-            of the last five minutes. Required unless the queue has
-            ContentBasedDeduplication, which drops a task that is equal to an earlier one.
-        :param message_attributes: name -> text, number or bytes: up to eight, beside this package's two. Trace context,
-            say; `message.message_attributes` has them where they are asked for. They count towards the message's 1 MiB.
-        :raises ValueError: for a value out of its range, or not for this kind of queue; of a function's value in
-            `submit`, and as a failure in `submit_many`.
+        :param delay_seconds: seconds until the message can be received, 0 to 900. Standard queues only: a FIFO queue
+            has one delay for all messages.
+        :param message_group_id: 1 to 128 ASCII letters, digits and punctuation characters. Required on a FIFO queue,
+            where the messages of one group are received in order. On a standard queue it makes a fair queue: a group
+            with a large backlog does not delay the others.
+        :param message_deduplication_id: the same characters; FIFO queues only. SQS drops a message whose id was sent in
+            the last five minutes. Required unless the queue has ContentBasedDeduplication, which drops a task that is
+            equal to an earlier one.
+        :param message_attributes: name -> text, number or bytes: up to eight, besides this package's two. For trace
+            context, for example; `message.message_attributes` has them if the receiver asks for them. They count
+            towards the message's 1 MiB. They are added to those of earlier options, and replace those of the same name.
+        :raises ValueError: for a value out of its range, or not for this kind of queue. For a function's value it is
+            raised by `submit`, and is a failure in `submit_many`.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagegroupid-property.html
         """
@@ -275,7 +325,7 @@ class TaskManager:
         body = messages.encode(task, kwargs, self._writer)
         size = len(body) + self._extra_bytes
         # Dictionaries of its own for each message: instrumentation adds to them.
-        attributes: dict[str, Any] = {"service_name": {"StringValue": self._service_name, "DataType": "String"}}
+        attributes: dict[str, Any] = {SENDER: {"StringValue": self._service_name, "DataType": "String"}}
         request: dict[str, Any] = {"MessageBody": body, "MessageAttributes": attributes}
         if self._fifo or self._options is not NO_OPTIONS:
             found = self._options.parameters(self._fifo, task, kwargs)
@@ -313,16 +363,17 @@ class TaskManager:
 
         :param wait_time: how long each poll waits for a message: 0 to 20 seconds.
         :param sqs_timeout: the visibility timeout of the receive: 0 to 43200 seconds (12 hours). It should exceed the
-            time until the message's handler is entered; a handler's own `sqs_timeout` takes over there.
+            time until the message's handler is entered; from then on the handler's own `sqs_timeout` counts.
         :param message_attribute_names: the message attributes to ask for, `["All"]` for all of them: then
-            `message.message_attributes` has them. SQS sends none that are not asked for.
-        :param burst: end when a poll brings nothing, as tests want it: without it an empty queue is polled for ever.
-        :raises ValueError: for a time out of its range, here and not at the first `next()`.
-        :raises TypeError: for attribute names that are no strings.
+            `message.message_attributes` has them. SQS sends only those.
+        :param burst: end when a poll brings nothing, as tests need it. Without it an empty queue is polled for ever.
+        :raises ValueError: for a time out of its range, at once and not at the first `next()`.
+        :raises TypeError: for attribute names that are not strings.
 
-        A body that `submit` did not write is notified and logged, and left to the queue's redrive policy. Errors of
-        SQS in receiving are raised: let the process end, and its supervisor restart it. A loop that is stopped while it
-        polls (Ctrl-C) leaves the message that this poll still brings hidden for `sqs_timeout`; `Worker` gives it back.
+        If `submit` did not write a body, it is logged, passed to `notify`, and left to the queue's redrive policy.
+        Errors of SQS in receiving are raised: let the process end, and its supervisor restart it. A loop that is
+        stopped while it polls (Ctrl-C) leaves the message that this poll still brings hidden for `sqs_timeout`;
+        `Worker` gives it back.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html
         """
@@ -339,8 +390,8 @@ class TaskManager:
                 received = self.receive(wait_time, sqs_timeout, **wanted)
             except (KeyboardInterrupt, SystemExit):
                 logger.warning(
-                    "Stopped during a poll of %s: a message that it still brings stays hidden for %d s. Worker gives "
-                    "it back at once",
+                    "Stopped during a poll of %s: a message that it still brings stays hidden for %d s. A Worker "
+                    "gives such a message back at once",
                     self.url,
                     sqs_timeout,
                     extra={"action": "poll_interrupted"},
@@ -353,29 +404,45 @@ class TaskManager:
                 return
 
     def receive(
-        self, wait_time: int, sqs_timeout: int, most: int = 1, in_worker: bool = False, **wanted: Any
+        self,
+        wait_time: int,
+        sqs_timeout: int,
+        most: int = 1,
+        now: Callable[[], float] = lambda: clock.now(),
+        in_worker: bool = False,
+        **wanted: Any,
     ) -> list[Task | None]:
-        """What one poll brings: tasks, and None for each body that `submit` did not write. As `task_generator` does.
+        """What one poll brings: tasks, and None for each that is not to be run. As `task_generator` does.
+
+        That is a body that `submit` did not write, and a message whose claim may have ended before it was here.
 
         :param wait_time: seconds that it waits for a message, 0 to 20.
         :param sqs_timeout: the visibility timeout of the receive, 0 to 43200 seconds.
         :param most: how many messages it may bring, 1 to 10.
+        :param now: seconds, of the clock of claims.
         :param in_worker: whether a Worker asks: it says itself what helps where it is refused, and its `notify` is told
             more.
         :param wanted: further parameters of ReceiveMessage.
         """
-        asked_at = clock.now()
-        with contextlib.nullcontext() if in_worker else self._remedies:
-            received = self.queue.receive_messages(
+        asked_at = now()
+        queue = self._connection.queue_to_poll()
+        with Explained(self.url, queue, remedies=not in_worker):
+            received = queue.receive_messages(
                 AttributeNames=["All"],
                 MaxNumberOfMessages=most,
                 WaitTimeSeconds=wait_time,
                 VisibilityTimeout=sqs_timeout,
                 **wanted,
             )
+        answered_at = now()
+        # SQS may have sent them at any time since it was asked.
+        if sqs_timeout and answered_at - asked_at >= max(sqs_timeout, wait_time + _LATE_SECONDS):
+            if any(_lapses(message) for message in received):
+                self._leave_lapsed(len(received), answered_at - asked_at)
+                return [None] * len(received)
         names = wanted.get("MessageAttributeNames", ())
         has_attributes = "All" in names or ".*" in names
-        receipt = asked_at, clock.now(), sqs_timeout, has_attributes
+        receipt = asked_at, answered_at, sqs_timeout, has_attributes
         return [self._open(message, receipt, in_worker) for message in received]
 
     def _open(self, message: Any, receipt: tuple[float, float, int, bool], in_worker: bool) -> Task | None:
@@ -385,18 +452,24 @@ class TaskManager:
             self._refuse(error, message, in_worker)
             return None
         asked_at, answered_at, seconds, has_attributes = receipt
-        note.leave(
-            message,
-            note.Receipt(asked_at, answered_at, seconds, task, self.url, has_attributes, self._dead_letters),
+        # A visibility timeout of 0 is no claim.
+        received = note.Receipt(
+            asked_at, answered_at, seconds or None, task, has_attributes, self._origin, _lapses(message)
         )
+        note.leave(message, received)
         return task, kwargs, message
+
+    def _leave_lapsed(self, number: int, seconds: float) -> None:
+        """Another worker may have them already."""
+        text = "A poll of %s was answered after %.0f s: what it brought (%d) is not run, its claims may have ended"
+        logger.warning(text, self.url, seconds, number, extra={"action": "poll_late"})
 
     def _refuse(self, error: MalformedMessage, message: Any, in_worker: bool) -> None:
         queue_url = self.url if in_worker else None
         report = Report(message, "", self.notify, lambda: logger, time.monotonic, queue_url)
         report.outcome = "refused"
         text = "Malformed message, left to the redrive policy: %s"
-        logger.exception(text, message, extra=report.facts("malformed"))
+        logger.exception(text, report.subject, extra=report.facts("malformed"))
         report.notify(error)
 
     def attributes(self) -> Mapping[str, Any]:
@@ -404,43 +477,121 @@ class TaskManager:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
         """
-        with self._remedies:
+        with Explained(self.url, self.queue):
             self.queue.load()
-            attributes: Mapping[str, Any] = self.queue.attributes
-            return attributes
+            attributes: Mapping[str, Any] | None = self.queue.attributes
+            return attributes_in({}) if attributes is None else attributes
 
     def purge(self) -> None:
         """Delete every message in the queue, those in flight too. SQS allows one purge a minute, and takes as long.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_PurgeQueue.html
         """
-        with self._remedies:
+        with Explained(self.url, self.queue):
             self.queue.purge()
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> None:
-        """Call the `notify` given to the constructor, if any, as `notify(exception, context=context)`."""
-        if self._notify is not None:
+        """Call the `notify` given to the constructor, if any, as `notify(exception, context=context)`.
+
+        If it is not callable, that is logged at ERROR, once.
+        """
+        if callable(self._notify):
             self._notify(exception, context=context)
+        elif self._notify is not None:
+            wrong, self._notify = self._notify, None
+            logger.error(
+                "notify is not callable, so it receives nothing: pass a function notify(exception, "
+                "context=...), not %r",
+                wrong,
+                extra={"action": "notify_failed"},
+            )
 
     def __repr__(self) -> str:
         return f"TaskManager({self.url!r})"
 
 
-def _boto3_queue(url: str) -> Queue:
+class _Connection:
+    """A manager's queue, shared with all that its `options` has given: made once in each process.
+
+    :param send_timeout: seconds for one send, where boto3's own queue is made here.
+    """
+
+    def __init__(self, constructor: Callable[[str], Any] | None, url: str, send_timeout: float) -> None:
+        self.constructor = constructor
+        self._url = url
+        self._send_timeout = send_timeout
+        self._queue: Any = None
+        self._polled: Any = None  # one like it, whose client waits long enough for a long poll
+        self._urgent: Any = None  # and one whose client makes each request once
+        self._process: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Connection, (self.constructor, self._url, self._send_timeout)
+
+    def queue(self) -> Any:
+        if self._process != _process:
+            constructor, url = self.constructor, self._url
+            if constructor is None:
+                self._queue = _boto3_queue(url, self._send_timeout)
+            else:
+                self._queue = _custom_queue(constructor, url)
+            self._process, self._polled, self._urgent = _process, None, None
+        return self._queue
+
+    def queue_to_poll(self) -> Any:
+        """The queue, or one like it whose client waits long enough for a long poll."""
+        queue = self.queue()
+        patient = self._send_timeout >= _CONNECT_SECONDS + _READ_SECONDS
+        if self.constructor is not None or patient or not is_of_boto3(queue, "receive_messages"):
+            return queue
+        if self._polled is None:
+            self._polled = _boto3_queue(self._url, _CONNECT_SECONDS + _READ_SECONDS)
+        return self._polled
+
+    def urgent_queue(self) -> Any:
+        """The queue, or one like it whose client makes each request once, and bounded: for what a claim waits for.
+
+        A give-back that a client repeats may hit a message that is somebody else's by then.
+        """
+        queue = self.queue()
+        if self.constructor is not None or self._polled is queue or not is_of_boto3(queue, "send_message"):
+            return queue
+        if self._urgent is None:
+            self._urgent = _boto3_queue(self._url, _URGENT_SECONDS, total_max_attempts=1)
+        return self._urgent
+
+    def made_by(self, constructor: Callable[[str], Any]) -> _Connection:
+        """Another, of a queue that is made by this."""
+        return _Connection(constructor, self._url, self._send_timeout)
+
+    def with_queue(self, queue: Any) -> _Connection:
+        """The same with a queue that somebody has made, and that is polled as it is."""
+        other = _Connection(self.constructor, self._url, self._send_timeout)
+        other._queue, other._polled, other._process = queue, queue, _process
+        return other
+
+
+def _boto3_queue(url: str, send_timeout: float, **retries: int) -> Queue:
+    """:param retries: of botocore's configuration, in place of the user's own."""
     if not _is_queue_url(url):
         raise ValueError(
-            f"{url!r} is no queue URL: one looks like https://sqs.eu-west-1.amazonaws.com/123456789012/name. For an "
-            "in-memory queue, give queue_constructor=LocalQueue"
+            f"{url!r} is not a queue URL, which looks like "
+            f"https://sqs.eu-west-1.amazonaws.com/123456789012/name{_url_of(url)}"
         )
     # Loaded here, so that whoever only imports this module, or uses a LocalQueue, does not wait for it.
     import boto3
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
 
-    config = Config(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS, max_pool_connections=_MAX_THREADS)
+    from sqstaskmaster._sqs.clients import prepare
+
+    connecting = min(_CONNECT_SECONDS, send_timeout / 2)
+    reading = min(_READ_SECONDS, send_timeout - connecting)
+    more: dict[str, Any] = {"retries": retries} if retries else {}
+    config = Config(connect_timeout=connecting, read_timeout=reading, max_pool_connections=_MAX_THREADS, **more)
     region = {"region_name": region_of(url)} if region_of(url) else {}
     try:
-        queue: Queue = boto3.resource("sqs", config=config, **region).Queue(url)
+        queue: Any = boto3.resource("sqs", config=config, **region).Queue(url)
     except ValueError as error:
         if "endpoint" not in str(error).lower():
             raise
@@ -453,7 +604,23 @@ def _boto3_queue(url: str) -> Queue:
             f"No AWS region is configured, and the queue URL {url!r} names none: set AWS_DEFAULT_REGION, or a region "
             "in the profile you use"
         ) from error
-    return queue
+    if is_of_boto3(queue, "send_message"):
+        prepare(queue.meta.client, send_timeout)
+    made: Queue = queue
+    return made
+
+
+def _url_of(given: str) -> str:
+    """How to come by the URL, of what may be meant; "" where nobody knows."""
+    arn = re.fullmatch(r"arn:[\w-]+:sqs:([\w-]+):(\d+):([\w.-]+)", given)
+    if arn is not None:
+        region, account, name = arn.groups()
+        more = f" --queue-owner-aws-account-id {account} --region {region}"
+    elif re.fullmatch(r"[\w-]{1,80}(\.fifo)?", given):
+        name, more = given, ""
+    else:
+        return IN_TESTS if "://" in given else ""
+    return f". 'aws sqs get-queue-url --queue-name {name}{more}' prints this queue's"
 
 
 def _is_queue_url(url: str) -> bool:
@@ -468,7 +635,7 @@ def _is_queue_url(url: str) -> bool:
 
 def _custom_queue(constructor: Any, url: str) -> Queue:
     wrong = f"TaskManager invalid queue_constructor type {constructor!r}"
-    remedy = "give LocalQueue, or a callable that takes the queue's URL and gives an object like boto3's SQS.Queue"
+    remedy = "give LocalQueue, or a callable that takes the queue's URL and returns an object like boto3's SQS.Queue"
     if not callable(constructor):
         raise TypeError(f"{wrong}: not callable; {remedy}")
     try:
@@ -486,8 +653,13 @@ def _custom_queue(constructor: Any, url: str) -> Queue:
         if not callable(getattr(queue, method, None))
     ]
     if lacking:
-        raise TypeError(f"{wrong}: gave {queue!r}, which has no {', no '.join(lacking)}; {remedy}")
+        raise TypeError(f"{wrong}: it returned {queue!r}, which has no {', no '.join(lacking)}; {remedy}")
     return queue
+
+
+def _lapses(message: Any) -> bool:
+    """Whether a claim on it can; not in a queue that has no visibility timeouts."""
+    return getattr(message, "claim_lapses", True) is not False
 
 
 def _attribute_names(names: Any) -> list[str]:
@@ -503,29 +675,32 @@ def _attribute_names(names: Any) -> list[str]:
     return listed
 
 
-def _sender(queue: Any) -> tuple[Callable[[list[dict[str, Any]]], Any], int]:
-    """How entries are sent to a queue, and how many at a time. The function can be called from several threads."""
+def _sender(queue: Any, url: str) -> tuple[Callable[[list[dict[str, Any]]], Any], int, bool]:
+    """How entries are sent to a queue, how many at a time, and whether boto3's own method does it.
+
+    The function can be called from several threads.
+    """
     # boto3 says that its clients may be shared by threads, and that its resources may not. Only boto3's own method is
     # passed over: one that somebody put in its place does something more.
-    if getattr(getattr(type(queue), "send_messages", None), "__module__", None) == "boto3.resources.factory":
-        client, url = queue.meta.client, queue.url
-        remedies = _Remedies(url)
+    if is_of_boto3(queue, "send_messages"):
+        client = queue.meta.client
+        explained = Explained(url, client)
 
-        def send(entries: list[dict[str, Any]]) -> Any:
-            with remedies:
+        def send_batch(entries: list[dict[str, Any]]) -> Any:
+            with explained:
                 return client.send_message_batch(QueueUrl=url, Entries=entries)
 
-        return send, MAX_BATCH_ENTRIES
+        return send_batch, MAX_BATCH_ENTRIES, True
     if callable(getattr(queue, "send_messages", None)):
-        return lambda entries: queue.send_messages(Entries=entries), MAX_BATCH_ENTRIES
+        return lambda entries: queue.send_messages(Entries=entries), MAX_BATCH_ENTRIES, False
 
     def send_one(entries: list[dict[str, Any]]) -> Any:
         (entry,) = entries
-        answer = queue.send_message(**{name: value for name, value in entry.items() if name != "Id"})
+        answer = send(queue, url, {name: value for name, value in entry.items() if name != "Id"})
         message_id = answer.get("MessageId") if isinstance(answer, Mapping) else None
         return {"Successful": [{"Id": entry["Id"], "MessageId": message_id}]}
 
-    return send_one, 1
+    return send_one, 1, False
 
 
 def _connections(queue: Any) -> int:
@@ -533,25 +708,3 @@ def _connections(queue: Any) -> int:
     config = getattr(getattr(getattr(queue, "meta", None), "client", None), "meta", None)
     most = getattr(getattr(config, "config", None), "max_pool_connections", None)
     return most if isinstance(most, int) and most > 0 else _MAX_THREADS
-
-
-class _Remedies:
-    """A block whose errors say what to do, where credentials or the queue are missing. They stay botocore's own."""
-
-    __slots__ = ("_url",)
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None or not type(error).__module__.startswith("botocore."):
-            return
-        from sqstaskmaster._sqs.answers import is_missing_queue, remedy_for
-
-        if type(error).__name__ == "NoCredentialsError":
-            error.args = (f"No AWS credentials found: {remedy_for(error)}",)
-        elif is_missing_queue(error) and self._url not in str(error):
-            error.args = (f"{str(error).rstrip('.')}: {self._url}: {remedy_for(error)}",)

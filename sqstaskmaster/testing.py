@@ -1,51 +1,86 @@
-"""SimulatedQueue: SQS in memory as its promises have it, for tests of what happens to messages.
+"""SimulatedQueue: SQS in memory, as AWS promises it, for tests of what happens to messages.
 
 Visibility, redelivery, receive counts, redrive to a dead-letter queue, delays, the 12 hours of a claim, FIFO groups and
-lost claims, on a clock that the test moves; and faults to order. For what a message says, `LocalQueue` is enough.
+lost claims, on a clock that the test moves; and faults on request. It refuses what AWS refuses, with its codes and
+texts, and what boto3 would not send. To test only what messages contain, `LocalQueue` is enough.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import itertools
-import json
-import math
 import threading
-import time
-import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
-from sqstaskmaster._claim import clock
+from sqstaskmaster._memory import service
+from sqstaskmaster._memory.calls import Calls
+from sqstaskmaster._memory.clock import SimulatedClock as SimulatedClock
+from sqstaskmaster._memory.home import AtHome
+from sqstaskmaster._memory.requests import (
+    chosen,
+    md5_of_attributes,
+    wrong_batch,
+    wrong_receive,
+    wrong_send,
+    wrong_send_batch,
+)
+from sqstaskmaster._memory.store import ACCOUNT, Received, Refused, Settings, Store, WaitingReceive
 from sqstaskmaster._sqs.limits import (
-    DEDUPLICATION_SECONDS,
-    MAX_BATCH_ENTRIES,
+    MAX_DELAY_SECONDS,
+    MAX_MESSAGE_BYTES,
     MAX_VISIBILITY_SECONDS,
     MAX_WAIT_SECONDS,
     check_whole,
     check_whole_seconds,
-    is_number,
-)
-from sqstaskmaster._sqs.refusals import SYSTEM_ATTRIBUTES, md5, refusal, wrong_batch, wrong_message
-
-_OPERATIONS = (
-    "SendMessage",
-    "SendMessageBatch",
-    "ReceiveMessage",
-    "DeleteMessage",
-    "DeleteMessageBatch",
-    "ChangeMessageVisibility",
-    "ChangeMessageVisibilityBatch",
-    "GetQueueAttributes",
-    "PurgeQueue",
 )
 
-_ACCOUNT = "https://sqs.simulated/123456789012"
+if TYPE_CHECKING:
+    # Type checkers know it on any Python; typing has it from 3.11 on.
+    from typing_extensions import Required, Unpack
+
+    class _Message(TypedDict, total=False):
+        MessageBody: Required[str]
+        DelaySeconds: int
+        MessageAttributes: Mapping[str, Mapping[str, Any]]
+        MessageSystemAttributes: Mapping[str, Mapping[str, Any]]
+        MessageDeduplicationId: str
+        MessageGroupId: str
+
+    class _Receive(TypedDict, total=False):
+        AttributeNames: Sequence[str]
+        MessageSystemAttributeNames: Sequence[str]
+        MessageAttributeNames: Sequence[str]
+        MaxNumberOfMessages: int
+        VisibilityTimeout: int
+        WaitTimeSeconds: int
+        ReceiveRequestAttemptId: str
+
+
+_BASE = f"https://sqs.simulated/{ACCOUNT}"
 _numbers = itertools.count(1)
 
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
+_SHORTEST_RETENTION, _LONGEST_RETENTION = 60, 14 * 24 * 60 * 60
+_SMALLEST_MESSAGE = 1024
+_SCOPES = ("queue", "messageGroup")
 
-class SimulatedQueue:
+_ELSEWHERE = "use a real SQS server for it (moto_server, with AWS_ENDPOINT_URL_SQS in the environment)"
+
+# The attributes that can be set, and the settings that they are.
+_ATTRIBUTES = {
+    "VisibilityTimeout": "visibility_timeout",
+    "DelaySeconds": "delay_seconds",
+    "ReceiveMessageWaitTimeSeconds": "wait_time_seconds",
+    "MaximumMessageSize": "maximum_message_size",
+    "MessageRetentionPeriod": "retention_seconds",
+    "ContentBasedDeduplication": "content_based_deduplication",
+    "DeduplicationScope": "deduplication_scope",
+}
+
+
+class SimulatedQueue(AtHome):
     """A queue in memory that does what SQS promises, for TaskManager in place of boto3's `SQS.Queue`.
 
     ::
@@ -73,19 +108,33 @@ class SimulatedQueue:
         [dead] = queue.dead_letter_queue.receive_messages()
         assert dead.body == '{"task": "Fail", "kwargs": {}}'
 
-    All queues made for one URL are one queue, for as long as one of them is kept. It may be used from several threads.
+    All queues made for one URL are one queue, with the settings of the first, until `reset`. It may be used from
+    several threads, but only in the process that made it.
 
-    Time runs as it does, and `advance` moves it ahead: claims end, delays are over, polls that wait come to their end.
-    A handler that is to see the same time is given it: `Fail(message, ..., clock=queue.now)`.
+    Time stands still until `advance`, or a poll that waits, moves it: see `SimulatedClock`. A poll with
+    `WaitTimeSeconds=20` takes no time: it moves the clock to what comes next, 20 seconds at most.
 
-    Where SQS leaves it open, this one does what tests should be ready for: an extension of a claim that has lapsed is
-    answered as if nothing had happened, by an old receipt handle too, and on a standard queue that handle deletes. Not
-    simulated: retention, the limit of messages in flight, permissions, samples of the queue that miss messages.
+    Its methods are those of boto3's `SQS.Queue`, with its parameters and answers. What boto3 would not send raises
+    `botocore.exceptions.ParamValidationError`, what AWS refuses `botocore.exceptions.ClientError` with the code and the
+    text of AWS; `exceptions` has its classes.
+
+    Where SQS leaves it open, this queue does what tests should be ready for: it answers an extension of a lapsed claim
+    as if nothing had happened, even with an old receipt handle, and on a standard queue that handle still deletes.
+
+    Not simulated, and refused: encryption (KMS), permissions and policies, tags, `RedriveAllowPolicy`, high throughput
+    for FIFO, message move tasks, a queue's own deletion. Not simulated, without an error: the limit of messages in
+    flight, the order of fair queues, samples of the queue that miss messages, statistics that lag.
 
     :param url: of the queue; one that ends in .fifo makes it a FIFO queue. Default: one of its own.
-    :param visibility_timeout: seconds, 0 to 43200, for receives that do not say.
-    :param max_receive_count: of the redrive policy: from 1 on there is a `dead_letter_queue`, None: there is none.
+    :param visibility_timeout: seconds, 0 to 43200, the default of receives.
+    :param max_receive_count: of the redrive policy, 1 to 1000: then it has a `dead_letter_queue`. None: none.
     :param content_based_deduplication: of a FIFO queue.
+    :param deduplication_scope: of a FIFO queue: "queue" or "messageGroup".
+    :param delay_seconds: 0 to 900, the default of messages; on a FIFO queue for all.
+    :param wait_time_seconds: 0 to 20, the default of receives.
+    :param maximum_message_size: bytes, 1024 to 1048576.
+    :param retention_seconds: 60 to 1209600; older messages are dropped.
+    :param clock: of another queue, to share its time. Default: one of its own, with its dead-letter queue.
     :raises ValueError: for a value out of its range; for settings other than those that the queue of this URL has.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
@@ -98,57 +147,122 @@ class SimulatedQueue:
         visibility_timeout: int = 30,
         max_receive_count: int | None = None,
         content_based_deduplication: bool = False,
+        deduplication_scope: str = "queue",
+        delay_seconds: int = 0,
+        wait_time_seconds: int = 0,
+        maximum_message_size: int = MAX_MESSAGE_BYTES,
+        retention_seconds: int = 4 * 24 * 60 * 60,
+        clock: SimulatedClock | None = None,
     ) -> None:
-        self.url: str = url or f"{_ACCOUNT}/queue-{next(_numbers)}"
-        settings = _Settings(
+        self.url: str = url or f"{_BASE}/queue-{next(_numbers)}"
+        if deduplication_scope not in _SCOPES:
+            raise ValueError(f"deduplication_scope must be one of {', '.join(_SCOPES)}, not {deduplication_scope!r}")
+        settings = Settings(
             check_whole_seconds("visibility_timeout", visibility_timeout, MAX_VISIBILITY_SECONDS),
             None if max_receive_count is None else check_whole("max_receive_count", max_receive_count, 1, 1000),
             bool(content_based_deduplication),
+            deduplication_scope,
+            check_whole_seconds("delay_seconds", delay_seconds, MAX_DELAY_SECONDS),
+            check_whole_seconds("wait_time_seconds", wait_time_seconds, MAX_WAIT_SECONDS),
+            check_whole("maximum_message_size", maximum_message_size, _SMALLEST_MESSAGE, MAX_MESSAGE_BYTES),
+            check_whole("retention_seconds", retention_seconds, _SHORTEST_RETENTION, _LONGEST_RETENTION),
         )
+        of_fifo = (settings.content_based_deduplication, settings.deduplication_scope)
+        if of_fifo != (False, "queue") and not self.url.endswith(".fifo"):
+            raise ValueError(f"Only FIFO queues deduplicate (their URLs end in .fifo), not {self.url!r}")
+        self._home = _found(self.url, settings, clock)
+
+    @classmethod
+    def reset(cls, url: str | None = None) -> None:
+        """Forget the messages, deduplication ids and faults of one queue and its dead-letter queue, or of all.
+
+        Queues that are in use keep their settings and their time; a test that makes one of them again may give it
+        others. Call it at the beginning of each test, so that nothing is left from an earlier one.
+
+        :param url: of the one queue; None: all.
+        """
         with _making:
-            found = _stores.get(self.url)
-            if found is None:
-                found = _made(self.url, settings)
-            elif settings not in (found.settings, _Settings()):
-                raise ValueError(f"There is a queue {self.url!r} with other settings: give it a URL of its own")
-        self._store = found
+            for home in list(_homes.values()):
+                if url is None or home.store.url == url:
+                    home.reset()
+                    _kept.pop(home.store.url, None)
+                    if url is not None and home.dead_letters is not None:
+                        home.dead_letters.reset()
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_place_of(cls, manager: Any, **settings: Any) -> Iterator[SimulatedQueue]:
+        """A block in which a TaskManager, that of a production module say, has an empty simulated queue of its URL.
+
+        ::
+
+            with SimulatedQueue.in_place_of(manager, max_receive_count=3) as queue:
+                manager.submit("Train")
+
+        :param manager: the TaskManager; everything else that uses it (a Worker, a producer) uses the queue too.
+        :param settings: of the queue.
+        """
+        cls.reset(manager.url)
+        queue = cls(manager.url, **settings)
+        before = manager._connection
+        manager._connect(before.made_by(cls).with_queue(queue))
+        try:
+            yield queue
+        finally:
+            manager._connect(before)
+            cls.reset(manager.url)
 
     @property
-    def dead_letter_queue(self) -> SimulatedQueue | None:
-        """Where messages go that were received `max_receive_count` times."""
-        dead_letters = self._store.dead_letters
-        return None if dead_letters is None else SimulatedQueue(dead_letters.url)
+    def dead_letter_queue(self) -> SimulatedQueue:
+        """Where messages go that were received `max_receive_count` times.
+
+        :raises ValueError: where there is none.
+        """
+        dead_letters = self._home.dead_letters
+        if dead_letters is None:
+            raise ValueError(f"{self!r} has no dead-letter queue: make it with max_receive_count")
+        return SimulatedQueue(dead_letters.store.url)
+
+    @property
+    def exceptions(self) -> Any:
+        """The classes of SQS's errors, as a boto3 client has them: `queue.exceptions.PurgeQueueInProgress`."""
+        return service.exceptions()
 
     # -- its clock, and faults -----------------------------------------------------------------------------------
 
+    @property
+    def clock(self) -> SimulatedClock:
+        """Its time, and that of its dead-letter queue."""
+        return self._home.store.clock
+
     def now(self) -> float:
-        """The queue's time, in seconds: the clock of claims, and what `advance` has added. Its beginning is no date."""
-        return self._store.clock.now()
+        """The queue's time, in seconds. Its beginning is no date."""
+        return self.clock.now()
 
-    def advance(self, seconds: float) -> None:
-        """Move the time ahead, of this queue and of its dead-letter queue.
+    def advance(self, seconds: float, *, suspended: bool = False) -> None:
+        """Move the time ahead, of this queue and of its dead-letter queue: see `SimulatedClock.advance`.
 
+        :param seconds: 0 or more.
+        :param suspended: as if this process had been stopped meanwhile.
         :raises ValueError: for anything but a number of seconds, 0 or more.
+        :raises UnsupportedContext: in the process of a task, whose worker has the queue.
         """
-        if not is_number(seconds) or seconds < 0:
-            raise ValueError(f"seconds must be a number, 0 or more, not {seconds!r}")
-        self._store.clock.advance(seconds)
+        self.clock.advance(seconds, suspended=suspended)
 
     def throttle(self, operation: str, times: int = 1) -> None:
         """Have the next calls of an operation ("SendMessage", say) refused as one too many; nothing is done then.
 
         :raises ValueError: for a name that is no operation of SQS.
         """
-        error = lambda: refusal(operation, "RequestThrottled", "Rate exceeded")  # noqa: E731
-        self._store.order(operation, times, _Fault(error, carried_out=False))
+        self._home.calls.throttle(operation, times)
 
     def cut(self, operation: str, times: int = 1, *, carried_out: bool = False) -> None:
         """Have the next calls of an operation end without an answer, by botocore's ReadTimeoutError.
 
-        :param carried_out: it is the answer that is lost, and what was asked for is done.
+        :param carried_out: only the answer is lost, and the request is carried out.
         :raises ValueError: for a name that is no operation of SQS.
         """
-        self._store.order(operation, times, _Fault(lambda: _no_answer(self.url), carried_out))
+        self._home.calls.cut(operation, times, carried_out)
 
     def fail_entries(self, operation: str, *places: int, times: int = 1) -> None:
         """Have entries of the next batches fail, by their places from 0 on; the others are carried out.
@@ -156,118 +270,194 @@ class SimulatedQueue:
         :param operation: "SendMessageBatch", "DeleteMessageBatch" or "ChangeMessageVisibilityBatch".
         :raises ValueError: for any other.
         """
-        if not operation.endswith("Batch"):
-            raise ValueError(f"Only a batch has entries: {', '.join(o for o in _OPERATIONS if o.endswith('Batch'))}")
-        self._store.order(operation, times, _Fault(None, carried_out=True, places=frozenset(places)))
+        self._home.calls.fail_entries(operation, places, times)
+
+    def deliver_twice(self, times: int = 1) -> None:
+        """Have what the next receives bring delivered once more, by the receive that follows: though it is claimed,
+        and though it may have been deleted since, as can happen on a standard queue.
+
+        :raises ValueError: for a FIFO queue, which never does.
+        """
+        self._home.require_standard("deliver_twice")
+        self._home.store.twice += check_whole("times", times, 1, 1_000_000)
+
+    def deliver_out_of_order(self, times: int = 1) -> None:
+        """Have the next receives bring what was sent last, as can happen on a standard queue.
+
+        :raises ValueError: for a FIFO queue, which keeps its order.
+        """
+        self._home.require_standard("deliver_out_of_order")
+        self._home.store.out_of_order += check_whole("times", times, 1, 1_000_000)
 
     # -- what boto3's SQS.Queue has ------------------------------------------------------------------------------
 
     @property
     def attributes(self) -> dict[str, str]:
         """As SQS tells them: text. Always as of now."""
-        return self._store.attributes()
+        with self.clock.changed:
+            return self._home.store.attributes()
 
     def load(self) -> None:
         """Ask for the attributes."""
-        self._store.call("GetQueueAttributes", lambda: None)
+        self._home.calls.call("GetQueueAttributes", {"AttributeNames": ["All"]}, lambda: None)
 
-    def purge(self) -> None:
-        """Drop every message, those in flight too."""
-        self._store.call("PurgeQueue", self._store.messages.clear)
+    def set_attributes(self, *, Attributes: Mapping[str, str]) -> dict[str, Any]:
+        """Change settings by the names and the texts that SQS has for them: `{"DelaySeconds": "5"}`.
 
-    def send_message(self, **kwargs: Any) -> dict[str, str]:
-        """See `LocalQueue.send_message`: the same checks, and on a FIFO queue that of the deduplication id."""
-        _check_body(kwargs)
-        store = self._store
-        wrong = store.wrong(kwargs)
-        if wrong:
-            raise refusal("SendMessage", *wrong)
-        answer: dict[str, str] = store.call("SendMessage", lambda: store.append(kwargs))
-        return answer
-
-    def send_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """See `LocalQueue.send_messages`."""
-        for entry in Entries:
-            _check_body(entry)
-        wrong = wrong_batch(Entries)
-        if wrong:
-            raise refusal("SendMessageBatch", *wrong)
-        store = self._store
-
-        def send(entry: Mapping[str, Any]) -> dict[str, str]:
-            wrong = store.wrong(entry)
-            if wrong:
-                raise refusal("SendMessage", *wrong)
-            return store.append(entry)
-
-        return store.batch("SendMessageBatch", Entries, send)
-
-    def receive_messages(self, **kwargs: Any) -> list[Any]:
-        """Up to `MaxNumberOfMessages` (1 to 10, default 1), as soon as there is one, or none after `WaitTimeSeconds` (0
-        to 20, default 0). With `VisibilityTimeout`, `AttributeNames` and `MessageAttributeNames` as SQS has them.
+        :raises ValueError: for attributes that are not simulated.
         """
-        store = self._store
-        most = kwargs.get("MaxNumberOfMessages", 1)
-        wait = kwargs.get("WaitTimeSeconds", 0)
-        hidden = kwargs.get("VisibilityTimeout", store.settings.visibility_timeout)
-        try:
-            check_whole("MaxNumberOfMessages", most, 1, MAX_BATCH_ENTRIES)
-            check_whole_seconds("WaitTimeSeconds", wait, MAX_WAIT_SECONDS)
-            check_whole_seconds("VisibilityTimeout", hidden, MAX_VISIBILITY_SECONDS)
-        except ValueError as error:
-            raise refusal("ReceiveMessage", "InvalidParameterValue", str(error)) from None
-        names = kwargs.get("AttributeNames", ()), kwargs.get("MessageAttributeNames", ())
-        received = store.call("ReceiveMessage", lambda: store.receive(most, wait, hidden))
-        return [_Message(store, message, handle, *names) for message, handle in received]
+        self._require_home()
+        store = self._home.store
 
-    def delete_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """Up to 10, each with an answer of its own."""
-        return self._store.batch(
-            "DeleteMessageBatch", Entries, lambda entry: self._store.delete(entry["ReceiptHandle"])
-        )
+        def change() -> dict[str, Any]:
+            store.settings = _changed(store, Attributes)
+            return service.answer()
 
-    def change_message_visibility_batch(
-        self, *, Entries: Sequence[Mapping[str, Any]]
-    ) -> dict[str, list[dict[str, Any]]]:
+        return self._home.calls.call("SetQueueAttributes", {"Attributes": Attributes}, change)
+
+    def purge(self) -> dict[str, Any]:
+        """Drop every message, those in flight too. Once in 60 seconds."""
+        self._require_home()
+        store = self._home.store
+
+        def purge() -> dict[str, Any]:
+            store.purge()
+            return service.answer()
+
+        return self._home.calls.call("PurgeQueue", {}, purge)
+
+    def send_message(self, **kwargs: Unpack[_Message]) -> dict[str, Any]:
+        """Send `MessageBody`, with `MessageAttributes`, `MessageSystemAttributes`, `DelaySeconds`, `MessageGroupId`,
+        and, on a FIFO queue, `MessageDeduplicationId`.
+        """
+        self._require_home()
+        store = self._home.store
+        return self._home.calls.call("SendMessage", kwargs, lambda: service.answer(**_sent(store, kwargs)))
+
+    def send_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Send up to 10 messages, 1 MiB together: each as in `send_message`, with an `Id` and an answer of its own."""
+        self._require_home()
+        store = self._home.store
+        by_content = store.settings.content_based_deduplication
+        wrong = lambda: wrong_send_batch(Entries, store.fifo, by_content)  # noqa: E731
+        return self._home.calls.batch("SendMessageBatch", Entries, wrong, lambda entry: _sent(store, entry))
+
+    def receive_messages(self, **kwargs: Unpack[_Receive]) -> list[SimulatedMessage]:
+        """Up to `MaxNumberOfMessages` (1 to 10, default 1), as soon as there is one, or none after `WaitTimeSeconds` (0
+        to 20), with the `VisibilityTimeout`, `MessageSystemAttributeNames` (or `AttributeNames`, which SQS deprecates),
+        `MessageAttributeNames` and, on a FIFO queue, the `ReceiveRequestAttemptId` that are given.
+        """
+        self._require_home()
+        store = self._home.store
+
+        def receive() -> list[Received]:
+            wrong = wrong_receive(kwargs, store.fifo)
+            if wrong:
+                raise Refused(*wrong)
+            most = kwargs.get("MaxNumberOfMessages", 1)
+            hidden = kwargs.get("VisibilityTimeout", store.settings.visibility_timeout)
+            attempt = kwargs.get("ReceiveRequestAttemptId")
+            received = store.receive(most, hidden, attempt)
+            wait = kwargs.get("WaitTimeSeconds", store.settings.wait_time_seconds)
+            if received or not wait:
+                return received
+            poll = WaitingReceive(store, store.clock.now() + wait, most, hidden, attempt)
+            store.clock.poll(poll, wait)
+            return poll.received
+
+        received = self._home.calls.call("ReceiveMessage", kwargs, receive)
+        names = (*kwargs.get("AttributeNames", ()), *kwargs.get("MessageSystemAttributeNames", ()))
+        attribute_names = kwargs.get("MessageAttributeNames", ())
+        return [SimulatedMessage(self, each, names, attribute_names) for each in received]
+
+    def delete_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Up to 10, each with an answer of its own."""
-        return self._store.batch(
-            "ChangeMessageVisibilityBatch",
-            Entries,
-            lambda entry: self._store.change(entry["ReceiptHandle"], entry["VisibilityTimeout"]),
-        )
+        self._require_home()
+        store = self._home.store
+        wrong = lambda: wrong_batch(Entries, "DeleteMessage")  # noqa: E731
+        delete = lambda entry: store.delete(entry["ReceiptHandle"])  # noqa: E731
+        return self._home.calls.batch("DeleteMessageBatch", Entries, wrong, delete)
+
+    def change_message_visibility_batch(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Up to 10, each with an answer of its own."""
+        self._require_home()
+        store = self._home.store
+        wrong = lambda: wrong_batch(Entries, "ChangeMessageVisibility")  # noqa: E731
+
+        def change(entry: Mapping[str, Any]) -> None:
+            store.change(entry["ReceiptHandle"], entry.get("VisibilityTimeout", store.settings.visibility_timeout))
+
+        return self._home.calls.batch("ChangeMessageVisibilityBatch", Entries, wrong, change)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(f"SimulatedQueue has no {name}: if SQS has it, {_ELSEWHERE}")
 
     def __repr__(self) -> str:
         return f"SimulatedQueue(url={self.url!r})"
 
 
-class _Message:
-    """One receive of one message, with the parts of boto3's `SQS.Message` that a consumer uses."""
+class SimulatedMessage:
+    """One receive of one message of a `SimulatedQueue`, with the parts of boto3's `SQS.Message`.
+
+    `body`, `message_id`, `receipt_handle`, `md5_of_body`, `queue_url`; `attributes`, `message_attributes` and
+    `md5_of_message_attributes` have what was asked for, and None where that is nothing.
+    """
 
     def __init__(
-        self, store: _Store, message: _Stored, handle: str, names: Sequence[str], attribute_names: Sequence[str]
+        self, queue: SimulatedQueue, received: Received, names: Iterable[str], attribute_names: Iterable[str]
     ) -> None:
-        self.body = message.body
-        self.message_id = message.message_id
-        self.receipt_handle = handle
-        self.md5_of_body = md5(message.body)
-        self.queue_url = store.url
-        # SQS sends what was asked for, and boto3 has None where that is nothing.
-        self.attributes = _chosen(message.system_attributes(), names)
-        self.message_attributes = _chosen(message.message_attributes, attribute_names)
-        self._store = store
+        message = received.message
+        self.body: str = message.body
+        self.message_id: str = message.message_id
+        self.receipt_handle: str = received.handle
+        self.md5_of_body: str = message.md5
+        self.queue_url: str = queue.url
+        self.attributes: dict[str, str] | None = dict(chosen(_system_attributes(received), names)) or None
+        kept = chosen(message.message_attributes, attribute_names)
+        self.message_attributes: dict[str, Any] | None = dict(kept) or None
+        self.md5_of_message_attributes: str | None = md5_of_attributes(kept) if kept else None
+        self._queue = queue
+        self._generation = queue._home.store.generation
+        self._moved_before = queue.clock.moved
 
-    def change_visibility(self, *, VisibilityTimeout: int) -> None:
-        """Have the claim end in so many seconds from now."""
-        change = self._store.change
-        self._store.call("ChangeMessageVisibility", lambda: change(self.receipt_handle, VisibilityTimeout))
+    def change_visibility(self, **kwargs: Any) -> dict[str, Any]:
+        """Have the claim end in `VisibilityTimeout` seconds from now."""
+        self._queue._require_home()
+        home = self._queue._home
 
-    def delete(self) -> None:
+        def change() -> dict[str, Any]:
+            home.store.change(self.receipt_handle, kwargs["VisibilityTimeout"])
+            return service.answer()
+
+        parameters = {"ReceiptHandle": self.receipt_handle, **kwargs}
+        return home.calls.call("ChangeMessageVisibility", parameters, change)
+
+    def delete(self) -> dict[str, Any]:
         """Delete it. Once more does no harm."""
-        self._store.call("DeleteMessage", lambda: self._store.delete(self.receipt_handle))
+        self._queue._require_home()
+        home = self._queue._home
+
+        def delete() -> dict[str, Any]:
+            home.store.delete(self.receipt_handle)
+            return service.answer()
+
+        return home.calls.call("DeleteMessage", {"ReceiptHandle": self.receipt_handle}, delete)
 
     def Queue(self) -> SimulatedQueue:
         """The queue it was received from."""
-        return SimulatedQueue(self.queue_url)
+        return self._queue
+
+    @property
+    def simulated_clock(self) -> SimulatedClock | None:
+        """The queue's clock; None once the queue was reset."""
+        store = self._queue._home.store
+        return store.clock if store.generation == self._generation else None
+
+    def seconds_moved(self) -> float:
+        """By how much the queue's time was moved since this receive: an hour then is an hour of the task's."""
+        return self._queue.clock.moved - self._moved_before
 
     def __repr__(self) -> str:
         return f"SimulatedMessage(message_id={self.message_id!r})"
@@ -276,296 +466,131 @@ class _Message:
 # -- what is behind it ------------------------------------------------------------------------------------------------
 
 
-class _Settings:
-    """What a queue was made with."""
+class _Home:
+    """What all objects of one URL share."""
 
-    def __init__(
-        self, visibility_timeout: int = 30, max_receive_count: int | None = None, by_content: bool = False
-    ) -> None:
-        self.visibility_timeout = visibility_timeout
-        self.max_receive_count = max_receive_count
-        self.by_content = by_content
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Settings) and vars(self) == vars(other)
-
-
-class _Clock:
-    """The time of a queue and its dead-letter queue, and the one lock of both."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition(threading.RLock())
-        self._moved = 0.0
-
-    def now(self) -> float:
-        return clock.now() + self._moved
-
-    def advance(self, seconds: float) -> None:
-        with self.changed:
-            self._moved += seconds
-            self.changed.notify_all()
-
-
-class _Stored:
-    """One message in a queue. `visible_at`: when it may be received; `claimed_at`: when it was received last."""
-
-    def __init__(self, given: Mapping[str, Any], number: int, now: float) -> None:
-        self.body: str = given["MessageBody"]
-        self.message_attributes: dict[str, Any] = dict(given.get("MessageAttributes", {}))
-        self.message_id = str(uuid.uuid4())
-        self.given = {name: given[name] for name in SYSTEM_ATTRIBUTES if name in given}
-        self.sent_at = time.time()
-        self.number = number
-        self.visible_at = now + given.get("DelaySeconds", 0)
-        self.receives = 0
-        self.claimed_at = -math.inf
-        self.first_received: float | None = None
-        self.handles: list[str] = []
-
-    @property
-    def group(self) -> str | None:
-        return self.given.get("MessageGroupId")
-
-    def is_claimed(self, now: float) -> bool:
-        return bool(self.receives) and self.visible_at > now
-
-    def receive(self, now: float, hidden: int) -> str:
-        """Its new receipt handle."""
-        self.receives += 1
-        self.claimed_at = now
-        self.first_received = self.first_received or time.time()
-        self.visible_at = now + hidden
-        self.handles.append(f"{self.message_id}#{self.receives}")
-        return self.handles[-1]
-
-    def system_attributes(self) -> dict[str, str]:
-        found = {
-            "SenderId": "simulated",
-            "SentTimestamp": str(int(self.sent_at * 1000)),
-            "ApproximateReceiveCount": str(self.receives),
-            "ApproximateFirstReceiveTimestamp": str(int((self.first_received or self.sent_at) * 1000)),
-            **self.given,
-        }
-        return {**found, "SequenceNumber": f"{self.number:020}"} if "MessageDeduplicationId" in found else found
-
-
-class _Fault:
-    """One fault that was ordered. `error` gives what is raised, None where only entries of a batch fail."""
-
-    def __init__(
-        self, error: Callable[[], Exception] | None, carried_out: bool, places: frozenset[int] = frozenset()
-    ) -> None:
-        self.error = error
-        self.carried_out = carried_out
-        self.places = places
-
-
-class _Store:
-    """The messages of one queue, and what is done with them."""
-
-    def __init__(self, url: str, settings: _Settings, clock: _Clock, dead_letters: _Store | None) -> None:
-        self.url = url
-        self.settings = settings
-        self.clock = clock
+    def __init__(self, store: Store, dead_letters: _Home | None) -> None:
+        self.store = store
         self.dead_letters = dead_letters
-        self.fifo = url.endswith(".fifo")
-        self.messages: list[_Stored] = []
-        self._faults: dict[str, collections.deque[_Fault]] = {name: collections.deque() for name in _OPERATIONS}
-        self._sent = itertools.count(1)
-        self._known: dict[str, tuple[float, _Stored]] = {}  # deduplication ids, and until when
+        self.calls = Calls(store)
+        self.may_change = False
 
-    # -- calls ---------------------------------------------------------------------------------------------------
+    def reset(self) -> None:
+        with self.store.clock.changed:
+            self.store.clear()
+            self.calls.forget_faults()
+            self.store.clock.forget_tasks()
+            self.may_change = True
 
-    def order(self, operation: str, times: int, fault: _Fault) -> None:
-        if operation not in self._faults:
-            raise ValueError(f"{operation!r} is no operation that can fail: one of {', '.join(_OPERATIONS)}")
-        self._faults[operation].extend([fault] * check_whole("times", times, 1, 1_000_000))
-
-    def call(self, operation: str, function: Callable[[], Any]) -> Any:
-        """What the function gives, as SQS would answer it: with the next fault that was ordered."""
-        fault = self._next_fault(operation)
-        if fault is None or fault.carried_out:
-            with self.clock.changed:
-                answer = function()
-                self.clock.changed.notify_all()
-        if fault is not None and fault.error is not None:
-            raise fault.error()
-        return answer
-
-    def batch(
-        self, operation: str, entries: Sequence[Mapping[str, Any]], function: Callable[[Mapping[str, Any]], Any]
-    ) -> dict[str, list[dict[str, Any]]]:
-        from botocore.exceptions import ClientError
-
-        fault = self._next_fault(operation)
-        if fault is not None and fault.error is not None and not fault.carried_out:
-            raise fault.error()
-        answer: dict[str, list[dict[str, Any]]] = {"Successful": [], "Failed": []}
-        for place, entry in enumerate(entries):
-            if fault is not None and place in fault.places:
-                said = {"Code": "InternalError", "Message": "It was ordered to fail", "SenderFault": False}
-                answer["Failed"].append({"Id": entry["Id"], **said})
-                continue
-            try:
-                with self.clock.changed:
-                    answer["Successful"].append({"Id": entry["Id"], **(function(entry) or {})})
-                    self.clock.changed.notify_all()
-            except ClientError as error:
-                said = {"Code": error.response["Error"]["Code"], "Message": error.response["Error"]["Message"]}
-                answer["Failed"].append({"Id": entry["Id"], "SenderFault": True, **said})
-        if fault is not None and fault.error is not None:
-            raise fault.error()
-        return answer
-
-    def _next_fault(self, operation: str) -> _Fault | None:
-        with self.clock.changed:
-            faults = self._faults[operation]
-            return faults.popleft() if faults else None
-
-    # -- sending -------------------------------------------------------------------------------------------------
-
-    def wrong(self, given: Mapping[str, Any]) -> tuple[str, str] | None:
-        found = wrong_message(given, self.fifo)
-        if found or not self.fifo or self.settings.by_content or "MessageDeduplicationId" in given:
-            return found
-        text = "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided"
-        return "InvalidParameterValue", text
-
-    def append(self, given: Mapping[str, Any]) -> dict[str, str]:
-        now = self.clock.now()
-        if self.fifo and "MessageDeduplicationId" not in given:
-            given = {**given, "MessageDeduplicationId": md5(given["MessageBody"])}
-        message = _Stored(given, next(self._sent), now)
-        if self.fifo:
-            self._known = {name: kept for name, kept in self._known.items() if kept[0] > now}
-            fresh = now + DEDUPLICATION_SECONDS, message
-            _, earlier = self._known.setdefault(message.given["MessageDeduplicationId"], fresh)
-            if earlier is not message:
-                return {"MD5OfMessageBody": md5(earlier.body), "MessageId": earlier.message_id}
-        self.messages.append(message)
-        return {"MD5OfMessageBody": md5(message.body), "MessageId": message.message_id}
-
-    # -- receiving -----------------------------------------------------------------------------------------------
-
-    def receive(self, most: int, wait: float, hidden: int) -> list[tuple[_Stored, str]]:
-        until = self.clock.now() + wait
-        while True:
-            now = self.clock.now()
-            received = self._take(most, hidden, now)
-            if received or now >= until:
-                return received
-            soonest = min((m.visible_at for m in self.messages if m.visible_at > now), default=math.inf)
-            self.clock.changed.wait(min(until, soonest) - now)
-
-    def _take(self, most: int, hidden: int, now: float) -> list[tuple[_Stored, str]]:
-        taken: list[tuple[_Stored, str]] = []
-        held = {message.group for message in self.messages if message.is_claimed(now)} if self.fifo else set()
-        for message in list(self.messages):
-            if len(taken) == most:
-                break
-            if message.visible_at > now or (self.fifo and message.group in held):
-                continue
-            if self.dead_letters is not None and message.receives >= (self.settings.max_receive_count or 0):
-                self.messages.remove(message)
-                self.dead_letters.messages.append(message)
-                continue
-            taken.append((message, message.receive(now, hidden)))
-        return taken
-
-    # -- claims --------------------------------------------------------------------------------------------------
-
-    def change(self, handle: str, seconds: int) -> None:
-        operation, now = "ChangeMessageVisibility", self.clock.now()
-        message = self._by(handle)
-        if message is None:
-            text = "Value for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available "
-            raise refusal(operation, "InvalidParameterValue", f"{text}for visibility timeout change.")
-        try:
-            check_whole_seconds("VisibilityTimeout", seconds, MAX_VISIBILITY_SECONDS)
-        except ValueError as error:
-            raise refusal(operation, "InvalidParameterValue", str(error)) from None
-        if now + seconds > message.claimed_at + MAX_VISIBILITY_SECONDS:
-            text = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY_SECONDS} seconds]"
-            raise refusal(operation, "InvalidParameterValue", f"Value {seconds} for it is invalid. Reason: {text}")
-        if message.handles[-1] == handle:
-            message.visible_at = now + seconds
-
-    def delete(self, handle: str) -> None:
-        message = self._by(handle)
-        if message is None:
-            return
-        is_old = message.handles[-1] != handle or not message.is_claimed(self.clock.now())
-        if self.fifo and is_old:
-            text = f"Value {handle} for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired."
-            raise refusal("DeleteMessage", "InvalidParameterValue", text)
-        self.messages.remove(message)
-
-    def _by(self, handle: str) -> _Stored | None:
-        return next((message for message in self.messages if handle in message.handles), None)
-
-    def attributes(self) -> dict[str, str]:
-        with self.clock.changed:
-            now = self.clock.now()
-            hidden = [message for message in self.messages if message.visible_at > now]
-            claimed = sum(message.is_claimed(now) for message in hidden)
-            counts = len(self.messages) - len(hidden), claimed, len(hidden) - claimed
-        visible, in_flight, delayed = map(str, counts)
-        found = {
-            "QueueArn": _arn(self.url),
-            "ApproximateNumberOfMessages": visible,
-            "ApproximateNumberOfMessagesNotVisible": in_flight,
-            "ApproximateNumberOfMessagesDelayed": delayed,
-            "VisibilityTimeout": str(self.settings.visibility_timeout),
-        }
-        if self.dead_letters is not None:
-            policy = {
-                "deadLetterTargetArn": _arn(self.dead_letters.url),
-                "maxReceiveCount": self.settings.max_receive_count,
-            }
-            found["RedrivePolicy"] = json.dumps(policy)
-        if self.fifo:
-            found.update(FifoQueue="true", ContentBasedDeduplication=str(self.settings.by_content).lower())
-        return found
+    def require_standard(self, fault: str) -> None:
+        if self.store.fifo:
+            raise ValueError(f"{fault} is for standard queues: SQS keeps the promises of {self.store.url!r}")
 
 
-# Kept by the queues that are kept. The lock lets one thread at a time make one.
-_stores: weakref.WeakValueDictionary[str, _Store] = weakref.WeakValueDictionary()
+# One of each URL. Kept until `reset`, and from then on by the queues that are in use.
+_homes: weakref.WeakValueDictionary[str, _Home] = weakref.WeakValueDictionary()
+_kept: dict[str, _Home] = {}
 _making = threading.RLock()
 
 
-def _made(url: str, settings: _Settings) -> _Store:
-    shared, dead_letters = _Clock(), None
-    if settings.max_receive_count is not None:
-        name = f"{url.removesuffix('.fifo')}-dead{'.fifo' if url.endswith('.fifo') else ''}"
-        if name in _stores:
-            raise ValueError(f"There is a queue {name!r} already, the name of this one's dead-letter queue")
-        dead_letters = _Store(name, _Settings(), shared, None)
-        _stores[name] = dead_letters
-    return _stores.setdefault(url, _Store(url, settings, shared, dead_letters))
+def _found(url: str, settings: Settings, clock: SimulatedClock | None) -> _Home:
+    with _making:
+        home = _homes.get(url)
+        if home is None:
+            home = _homes[url] = _Home(Store(url, settings, clock or SimulatedClock(), None), None)
+            _give_dead_letters(home)
+        elif home.may_change and settings != Settings():
+            home.store.settings = settings
+            _give_dead_letters(home)
+        elif settings not in (home.store.settings, Settings()):
+            raise ValueError(
+                f"There is a queue {url!r} with other settings: give it a URL of its own, or call "
+                "SimulatedQueue.reset() first, at the beginning of each test"
+            )
+        if clock not in (None, home.store.clock):
+            raise ValueError(f"The queue {url!r} has another clock: give that one to the other queue")
+        home.may_change = False
+        _kept[url] = home
+        return home
 
 
-def _arn(url: str) -> str:
-    return f"arn:aws:sqs:simulated:123456789012:{url.rpartition('/')[2]}"
+def _give_dead_letters(home: _Home) -> None:
+    """Let a queue have the dead-letter queue that its settings want."""
+    store = home.store
+    home.dead_letters = store.dead_letters = None
+    if store.settings.max_receive_count is None:
+        return
+    name = f"{store.url.removesuffix('.fifo')}-dead{'.fifo' if store.fifo else ''}"
+    dead_letters = _homes.get(name)
+    if dead_letters is None:
+        dead_letters = _homes[name] = _Home(Store(name, Settings(), store.clock, None), None)
+    elif dead_letters.store.clock is not store.clock:
+        raise ValueError(f"There is a queue {name!r} already, the name of this one's dead-letter queue")
+    home.dead_letters, store.dead_letters = dead_letters, dead_letters.store
 
 
-def _chosen(attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any] | None:
-    """Those that were asked for, None for none at all."""
-    prefixes = tuple(name[:-2] for name in names if name.endswith(".*"))
-    wanted = {
-        name: value
-        for name, value in attributes.items()
-        if "All" in names or name in names or (prefixes and name.startswith(prefixes))
+def _sent(store: Store, given: Mapping[str, Any]) -> dict[str, str]:
+    settings = store.settings
+    wrong = wrong_send(given, store.fifo, settings.content_based_deduplication, settings.maximum_message_size)
+    if wrong:
+        raise Refused(*wrong)
+    return store.send(given)
+
+
+def _system_attributes(received: Received) -> dict[str, str]:
+    message = received.message
+    first = message.sent_at if message.first_received is None else message.first_received
+    return {
+        "SenderId": "AIDASIMULATED00000000",
+        "SentTimestamp": str(round(message.sent_at * 1000)),
+        "ApproximateReceiveCount": str(received.receives),
+        "ApproximateFirstReceiveTimestamp": str(round(first * 1000)),
+        **message.system,
     }
-    return wanted or None
 
 
-def _check_body(given: Mapping[str, Any]) -> None:
-    if not isinstance(given.get("MessageBody"), str):
-        raise TypeError(f"MessageBody must be a string, not {given.get('MessageBody')!r}")
+def _changed(store: Store, attributes: Mapping[str, str]) -> Settings:
+    """The settings of a queue with these attributes."""
+    changed: dict[str, Any] = {}
+    for name, text in attributes.items():
+        if name not in service.queue_attribute_names():
+            raise Refused("InvalidAttributeName", f"Unknown Attribute {name}.")
+        if name == "FifoQueue" and store.fifo:
+            if text != "true":
+                raise Refused(*_bad_value(name, " Reason: Modifying queue type is not supported."))
+            continue
+        if name in ("FifoQueue", "ContentBasedDeduplication") and not store.fifo:
+            raise Refused("InvalidAttributeName", f"Unknown Attribute {name}.")
+        if name == "DeduplicationScope" and not store.fifo:
+            text = "You can specify the DeduplicationScope only when FifoQueue is set to true."
+            raise Refused("InvalidAttributeName", text)
+        if name not in _ATTRIBUTES:
+            raise ValueError(f"SimulatedQueue does not simulate {name}: {_ELSEWHERE}")
+        value = _value(name, text)
+        if value is None:
+            raise Refused(*_bad_value(name))
+        changed[_ATTRIBUTES[name]] = value
+    return store.settings._replace(**changed)
 
 
-def _no_answer(url: str) -> Exception:
-    from botocore.exceptions import ReadTimeoutError
+def _bad_value(name: str, reason: str = "") -> tuple[str, str]:
+    return "InvalidAttributeValue", f"Invalid value for the parameter {name}.{reason}"
 
-    error: Exception = ReadTimeoutError(endpoint_url=url)
-    return error
+
+_RANGES = {
+    "VisibilityTimeout": (0, MAX_VISIBILITY_SECONDS),
+    "DelaySeconds": (0, MAX_DELAY_SECONDS),
+    "ReceiveMessageWaitTimeSeconds": (0, MAX_WAIT_SECONDS),
+    "MaximumMessageSize": (_SMALLEST_MESSAGE, MAX_MESSAGE_BYTES),
+    "MessageRetentionPeriod": (_SHORTEST_RETENTION, _LONGEST_RETENTION),
+}
+
+
+def _value(name: str, text: str) -> int | bool | str | None:
+    """What the text of an attribute means; None for a text that SQS refuses."""
+    if name == "DeduplicationScope":
+        return text if text in _SCOPES else None
+    if name == "ContentBasedDeduplication":
+        return {"true": True, "false": False}.get(text)
+    lowest, highest = _RANGES[name]
+    return int(text) if text.isdecimal() and lowest <= int(text) <= highest else None

@@ -2,38 +2,52 @@
 
 ::
 
-    Worker ---- Linux, tasks in processes of their own ----> _service.slots: one loop, N slots
+    Worker ---- all tasks have processes of their own -----> _service.loop: one loop, N slots
        |
-       +------- plain MessageHandlers, or no Linux --------> _service.single: one task after the other
+       +------- a plain MessageHandler among them ---------> _service.plain_loop: one task after the other
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
+import functools
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from sqstaskmaster._claim import owner
 from sqstaskmaster._isolation import process_tree
-from sqstaskmaster._service import loading, processors, registry
+from sqstaskmaster._isolation.child import require_processes
+from sqstaskmaster._isolation.template import Template
+from sqstaskmaster._isolation.warm import Warm
+from sqstaskmaster._logging import get_logger
+from sqstaskmaster._service import loading, order, processors, registry
 from sqstaskmaster._service.ecs import ScaleInProtection
+from sqstaskmaster._service.log_writer import LogWriter
+from sqstaskmaster._service.loop import Loop
+from sqstaskmaster._service.plain_loop import PlainLoop
 from sqstaskmaster._service.settings import Settings
-from sqstaskmaster._service.single import SingleRun
-from sqstaskmaster._service.status import AskFacts, Status
+from sqstaskmaster._service.slot_pool import allow_descriptors
+from sqstaskmaster._service.status import AskFacts, AskStop, Status
+from sqstaskmaster._service.warming import WarmSettings
+from sqstaskmaster._service.world import World
+from sqstaskmaster._signals import alarm
 from sqstaskmaster._signals.shutdown import Shutdown
-from sqstaskmaster._sqs.limits import MAX_WAIT_SECONDS, check_whole, check_whole_seconds, is_number
+from sqstaskmaster._sqs.limits import MAX_WAIT_SECONDS, check_whole, check_whole_seconds, is_number, is_whole
 from sqstaskmaster.errors import UnsupportedContext
 from sqstaskmaster.message_handler import MessageHandler, check_timeouts
 from sqstaskmaster.task_manager import TaskManager
 
-logger: logging.Logger = logging.getLogger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Environment = Mapping[str, str]
 
 _MOST_SLOTS = 1000
+_MOST_TASKS = 1_000_000_000
+_MOST_INITIALIZER_SECONDS = 43200
 
 
 class Worker:
@@ -50,13 +64,13 @@ class Worker:
         if __name__ == "__main__":
             worker.run()
 
-    Each task of a `ProcessMessageHandler`, and each function, runs in a process of its own. The worker's modules are
-    imported once, by the process that all of them are forked from; it never runs a task itself. The worker's own
-    process holds the claims of all of them, and claims no message that it has no free slot for.
+    Each task of a `ProcessMessageHandler`, and each function, runs in a process of its own. All are forked from one
+    process, which imports the worker's modules once and never runs a task itself. The worker's own process holds all
+    claims, and claims a message only when a slot is free.
 
-    A handler's constructor runs twice: in the worker, where the handler is there for `running`, `notify`,
-    `retry_delay` and `claim_lost` (called in threads, so that none of them holds up another slot), and again in the
-    task's process, for `run`. What it sets up in one is not there in the other.
+    A handler's constructor runs twice: in the worker, for `running`, `notify`, `retry_delay` and `claim_lost` (called
+    in threads, so that none of them holds up another slot), and again in the task's process, for `run`. What it sets up
+    in one process is not there in the other.
 
     All times are in seconds.
 
@@ -66,30 +80,43 @@ class Worker:
         `sqs_timeout`, `alarm_timeout`, `hard_timeout` that it takes.
     :param slots: how many tasks at once: a number from 1 to 1000, `"auto"` (the processors this container may use: the
         ECS task's CPU limit, the cgroup's quota, or the affinity, whichever is least), or a sequence of environments,
-        one a slot: `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. They reach what reads its
-        environment late: OMP_NUM_THREADS, say, is read when the library is loaded, so set it before the worker starts.
-        More than one needs Linux, and tasks in processes of their own.
-    :param sqs_timeout: the visibility timeout of each receive and each extension, whole seconds. A claim outlasts an
-        outage of `sqs_timeout - alarm_timeout` for certain.
+        one a slot: `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. A variable that a library reads
+        when it is loaded, such as OMP_NUM_THREADS, must be set before the worker starts. More than one needs Linux, and
+        tasks in processes of their own.
+    :param sqs_timeout: the visibility timeout of each receive and each extension, whole seconds. A claim always
+        outlasts an outage of `sqs_timeout - alarm_timeout`.
     :param alarm_timeout: seconds between two extensions; more than one below `sqs_timeout`.
     :param hard_timeout: seconds that a task may take, up to 43200.
     :param wait_time: seconds that a poll waits for a message, 0 to 20.
     :param shutdown_grace: seconds that running tasks get to finish after SIGTERM or SIGINT, 0 or more.
     :param on_claim_lost: `"stop"`: a task whose claim is lost is stopped, since another worker may be running it; the
-        outcome is `claim lost`, and nothing is done about its message. `"continue"`: it goes on. Tasks in the worker's
-        own process always do. A task whose claim has lapsed before it begins is not started in any case.
+        outcome is `claim lost`, and its message is left alone. `"continue"`: it goes on. Tasks in the worker's own
+        process always do. A task whose claim has lapsed before it begins is not started in any case.
     :param dead_letter_reasons: a task that fails on the last receive that the queue's redrive policy allows is sent to
         its dead-letter queue by the worker, with the reason. Needs sqs:SendMessage on that queue.
-    :param around: `around(current_task)` gives a context manager, entered in the task's process round the task, and
-        told of its exception: for tracing, say.
-    :param on_start: called once, in the worker, after whatever forks tasks has been forked: to open a metrics port,
-        say.
+    :param around: `around(current_task)` returns a context manager, which is entered in the task's process around the
+        task and sees its exception: for tracing, for example.
+    :param on_start: called once, in the worker, after whatever forks tasks has been forked: to open a metrics port, for
+        example.
     :param on_finish: called in the worker, in a thread, as `on_finish(finished)` for each task that has ended.
+    :param initializer: `initializer()` is called in each process that is to run tasks, before it gets one: to load a
+        model, to make a CUDA context, to start a server of its own. Tasks find what it leaves in globals. No message is
+        claimed for a process until it has returned there. If it fails, its traceback is logged, and it is tried again,
+        1 to 60 seconds apart; three failures in a row in every slot, and no task in between, end the worker. Arguments:
+        `functools.partial`. Needs Linux, and one start method for all tasks: with `start_method="spawn"` each slot has
+        a fresh interpreter that stays.
+    :param max_tasks_per_child: how many tasks a process runs, one after the other; None for no limit. A process gets no
+        other task after any failure, stop or lost claim, or if a task has left something behind (a thread, a process, a
+        descriptor, a signal handler, a timer, another folder, umask, limit or environment).
+    :param initializer_timeout: seconds that the initializer may take, over 0; then its stack is logged and it is
+        killed.
+    :param max_growth: bytes that a process may have grown by since its initializer returned, to get another task; None
+        for no limit.
     :raises ValueError: for a time or a number out of its range.
-    :raises TypeError: for a manager that is none, and for a handler that cannot be constructed as above.
-    :raises UnsupportedContext: for more than one slot where there is no Linux.
+    :raises TypeError: for a manager that is not a TaskManager, and for a handler that cannot be constructed as above.
+    :raises UnsupportedContext: for more than one slot, and for processes that run several tasks, outside Linux.
 
-    What was given is there as attributes of the same names; `managers` is the list of queues, `manager` its first.
+    The arguments are attributes of the same names; `managers` is the list of queues, `manager` its first.
     """
 
     def __init__(
@@ -108,13 +135,18 @@ class Worker:
         around: Callable[..., Any] | None = None,
         on_start: Callable[[], Any] | None = None,
         on_finish: Callable[..., Any] | None = None,
+        initializer: Callable[[], Any] | None = None,
+        max_tasks_per_child: int | None = 1,
+        initializer_timeout: float = 600,
+        max_growth: int | None = None,
     ) -> None:
         check_timeouts(sqs_timeout, alarm_timeout, hard_timeout)
         if not is_number(shutdown_grace) or shutdown_grace < 0:
             raise ValueError(f"shutdown_grace must be a number of seconds, 0 or more, not {shutdown_grace!r}")
         if on_claim_lost not in ("stop", "continue"):
             raise ValueError(f'on_claim_lost must be "stop" or "continue", not {on_claim_lost!r}')
-        for name, value in (("around", around), ("on_start", on_start), ("on_finish", on_finish)):
+        hooks = {"around": around, "on_start": on_start, "on_finish": on_finish, "initializer": initializer}
+        for name, value in hooks.items():
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, not {value!r}")
         if handlers is not None and not isinstance(handlers, Mapping):
@@ -129,8 +161,23 @@ class Worker:
         self.shutdown_grace = shutdown_grace
         self.on_claim_lost = on_claim_lost
         self.dead_letter_reasons: bool = bool(dead_letter_reasons)
+        self.max_tasks_per_child: int | None = (
+            None
+            if max_tasks_per_child is None
+            else check_whole("max_tasks_per_child", max_tasks_per_child, 1, _MOST_TASKS)
+        )
+        if not is_number(initializer_timeout) or not 0 < initializer_timeout <= _MOST_INITIALIZER_SECONDS:
+            raise ValueError(
+                f"initializer_timeout must be a number of seconds over 0, up to {_MOST_INITIALIZER_SECONDS}, not "
+                f"{initializer_timeout!r}"
+            )
+        self.initializer_timeout = initializer_timeout
+        if max_growth is not None and (not is_whole(max_growth) or max_growth < 0):
+            raise ValueError(f"max_growth must be a whole number of bytes, 0 or more, or None, not {max_growth!r}")
+        self.max_growth = max_growth
         self._around, self._on_start, self._on_finish = around, on_start, on_finish
-        self._status: Callable[[AskFacts], Status] = Status
+        self._initializer = initializer
+        self._status: Callable[[AskFacts, AskStop], Status] = Status
         self._registry = registry.Registry()
         for name, handler in (handlers or {}).items():
             self._registry.add(name, registry.of_class(name, handler, self._timeouts()))
@@ -153,22 +200,22 @@ class Worker:
     ) -> Callable[[Function], Function]:
         """Decorator: makes a task of a function of its kwargs, which runs in a process of its own.
 
-        :param name: the task's name, as `submit` was given it.
-        :param sqs_timeout: whole seconds, where it differs from the worker's.
-        :param alarm_timeout: seconds, where it differs from the worker's.
-        :param hard_timeout: seconds, where it differs from the worker's.
+        :param name: the task's name, as passed to `submit`.
+        :param sqs_timeout: whole seconds; default: the worker's.
+        :param alarm_timeout: seconds; default: the worker's.
+        :param hard_timeout: seconds; default: the worker's.
         :param retry_delay: `retry_delay(exception, receive_count)`, see `MessageHandler.retry_delay`.
         :param term_grace: seconds from SIGTERM to SIGKILL, see `ProcessMessageHandler`.
         :param start_method: how its process is started, see `ProcessMessageHandler`.
         :param max_memory: bytes that the task and what it started may hold, see `ProcessMessageHandler`.
         :param dead_letter: exceptions for which no retry helps, see `ProcessMessageHandler`.
         :param max_continuations: how often it may raise `Continue`, see `ProcessMessageHandler`.
-        :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns: no
-            coroutine function, no generator.
+        :raises TypeError: for anything but a plain function that takes keyword arguments: not a coroutine function, not
+            a generator.
         :raises ValueError: for a setting out of its range, or a name that is taken.
 
-        The function must be importable from its module where the start method is not fork. What it raises is notified
-        through the manager's `notify`.
+        Unless the start method is fork, the function must be importable from its module. What it raises goes to the
+        manager's `notify`.
         """
         if callable(name):
             raise TypeError(
@@ -183,7 +230,7 @@ class Worker:
             "dead_letter": dead_letter,
             "max_continuations": max_continuations,
         }
-        # Made once here, so that what is wrong with the settings is told to whoever wrote them.
+        # Made once here, so that wrong settings raise where they are written.
         registry.check_settings(settings)
 
         def register(function: Function) -> Function:
@@ -204,20 +251,22 @@ class Worker:
     ) -> collections.Counter[str]:
         """Run tasks until SIGTERM or SIGINT, or, with `burst`, until a poll brings nothing while no task runs.
 
-        Returns how many messages ended how: the values of `Outcome`, `given back` (received while stopping) and
+        Returns how many messages had each outcome: the values of `Outcome`, `given back` (received while stopping) and
         `refused` (unknown task, kwargs that do not fit).
 
         :param slots: in place of the worker's own, as the command line's `--slots`.
         :param on_event: called with "polled" after each poll that SQS answered, and every few seconds while no slot is
-            free, as long as the worker's loop turns. Without slots "busy" and "idle" come round each task instead.
-            Meant for health checks: it must be quick. What it raises is logged.
+            free, as long as the worker's loop turns. Without slots "busy" and "idle" come round each task instead. With
+            an initializer, "ready" comes once, when it has returned in a slot. It is for health checks, and must be
+            quick. If it raises, that is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
         :param ecs_metadata_uri: ECS_CONTAINER_METADATA_URI_V4 on Amazon ECS: `slots="auto"` asks it for the CPU limit.
         :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
             reading and writing, that they share. The one that becomes idle last returns the protection.
-        :raises PollRefused: where polling again does not help; the text says what does.
+        :raises InitializerFailed: if no slot gets ready, see `initializer`. Nothing was received meanwhile.
+        :raises PollRefused: if polling again does not help; the text says what does.
         :raises UnsupportedContext: outside the main thread, and while the command line imports the worker's module.
-        :raises ValueError: for a worker without tasks.
+        :raises ValueError: for a worker without tasks, and for a test's queues that do not share their clock.
         """
         loading.refuse_to_run()
         if not len(self._registry):
@@ -225,12 +274,12 @@ class Worker:
                 'This worker has no tasks, and would refuse every message: Worker(manager, {"Name": Handler}), or '
                 '@worker.task("Name")'
             )
-        environments = _environments(self.slots if slots is None else _checked_slots(slots), ecs_metadata_uri)
-        self._check_slots(environments)
+        wanted = self.slots if slots is None else _checked_slots(slots)
+        self._check_slots(wanted)
+        warm = self._warm(wanted)
         settings = Settings(
             registry=self._registry,
             managers=self.managers,
-            environments=environments,
             wait_time=self.wait_time,
             sqs_timeout=self.sqs_timeout,
             alarm_timeout=self.alarm_timeout,
@@ -241,36 +290,63 @@ class Worker:
             on_start=self._on_start,
             on_finish=self._on_finish,
             status=self._status,
+            warm=warm,
         )
-        with ScaleInProtection(ecs_agent_uri, lock=ecs_lock) as protection:
-            if self._has_slots(environments):
-                # Loaded here: what it needs is there on Linux only.
-                from sqstaskmaster._service.slots import SlotsRun
-
-                counts = SlotsRun(settings, burst=burst, on_event=on_event, protection=protection).run()
+        alarm.require_alarm(
+            "A worker",
+            "run it there, and everything else in threads, or run it as 'sqstaskmaster worker MODULE:WORKER'",
+        )
+        if os.getpid() == 1:
+            logger.warning(
+                "This process is process 1 of its container and runs the worker itself, so nobody reaps the processes "
+                "that tasks leave behind: start it as 'sqstaskmaster worker MODULE:WORKER'",
+                extra={"action": "no_reaper"},
+            )
+        with LogWriter() as writer, contextlib.ExitStack() as stack:
+            isolated = self._has_slots(wanted)
+            template = None
+            if isolated and process_tree.LINUX:
+                # First of all: what is forked from it inherits no thread and no connection.
+                template = Template(
+                    functools.partial(order.run, self._registry, self._around), None if warm is None else warm.process
+                )
+                template.start()
+                stack.callback(template.close)
+            writer.start()
+            more: dict[str, Any] = {
+                "burst": burst,
+                "on_event": on_event,
+                "protection": stack.enter_context(ScaleInProtection(ecs_agent_uri, lock=ecs_lock)),
+                "shutdown": stack.enter_context(Shutdown(self.shutdown_grace)),
+            }
+            if isolated:
+                environments = _environments(wanted, ecs_metadata_uri)
+                allow_descriptors(len(environments))
+                queue_clock = settings.queue_clock()
+                world = World(queue_clock)
+                stack.callback(world.close)
+                loop = Loop(settings, template, environments, world=world, **more)
+                stack.enter_context(queue_clock.attended(loop.attendant))
+                counts = loop.run()
             else:
-                with Shutdown(self.shutdown_grace) as stop, owner.only_in_this_process():
-                    if self._on_start is not None:
-                        self._on_start()
-                    run = SingleRun(
-                        settings, burst=burst, on_event=on_event or _nothing, protection=protection, stop=stop
-                    )
-                    counts = run.run()
-        logger.info("Worker stopped: %s", dict(counts), extra={"action": "stopped", "counts": dict(counts)})
+                counts = PlainLoop(settings, **more).run()
+            stack.close()
+            facts = {"action": "stopped", "counts": dict(counts)}
+            logger.info("Worker stopped: %s", dict(counts), extra=facts)
         return counts
 
     def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any) -> MessageHandler:
-        """The handler that runs this task: for tests, and for loops of one's own.
+        """The handler that runs this task: for tests, and for loops of your own.
 
         :param task: the task's name.
         :param kwargs: its arguments, by name.
         :param message: the message, as for `MessageHandler`.
-        :raises UnknownTask: where there is none.
-        :raises ArgumentsDoNotFit: where its arguments are not the task's.
+        :raises UnknownTask: if the worker has no such task.
+        :raises ArgumentsDoNotFit: if the arguments do not fit the task.
         """
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
 
-    def _alone(self, manager: TaskManager, status: Callable[[AskFacts], Status]) -> Worker:
+    def _alone(self, manager: TaskManager, status: Callable[[AskFacts, AskStop], Status]) -> Worker:
         """The same tasks and limits for that queue, one at a time, stopped at once: to run one task by hand.
 
         The hooks of the worker's own process are not called: they are for what runs in production.
@@ -300,24 +376,62 @@ class Worker:
         """Names of the functions that are tasks without `max_memory`. What a handler class sets is not known here."""
         return [name for name, entry in self._registry.items() if entry.without_max_memory]
 
-    def _has_slots(self, environments: Sequence[Environment]) -> bool:
-        """Whether tasks run in slots: all of them have processes of their own, forked as Linux can."""
-        if len(environments) > 1 or any(environments):
+    def _has_slots(self, slots: Any) -> bool:
+        """Whether tasks run in slots: all of them have processes of their own.
+
+        Where pidfd_open is refused (older Docker, gVisor), one at a time runs without.
+        """
+        if not self._is_single(slots):
             return True
-        return process_tree.LINUX and all(entry.slotted for _, entry in self._registry.items())
+        kernel_helps = not process_tree.LINUX or process_tree.has_pidfd()
+        return kernel_helps and all(entry.isolated for _, entry in self._registry.items())
+
+    def _warm(self, slots: Any) -> WarmSettings | None:
+        """What is wanted of processes that stay; None where each task has its own, and nothing is to be run first."""
+        if self._initializer is None and self.max_tasks_per_child == 1:
+            return None
+        what = "initializer" if self._initializer is not None else "max_tasks_per_child"
+        if not process_tree.LINUX:
+            raise UnsupportedContext(f"{what} needs Linux: leave it out")
+        for name, entry in self._registry.items():
+            if not entry.isolated:
+                raise TypeError(
+                    f"{what} is for tasks in processes of their own, and task {name!r} is none: {entry.expected} runs "
+                    f"in the worker's own process. Make it a ProcessMessageHandler, or leave out {what}"
+                )
+        if not self._has_slots(slots):
+            raise UnsupportedContext(f"{what} needs Linux 5.3 or later (pidfd_open): leave it out")
+        methods = {entry.start_method for _, entry in self._registry.items()} - {None}
+        if len(methods) > 1 or "forkserver" in methods:
+            raise UnsupportedContext(
+                f"{what} makes processes that run all of the worker's tasks, forked or spawned, and their start_method "
+                f"is {' and '.join(sorted(map(repr, methods)))}: give all of them the same, \"spawn\" or none"
+            )
+        return WarmSettings(
+            Warm(self._initializer, self.max_growth, methods == {"spawn"}),
+            self.max_tasks_per_child,
+            self.initializer_timeout,
+        )
+
+    @staticmethod
+    def _is_single(slots: Any) -> bool:
+        return isinstance(slots, int) and slots == 1 or slots == [{}]
 
     def _check_slots(self, slots: Any) -> None:
         """Refuse what cannot run in more slots than one, or in one with an environment of its own."""
-        if isinstance(slots, int) and slots == 1 or slots == [{}]:
+        if self._is_single(slots):
             return
-        if not process_tree.LINUX:
-            raise UnsupportedContext("More than one slot needs Linux: leave out slots, or run more worker processes")
+        require_processes()
         for name, entry in self._registry.items():
-            if not entry.slotted:
+            if not entry.isolated:
                 raise TypeError(
-                    f"Task {name!r} cannot run in a slot: {entry.expected} runs in the worker's own process, or is "
-                    "started otherwise than by fork. Make it a ProcessMessageHandler with start_method=None, or leave "
-                    "out slots"
+                    f"Task {name!r} cannot run in a slot: {entry.expected} runs in the worker's own process. Make it a "
+                    "ProcessMessageHandler, or leave out slots"
+                )
+            if not process_tree.LINUX and entry.start_method != "spawn":
+                raise UnsupportedContext(
+                    "More than one slot needs Linux, or tasks with start_method='spawn': leave out slots, or run more "
+                    "worker processes"
                 )
 
     def _timeouts(
@@ -372,7 +486,3 @@ def _environments(
     if isinstance(slots, list):
         return slots
     return [{}] * (processors.available(ecs_metadata_uri) if slots == "auto" else slots)
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -7,8 +7,9 @@ import json
 import queue
 import signal
 import sys
+import time
 import unittest
-from unittest.mock import ANY, MagicMock, Mock, call, patch
+from unittest.mock import ANY, MagicMock, Mock, NonCallableMock, call, patch
 
 from botocore.exceptions import ClientError
 
@@ -183,7 +184,96 @@ class HandlerTest(Patched):
         extend.assert_called_once_with(30)
 
 
+class LeftBehindTest(unittest.TestCase):
+    """A test that enters a handler with signals patched, and never leaves it, does nothing to the tests after it."""
+
+    def setUp(self):
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        self.left = []
+
+    def enter_and_leave_it_so(self):
+        with patch("signal.signal"), patch("signal.setitimer"):
+            self.left.append(Handler(Mock(body="left", attributes={})).__enter__())
+        self.addCleanup(self.leave, self.left[-1])
+
+    def leave(self, handler):
+        """After the test, so that it does nothing to those after it where the law does not hold."""
+        with patch("signal.signal"), patch("signal.setitimer"), patch("sqstaskmaster.message_handler.logger"):
+            handler.__exit__(None, None, None)
+
+    def test_a_handler_that_is_called_by_hand_arms_the_next_alarm_and_disarms(self):
+        self.enter_and_leave_it_so()
+        with patch("signal.setitimer") as setitimer:
+            Handler(Mock())._handle_alarm(signal.SIGALRM, None)
+            self.assertEqual([call(signal.ITIMER_REAL, 10)], setitimer.mock_calls[-1:])
+            Handler(Mock(body="b", attributes={})).__exit__(None, None, None)
+            self.assertEqual([call(signal.ITIMER_REAL, 0)], setitimer.mock_calls[-1:])
+
+    def test_a_handler_entered_with_real_signals_is_alarmed_and_done(self):
+        self.enter_and_leave_it_so()
+        before = signal.getsignal(signal.SIGALRM)
+        message = Mock(body="b", attributes={})
+        with self.assertNoLogs("sqstaskmaster", "WARNING"), Handler(message, 30, 0.05) as handler:
+            self.assertEqual(handler._handle_alarm, signal.getsignal(signal.SIGALRM))
+            until = time.monotonic() + 60
+            while len(message.change_visibility.mock_calls) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+        self.assertEqual("done", handler.outcome)
+        self.assertGreaterEqual(len(message.change_visibility.mock_calls), 2)
+        message.delete.assert_called_once_with()
+        self.assertEqual([call(VisibilityTimeout=30)], self.left[0]._message.change_visibility.mock_calls)
+        handler.notified.assert_not_called()
+        self.assertEqual(before, signal.getsignal(signal.SIGALRM))
+        self.assertEqual((0.0, 0.0), signal.getitimer(signal.ITIMER_REAL))
+
+    def test_a_handler_entered_with_real_signals_is_stopped_at_its_limit(self):
+        self.enter_and_leave_it_so()
+        with self.assertLogs("sqstaskmaster"), Handler(Mock(body="b", attributes={}), 30, 10, 0.1) as handler:
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                pass
+        self.assertEqual("timed out", handler.outcome)
+
+    def test_a_handler_entered_with_patched_signals_makes_the_calls_that_it_makes_alone(self):
+        def calls():
+            with (
+                patch("signal.signal") as install,
+                patch("signal.setitimer") as setitimer,
+                patch("sqstaskmaster.message_handler.logger"),
+            ):
+                handler = Handler(Mock(body="b", attributes={})).__enter__()
+                entered = list(setitimer.mock_calls)
+                handler.__exit__(None, None, None)
+                install.assert_any_call(signal.SIGALRM, handler._handle_alarm)
+                self.assertEqual(call(signal.ITIMER_REAL, 0), setitimer.mock_calls[-1])
+            return len(install.mock_calls), entered
+
+        alone = calls()
+        self.enter_and_leave_it_so()
+        self.assertEqual(alone, calls())
+
+
 class TaskManagerTest(Patched):
+    def test_notify_may_be_any_object_and_one_that_cannot_be_called_is_logged_once_when_it_is_needed(self):
+        for notify in (object(), "sentry", 4711, NonCallableMock()):
+            with self.subTest(notify):
+                made = Mock()
+                made.receive_messages.side_effect = [
+                    [Mock(body="no json", attributes={})],
+                    [Mock(body="nor this", attributes={})],
+                    KeyboardInterrupt,
+                ]
+                with self.assertNoLogs("sqstaskmaster"):
+                    manager = TaskManager(URL, notify, queue_constructor=lambda url: made)
+                    manager.submit("Task", a=1)
+                with self.assertLogs("sqstaskmaster", "ERROR") as logs, self.assertRaises(KeyboardInterrupt):
+                    next(manager.task_generator())
+                manager.notify(ValueError("x"), context={"a": 1})  # raises nothing
+                told = [record for record in logs.records if repr(notify) in record.getMessage()]
+                self.assertEqual(1, len(told), logs.output)
+                self.assertEqual("ERROR", told[0].levelname)
+
     def test_the_sender_is_what_was_given_and_only_the_attribute_says_unknown(self):
         made = Mock()
         self.assertEqual("me", TaskManager(URL, queue_constructor=lambda url: made, sender_name="me").sender_name)

@@ -18,6 +18,7 @@ from sqstaskmaster import (
     errors,
 )
 from sqstaskmaster._claim import clock, note
+from sqstaskmaster._claim.attempt import Terms
 from sqstaskmaster._isolation import child
 from tests.support import DEADLINE_SECONDS, Script
 from tests.support.endings import (
@@ -76,6 +77,12 @@ class PlainHandlerTest(DeadLetterServerLaws, OnServer):
         self.failed_for(CannotContinue, "in a MessageHandler, .* make it a ProcessMessageHandler")
         self.assertEqual((0, 1), self.left())
 
+    def test_one_in_a_group_is_that_failure_too(self):
+        self.submit("goes_on_in_a_group")
+        with self.assertLogs("sqstaskmaster"):
+            self.assertEqual({"failed": 1}, self.consume())
+        self.failed_for(CannotContinue, "make it a ProcessMessageHandler")
+
     def test_it_is_no_other_failure_in_a_worker(self):
         self.submit("goes_on_for_ever", task="Plain")
         with self.assertLogs("sqstaskmaster"):
@@ -127,8 +134,10 @@ class LapsedTest(EndingTestCase):
     def test_a_worker_does_not_start_a_task_whose_claim_has_lapsed(self):
         message = LocalMessage("{}")
         received = clock.now() - 100
-        note.leave(message, note.Receipt(received, received, 30, "T", terms=note.Terms(stops_on_lost_claim=True)))
-        with self.assertLogs("sqstaskmaster"), Task(message, self.path, "is_done") as handler:
+        note.leave(message, note.Receipt(received, received, 30, "T"))
+        handler = Task(message, self.path, "is_done")
+        handler._accept(Terms(queue_url="memory:", stops_on_lost_claim=True))
+        with self.assertLogs("sqstaskmaster"), handler:
             handler.run()
         self.assertEqual(("claim lost", [], False), (handler.outcome, message.visibility_changes, message.deleted))
         self.assertEqual([], self.seen())
@@ -138,7 +147,8 @@ class LapsedTest(EndingTestCase):
 class InterruptTest(InBlock, OnServer):
     def is_waited_for(self):
         """Python ignores what is raised in the callbacks round a fork: a Ctrl-C that comes there is lost."""
-        return self.seen() and child.is_waiting(sys._current_frames()[threading.main_thread().ident])
+        frame = sys._current_frames()[threading.main_thread().ident]
+        return self.seen() and frame.f_code is child.Child._read_events.__code__
 
     def test_a_task_may_go_on_when_ctrl_c_stops_it_and_the_loop_ends_all_the_same(self):
         self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))

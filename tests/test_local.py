@@ -121,6 +121,28 @@ class LocalQueueTest(unittest.TestCase):
             thread.join(60)
         self.assertEqual(list(range(600)), sorted(received))
 
+    def test_message_attributes_are_kept_whatever_they_are(self):
+        for given in ({"a": "text"}, {"a": {"StringValue": "b", "DataType": "String"}}, "text", {"a": None}):
+            self.queue.send_message(MessageBody="b", MessageAttributes=given)
+            self.assertEqual(given, self.queue.receive_messages(WaitTimeSeconds=0)[0].message_attributes)
+
+    def test_its_message_can_be_patched_in_its_module(self):
+        with mock.patch("sqstaskmaster.local.LocalMessage") as made:
+            self.queue.send_message(MessageBody="b", MessageAttributes={"a": "text"})
+            made.assert_called_once_with("b", {}, {"a": "text"})
+            self.assertEqual([made.return_value], self.queue.receive_messages(WaitTimeSeconds=0))
+
+    def test_batches_of_deletes_and_changes_are_refused_in_words(self):
+        for name in ("delete_messages", "change_message_visibility_batch"):
+            with self.assertRaisesRegex(AttributeError, f"LocalQueue has no {name}: ask each message, or use"):
+                getattr(self.queue, name)
+        self.assertFalse(hasattr(self.queue, "something"))
+
+    def test_what_it_ignores_is_ignored(self):
+        self.queue.send_message(MessageBody="b")
+        wanted = {"VisibilityTimeout": 5, "AttributeNames": ["All"], "MessageAttributeNames": ["All"]}
+        self.assertEqual(1, len(self.queue.receive_messages(WaitTimeSeconds=0, **wanted)))
+
     def test_reset_forgets_what_one_url_or_all_were_sent(self):
         other = LocalQueue("local://other")
         for each in (self.queue, other):
@@ -170,6 +192,14 @@ class LocalMessageTest(unittest.TestCase):
         self.assertFalse(message.deleted)
         message.delete()
         self.assertEqual((True, [30, 0]), (message.deleted, message.visibility_changes))
+
+    def test_its_methods_take_any_arguments(self):
+        message = LocalMessage("body", None, None)
+        message.change_visibility(5)
+        message.change_visibility()
+        message.change_visibility(VisibilityTimeout=5, Other=1)
+        message.delete("now", Other=1)
+        self.assertEqual((True, [5]), (message.deleted, message.visibility_changes))
 
     def test_it_knows_the_queue_it_was_received_from(self):
         LocalQueue.reset(URL)

@@ -9,7 +9,6 @@ import functools
 import logging
 import multiprocessing
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -570,7 +569,7 @@ class StoppingTest(Case):
         extend = handler._extend_timeout
 
         def extend_and_look(seconds):
-            before.append(handler._block.stopped_as)
+            before.append(handler._attempt.stopped_as)
             extend(seconds)
 
         handler._extend_timeout = extend_and_look
@@ -784,12 +783,6 @@ class SupervisionTest(Case):
         ):
             with self.subTest(options), self.assertRaisesRegex(ValueError, re.escape(text)):
                 Handler(self.message, "returns", **options)
-
-    def test_errors_of_the_package_survive_pickling_or_come_as_text(self):
-        error = RemoteError("T", "ValueError: x", "traceback")
-        self.assertIn("ValueError", str(error))
-        with self.assertRaises(TypeError):
-            pickle.loads(pickle.dumps(error))
 
 
 class ChildTest(unittest.TestCase):

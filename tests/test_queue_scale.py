@@ -9,9 +9,10 @@ from unittest import mock
 import boto3
 from botocore.exceptions import ClientError
 
-from sqstaskmaster.errors import ConfigurationError
+from sqstaskmaster.errors import ConfigurationError, NoAnswer
 from sqstaskmaster.queue_scale import Provisioner, ServiceState
-from tests.support import ServerTestCase, client, environment, lacks, session
+from tests.support import ServerTestCase, client, endpoint, environment, lacks, session
+from tests.support.faults import Faulty
 
 RULE = {
     "queue_name": "https://sqs.us-east-1.amazonaws.com/1/q",
@@ -217,6 +218,14 @@ class FailureTest(EcsTestCase):
             self.assertIsInstance(arguments[0], ClientError)
             self.assertEqual({"context": wrong}, named)
             self.assertIs(arguments[0], record.exc_info[1])
+
+    def test_an_answer_that_is_none_of_sqss_is_one_too(self):
+        proxy = Faulty(self, endpoint(), "GetQueueAttributes", "a page", times=1)
+        notify = mock.Mock()
+        with mock.patch.dict(os.environ, AWS_ENDPOINT_URL_SQS=proxy.url):
+            self.run_two(self.rule(), notify)
+        [(arguments, _)] = notify.call_args_list
+        self.assertIsInstance(arguments[0], NoAnswer)
 
     def test_without_a_notify_it_is_logged(self):
         self.assertEqual(1, len(self.run_two({**self.rule(), "service_name": "nobody"}, None)))

@@ -1,19 +1,24 @@
 """TaskManager: what it refuses, what exactly it asks of a queue, and what it says when the configuration is wanting."""
 
+import copy
 import inspect
 import os
+import pickle
 import unittest
 from unittest import mock
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.loaders import create_loader
 
+from sqstaskmaster import task_manager
 from sqstaskmaster._claim import clock, note
 from sqstaskmaster._isolation import child as isolation
-from sqstaskmaster._sqs.regions import region_of
+from sqstaskmaster._sqs.regions import is_of_aws, region_of
 from sqstaskmaster.errors import ConfigurationError, InvalidTask, MessageTooLarge, SQSTaskMasterError
 from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.task_manager import TaskManager
+from sqstaskmaster.testing import SimulatedQueue
 from tests.support import DEADLINE_SECONDS, ServerTestCase
 
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/name"
@@ -55,6 +60,30 @@ def manager_of(*polls, notify=None, **options):
 
 
 class ConstructorTest(unittest.TestCase):
+    def test_a_fifo_queue_without_a_deduplication_id_is_an_error_that_names_the_option(self):
+        manager = TaskManager("memory:dedup.fifo", queue_constructor=SimulatedQueue).options(message_group_id="a")
+        self.addCleanup(SimulatedQueue.reset)
+        with self.assertRaisesRegex(ClientError, r"options\(message_deduplication_id=\.\.\.\)"):
+            manager.submit("A")
+
+    def test_arguments_without_names_are_refused_with_the_call_that_works(self):
+        manager = TaskManager("memory:positional", None, LocalQueue)
+        with self.assertRaisesRegex(TypeError, r"submit\('A', below=20000\)"):
+            manager.submit("A", 20000)
+
+    def test_a_bare_name_and_an_arn_are_refused_with_how_to_get_the_url(self):
+        for given, told in (
+            ("train.fifo", "'aws sqs get-queue-url --queue-name train.fifo'"),
+            (
+                "arn:aws:sqs:eu-west-1:123456789012:train",
+                "--queue-name train --queue-owner-aws-account-id 123456789012 ",
+            ),
+        ):
+            with self.subTest(given), self.assertRaises(ValueError) as caught:
+                TaskManager(given).queue
+            self.assertIn(told, str(caught.exception))
+            self.assertNotIn("LocalQueue", str(caught.exception))
+
     def test_its_arguments_are_positional_in_the_classic_order(self):
         names = list(inspect.signature(TaskManager).parameters)
         self.assertEqual(["sqs_url", "notify", "queue_constructor", "sender_name"], names[:4])
@@ -120,9 +149,7 @@ class ConstructorTest(unittest.TestCase):
             self.assertIn(repr(url), str(refusal.exception))
             self.assertIn("https://sqs.eu-west-1.amazonaws.com/123456789012/name", str(refusal.exception))
 
-    def test_a_notify_that_cannot_be_called_and_a_sender_that_is_no_name_are_refused(self):
-        with self.assertRaisesRegex(TypeError, "notify must be callable.*'email'"):
-            TaskManager(URL, "email", LocalQueue)
+    def test_a_sender_that_is_no_name_is_refused(self):
         for sender in ("", 5, b"me", "bell\x07", "\ud800"):
             with self.subTest(sender=sender), self.assertRaisesRegex(ValueError, "sender name"):
                 TaskManager(URL, None, LocalQueue, sender)
@@ -169,6 +196,13 @@ class ConfigurationTest(unittest.TestCase):
             "https://ap-southeast-2.queue.amazonaws.com/1/n": "ap-southeast-2",
             "https://queue.amazonaws.com/1/n": "us-east-1",
             "https://sqs.eu-west-1.amazonaws.com:443/1/n": "eu-west-1",
+            "https://sqs.us-east-2.api.aws/1/n": "us-east-2",
+            "https://sqs-fips.us-east-2.api.aws/1/n": "us-east-2",
+            "https://sqs.cn-north-1.api.amazonwebservices.com.cn/1/n": "cn-north-1",
+            "https://sqs.us-iso-east-1.c2s.ic.gov/1/n": "us-iso-east-1",
+            "https://sqs.us-isob-east-1.sc2s.sgov.gov/1/n": "us-isob-east-1",
+            "https://sqs.us-east-1.apiaws/1/n": None,
+            "https://sqs.us-east-1.example.aws/1/n": None,
             "http://127.0.0.1:5000/1/n": None,
             "http://localhost:4566/1/n": None,
             "https://sqs.eu-west-1.amazonaws.com.example.org/1/n": None,
@@ -176,6 +210,25 @@ class ConfigurationTest(unittest.TestCase):
             "http://sqs.eu-west-1.localhost.localstack.cloud:4566/1/n": None,
         }
         self.assertEqual(forms, {url: region_of(url) for url in forms})
+
+    def test_the_region_is_found_in_the_hosts_of_every_partition_that_botocore_knows(self):
+        for partition in create_loader().load_data("partitions")["partitions"]:
+            outputs = partition["outputs"]
+            for region in set(partition["regions"]) - {f"{partition['id']}-global"}:
+                for domain in {outputs["dnsSuffix"], outputs["dualStackDnsSuffix"]}:
+                    url = f"https://sqs.{region}.{domain}/1/n"
+                    self.assertEqual((region, True), (region_of(url), is_of_aws(url)), url)
+
+    def test_requests_to_a_queue_of_another_partition_stay_there(self):
+        """The body, too, would go to the region of the commercial partition that is configured."""
+        os.environ["AWS_DEFAULT_REGION"] = "us-west-2"
+        for url in (
+            "https://sqs.us-iso-east-1.c2s.ic.gov/1/n",
+            "https://sqs.cn-north-1.api.amazonwebservices.com.cn/1/n",
+        ):
+            client = TaskManager(url).queue.meta.client
+            self.assertEqual(region_of(url), client.meta.region_name)
+            self.assertNotIn("us-west-2", client.meta.endpoint_url)
 
     def test_a_missing_region_is_one_clear_sentence(self):
         with self.assertRaises(ConfigurationError) as refusal:
@@ -345,7 +398,27 @@ class GeneratorTest(unittest.TestCase):
         with mock.patch.object(clock, "now", side_effect=[100.0, 113.0]):
             next(manager_of([received]).task_generator(wait_time=20, sqs_timeout=60))
         receipt = note.read(received)
-        self.assertEqual((100.0, 113.0, 60, "T", URL, False), receipt[:6])
+        self.assertEqual((100.0, 113.0, 60, "T", False), receipt[:5])
+        self.assertEqual(URL, receipt.origin.url)
+
+    def test_a_message_whose_claim_may_have_ended_before_its_poll_was_answered_is_not_run(self):
+        for wait, timeout, took, is_run in (
+            (20, 30, 20.1, True),
+            (20, 30, 29.9, True),
+            (20, 30, 30.0, False),
+            (20, 20, 20.1, True),  # SQS has just sent it
+            (20, 20, 22.0, False),
+            (20, 5, 19.0, True),
+            (0, 30, 3600.0, False),  # the machine was suspended, say
+            (0, 0, 3600.0, True),  # that was no claim
+        ):
+            with self.subTest(wait=wait, timeout=timeout, took=took):
+                queue = [mock.Mock(body='{"task": "T", "kwargs": {}}') for _ in range(2)]
+                clocks = mock.patch.object(clock, "now", side_effect=[100.0, 100.0 + took])
+                with clocks, mock.patch.object(task_manager.logger, "warning") as said:
+                    received = manager_of(queue).receive(wait, timeout, 2)
+                self.assertEqual([is_run] * 2, [each is not None for each in received])
+                self.assertEqual(int(not is_run), said.call_count)
 
     def test_the_message_says_whether_it_was_received_with_all_its_message_attributes(self):
         for names, has_all in ((["All"], True), ([".*"], True), (["colour"], False), ([], False)):
@@ -491,6 +564,67 @@ class OnTheServerTest(ServerTestCase):
         self.assertTrue(child.result())
         self.assertIs(theirs, manager.queue)
         self.assertEqual("2", manager.attributes()["ApproximateNumberOfMessages"])
+
+
+class CopiedTest(unittest.TestCase):
+    def setUp(self):
+        self.made = []
+        self.manager = TaskManager(URL, queue_constructor=self.make, sender_name="me", strict=True)
+
+    def make(self, url):
+        self.made.append(Recorder())
+        return self.made[-1]
+
+    def in_child(self, function):
+        """What the function returns in a forked process, a small number."""
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                code = function()
+            finally:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def test_a_manager_can_be_pickled_and_deep_copied_and_makes_a_queue_of_its_own(self):
+        local = TaskManager("copied", queue_constructor=LocalQueue, sender_name="me", strict=True)
+        view = local.options(delay_seconds=5, message_attributes={"a": "b"})
+        for copied in (copy.deepcopy(view), pickle.loads(pickle.dumps(view))):
+            self.assertEqual(("copied", "me"), (copied.url, copied.sender_name))
+            self.assertIsNot(view._connection, copied._connection)
+            copied.submit("T", a=1)
+            self.assertRaisesRegex(InvalidTask, "strict", copied.submit, "T", a=object())
+        self.assertEqual(2, LocalQueue("copied").attributes["ApproximateNumberOfMessagesDelayed"])
+
+    def test_a_manager_of_boto3s_queue_can_be_pickled(self):
+        manager = TaskManager("https://sqs.eu-west-1.amazonaws.com/123456789012/name")
+        for copied in (copy.deepcopy(manager), pickle.loads(pickle.dumps(manager))):
+            self.assertEqual(manager.url, copied.queue.url)
+            self.assertIsNot(manager.queue.meta.client, copied.queue.meta.client)
+
+    def test_options_share_the_managers_queue_after_a_fork_too(self):
+        view = self.manager.options(delay_seconds=5)
+
+        def submit():
+            for _ in range(3):
+                self.assertIs(self.manager.queue, self.manager.options(delay_seconds=5).queue)
+                self.assertIs(self.manager.queue, view.queue)
+            return len(self.made)
+
+        self.assertIs(self.manager.queue, view.queue)
+        self.assertEqual(2, self.in_child(submit))
+        self.assertEqual(1, len(self.made))
+
+    def test_a_queue_that_is_put_on_a_view_is_the_views_alone(self):
+        view = self.manager.options(delay_seconds=5)
+        view.queue = other = Recorder()
+        self.assertIs(other, view.queue)
+        self.assertIs(self.made[0], self.manager.queue)
+
+    def test_a_mock_of_a_manager_has_its_attributes(self):
+        mocked = mock.Mock(spec=TaskManager)
+        for name in ("url", "sender_name", "queue", "submit"):
+            getattr(mocked, name)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ class LoopTestCase(unittest.TestCase):
                 case.before_poll()
                 received = super().receive_messages(**kwargs)
                 case.messages += received
+                for message in received:
+                    message.claim_lapses = case.claims_lapse
                 case.after_poll()
                 return received
 
@@ -65,6 +67,8 @@ class LoopTestCase(unittest.TestCase):
 
         self.manager = TaskManager(f"memory:{self.id()}", notify=notify, queue_constructor=Queue)
         Recording.seen = []
+
+    claims_lapse = False
 
     def before_poll(self):
         pass
@@ -232,6 +236,7 @@ class TasksTest(LoopTestCase):
             self.assertLessEqual({"message_id", "receive_count"}, set(context))
 
     def test_a_task_whose_claim_has_lapsed_before_it_begins_is_not_started_in_either_process(self):
+        self.claims_lapse = True
         ran, now = self.notified, clock.now
         later = contextlib.ExitStack()
 
@@ -256,6 +261,26 @@ class TasksTest(LoopTestCase):
                     self.assertEqual("claim lost", context["outcome"])
                     self.assertEqual(([], False), (self.messages[-1].visibility_changes, self.messages[-1].deleted))
         self.assertEqual([], Recording.seen)
+
+    def test_what_on_start_raises_is_logged_with_what_was_called_and_from_where(self):
+        def open_metrics_port():
+            raise OSError(98, "Address already in use")
+
+        logging.disable(logging.NOTSET)
+        for handler in (MessageHandler, ProcessMessageHandler):
+            worker = self.worker({"T": type("T", (handler,), {"run": print})}, on_start=open_metrics_port)
+            with self.subTest(handler), self.assertLogs("sqstaskmaster.worker", "ERROR") as logs:
+                with self.assertRaises(OSError):
+                    worker.run(burst=True)
+            self.assertRegex(logs.output[0], r"on_start=\S*open_metrics_port of the worker has failed.*Address already")
+            self.assertIn("test_worker.py", logs.output[0])
+
+    def test_an_alarm_that_comes_when_its_task_has_just_ended_does_no_harm(self):
+        def send_alarm(_):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
+        self.assertEqual({"done": 1}, self.run_tasks({}, worker=self.worker({"T": Recording}, on_finish=send_alarm)))
+        self.assertEqual(signal.SIG_DFL, signal.getsignal(signal.SIGALRM))
 
     def test_a_task_that_fails_is_counted_and_the_next_one_runs(self):
         class Handler(Recording):
@@ -640,7 +665,7 @@ class PollErrorsTest(LoopTestCase):
         with self.assertLogs("sqstaskmaster.worker", logging.INFO) as logs:
             self.worker().run(burst=True)
         actions = [record.action for record in logs.records]
-        self.assertEqual(["poll_failed", "poll_failed", "poll_recovered", "stopped"], actions)
+        self.assertEqual(["ready", "poll_failed", "poll_failed", "poll_recovered", "stopped"], actions)
 
     def test_what_does_not_pass_ends_the_worker_with_its_remedy(self):
         for error, code, remedy in (
@@ -661,14 +686,17 @@ class PollErrorsTest(LoopTestCase):
 
     def test_an_error_in_the_queue_object_itself_is_raised(self):
         self.failing = [AttributeError("a defect")]
-        with self.assertRaises(AttributeError):
+        with self.assertRaisesRegex(
+            PollRefused, "a defect: correct the object that queue_constructor returns"
+        ) as refused:
             self.worker().run(burst=True)
+        self.assertIsInstance(refused.exception.__cause__, AttributeError)
 
     def test_a_stop_ends_the_wait_at_once(self):
         self.failing = [refusal("Throttling")] * 1000
         began = awake_seconds()
 
-        def stop(error, attempt):
+        def stop(*_):
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             return DEADLINE_SECONDS
 

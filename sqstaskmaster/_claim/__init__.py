@@ -1,10 +1,10 @@
-"""The claim on one message: what is due when, what an answer of SQS meant, and how the claim ends.
+"""One attempt at a task, from the receive of its message until nothing more is done about it: all that is decided.
 
-    decisions   claim (the state machine), deletion, forwarding: no input, no output, no clock of their own
-    requests    requests (each bounded, for a handler of one message)
-    one block   block (what a handler has of it), ending (its verdict, carried out)
-    around it   report (log and notify), note (the receipt on the message), clock, owner (the process that holds it)
+    state machines   claim, deletion, watch (a running task), settlement (an ended one): no input, no output, no clock
+    sent on          forwarding (what is sent), destinations (where to: blocking calls)
+    around them      attempt (what they share), report (log and notify), note (the receipt on the message), current (the
+                     task, for its own code), clock, owner (the process that holds the claim)
 
-Belongs here: decisions about one claim, and the requests that end it. Not here: where messages come from, how a task
-runs, signals. Knows `_sqs`, `_signals` (to bound a call) and the errors. Re-exported: nothing.
+Belongs here: decisions about one attempt. Not here: where messages come from, how a task runs, waiting, signals. Knows
+`_sqs`, `_signals` (to bound a call) and the errors. Re-exported: nothing.
 """

@@ -58,7 +58,8 @@ class Claim:
     `asked_at`: when ReceiveMessage was sent; SQS counts the 12 hours from no earlier. `earliest_end`, `latest_end`: the
     moments between which the visibility timeout runs out unless extended; -inf and inf while nothing is known of it.
     The first is counted from sending a request, the second from its answer. `ends`: when no extension can help any
-    more. `lost`: why the claim is gone, None while it is held. `task`: the task's name where it is known.
+    more. `lost`: why the claim is gone, None while it is held. `task`: the task's name where it is known. `lapses`:
+    False for a queue that has no visibility timeouts.
 
     :param sqs_timeout: the visibility timeout that each extension asks for, whole seconds.
     :param alarm_timeout: seconds from one extension to the next.
@@ -71,6 +72,7 @@ class Claim:
         "ends",
         "lost",
         "task",
+        "lapses",
         "sqs_timeout",
         "alarm_timeout",
         "_extension_due",
@@ -82,6 +84,7 @@ class Claim:
         self.alarm_timeout = alarm_timeout
         self.asked_at = asked_at
         self.task = task
+        self.lapses = True
         self.earliest_end = -math.inf
         self.latest_end = math.inf
         self.ends = asked_at + MAX_VISIBILITY_SECONDS
@@ -101,7 +104,7 @@ class Claim:
         """The claim that a receipt tells of; without one, of a message that was received just now, or so."""
         claim = cls(sqs_timeout, alarm_timeout, asked_at=now if receipt is None else receipt.asked_at)
         if receipt is not None:
-            claim.task = receipt.task
+            claim.task, claim.lapses = receipt.task, receipt.lapses
             if receipt.seconds is not None:
                 claim.received(receipt.answered_at, receipt.seconds)
         return claim
@@ -121,7 +124,9 @@ class Claim:
 
         `now` where it is overdue, inf where nothing is.
         """
-        return math.inf if self.lost is not None else max(now, min(self._extension_due, self.latest_end))
+        if self.lost is not None:
+            return math.inf
+        return max(now, min(self._extension_due, self.latest_end if self.lapses else math.inf))
 
     def extension_is_due(self, now: float, slack: float = 0.0) -> bool:
         """Whether an extension is due in `slack` seconds or less: then it may as well be sent with others now."""
@@ -170,7 +175,8 @@ class Claim:
             self.ends = min(self.ends, max(self.earliest_end, now))
             self._extension_due = math.inf
             return Answer.BEYOND_TOTAL
-        self._extension_due = now + self._pause(now)
+        # Not later than it was due: that may be the late end of a request before the last.
+        self._extension_due = min(self._extension_due, now + self._pause(now))
         return Answer.RETRY
 
     def unanswered(self, request: Request, now: float) -> None:
@@ -181,9 +187,14 @@ class Claim:
 
     def lapsed(self, now: float) -> bool:
         """Whether the visibility timeout has run out, however late SQS began to count it. The claim is lost then."""
-        if self.lost is None and now > self.latest_end:
+        if self.lost is None and now > self.latest_end and self.lapses:
             self.lost = ClaimLapsed(now - self.latest_end)
         return isinstance(self.lost, ClaimLapsed)
+
+    def let_go(self, now: float) -> None:
+        """Whether it has lapsed or not, another may have the message."""
+        if self.lost is None:
+            self.lost = ClaimLapsed(max(0.0, now - self.earliest_end))
 
     def left(self, now: float) -> float:
         """Seconds for which the claim is held for certain, 0 or more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +15,10 @@ from sqstaskmaster._claim import forwarding
 class CurrentTask:
     """The task that is running, as `current_task()` gives it to the task itself.
 
-    `name`: the task's name. `message_id`: SQS's id of its message, None where it has none. `receive_count`: how often
-    the message has been received, this time included, None where it does not say. `attributes`,
-    `message_attributes`: what SQS and the sender said of the message. `continuation`: how often the task has continued
-    (see Continue), 0 for the message that was submitted. `first_message_id`: the id of that one.
+    `name`: the task's name. `message_id`: SQS's id of its message, None if it has none. `receive_count`: how often the
+    message has been received, this time included, None if that is not known. `attributes`, `message_attributes`: those
+    of SQS and of the sender. `continuation`: how often the task has continued (see Continue), 0 for the message that
+    was submitted. `first_message_id`: the id of that one.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class CurrentTask:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker has been told to stop: the task gets its `shutdown_grace` from then on."""
+        """Whether the worker is stopping: the task has its `shutdown_grace` from then on."""
         return self._stopping()
 
     def report(self, **progress: Any) -> None:
-        """Tell how far the task is: `handler.progress` in the worker, and what `sqstaskmaster ps` shows.
+        """Report how far the task is: `handler.progress` in the worker, and what `sqstaskmaster ps` shows.
 
-        Replaces what was reported before. Meant for some reports a second; what is no plain data arrives as its `repr`.
+        It replaces the previous report. Call it a few times a second at most; anything but plain data arrives as its
+        `repr`.
         """
         self._report(progress)
 
@@ -95,6 +97,11 @@ _running: list[CurrentTask] = []
 def current_task() -> CurrentTask | None:
     """The task that runs in this process, None outside a task. In any of its threads."""
     return _running[-1] if _running else None
+
+
+def messages() -> list[Any]:
+    """The messages of the tasks that run in this process, as CurrentTask has them."""
+    return [task._message for task in _running]
 
 
 @contextlib.contextmanager
@@ -117,6 +124,17 @@ def end(task: CurrentTask) -> None:
         _running.remove(task)
 
 
+# For records that are written later, in another thread: the task that ran when they were made.
+_when_made: contextvars.ContextVar[tuple[CurrentTask | None] | None] = contextvars.ContextVar("when_made", default=None)
+
+
+def as_of_now() -> contextvars.Context:
+    """The context of this moment, in which TaskFilter goes by the task that runs now."""
+    context = contextvars.copy_context()
+    context.run(_when_made.set, (current_task(),))
+    return context
+
+
 class TaskFilter(logging.Filter):
     """Puts `task` and `message_id` on the records that are made while a task runs in this process.
 
@@ -124,7 +142,8 @@ class TaskFilter(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        task = current_task()
+        made = _when_made.get()
+        task = current_task() if made is None else made[0]
         if task is not None:
             for name, value in (("task", task.name), ("message_id", task.message_id)):
                 if not hasattr(record, name):

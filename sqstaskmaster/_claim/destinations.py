@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sqstaskmaster._claim import forwarding
+from sqstaskmaster._sqs.confirmation import is_of_boto3
+from sqstaskmaster._sqs.explained import send
+from sqstaskmaster._sqs.queues import QueueCalls
+from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import CannotContinue
 
 #: Said once of a queue, with the task's name and what is wrong.
 NOT_DEAD_LETTERED = (
-    "Task %s is not dead-lettered and has failed as ever: %s: give the queue a redrive policy, and allow "
-    "sqs:GetQueueAttributes on it and sqs:SendMessage on its dead-letter queue. Said once"
+    "Task %s is not dead-lettered, and has failed as usual: %s: give the queue a redrive policy, and allow "
+    "sqs:GetQueueAttributes on it and sqs:SendMessage on its dead-letter queue. Logged once"
 )
 
 #: With the task's name, the number of the receive, and the message.
 LAST_RECEIVE = (
-    "Task %s was given back on receive %d, the last that the redrive policy allows: the next receive moves it to the "
-    "dead-letter queue, though nothing is wrong with it. Raise maxReceiveCount, or let the task raise Continue when it "
-    "is told to stop, which costs no receive: message %s"
+    "Task %s was given back on receive %d, the last that the redrive policy allows: the next receive moves it to "
+    "the dead-letter queue, though nothing is wrong with it. Raise maxReceiveCount, or let the task raise Continue "
+    "when it has to stop, which costs no receive: message %s"
 )
+
+# A redrive policy that was changed, or added as a warning advises, is noticed after so long.
+_KNOWN_SECONDS = 60.0
 
 # Who says that a message is dead.
 _BY = f"sqstaskmaster on {socket.gethostname()}"
@@ -33,28 +41,59 @@ class DeadLetterQueue(NamedTuple):
 
     url: str
     max_receive_count: int
-    send: Callable[[Mapping[str, Any]], Any]
+    queue: Any
 
 
-def send_successor(message: Any, request: Mapping[str, Any]) -> None:
-    """Send to the queue that the message came from.
+class Origin:
+    """The queue that messages came from, as far as they are sent on: to itself, or to its dead-letter queue.
 
-    :raises CannotContinue: where the message does not know its queue.
-    :raises Exception: what the queue raises.
+    Its dead-letter queue is looked up once, again after an error. May be used in any thread.
+
+    :param url: the queue's.
+    :param queue: gives the queue that is asked, looked up when used: each request is made once, and bounded.
+    :param make: makes the queue of another URL, as this one was made. None: boto3's own.
+    :param writer: writes the body of a successor, strict where the manager is.
     """
-    _queue_of(message).send_message(**request)
 
-
-class DeadLetterQueues:
-    """Finds the dead-letter queues of queues: each queue is asked for its redrive policy once, again after an error."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, DeadLetterQueue | None] = {}
+    def __init__(
+        self,
+        url: str,
+        queue: Callable[[], Any],
+        make: Callable[[str], Any] | None,
+        writer: Writer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.url = url
+        self.writer = writer
+        self._queue = queue
+        self._make = make
+        self._clock = clock
+        self._known: tuple[float, DeadLetterQueue | None] | None = None
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
-    def send(self, message: Any, task: str, error: BaseException, has_attributes: bool) -> bool:
-        """Send a failed message to its queue's dead-letter queue, with the reason, where that is due. Whether it was.
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What it knows belongs to this process's connections.
+        return Origin, (self.url, self._queue, self._make, self.writer)
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Send a successor.
+
+        :raises Exception: what the queue raises.
+        """
+        send(self._queue(), self.url, request)
+
+    def change_visibility(self, message: Any, seconds: int) -> None:
+        """Set the visibility timeout of a message that came from here, by one request.
+
+        :raises Exception: what came of it.
+        """
+        (error,) = QueueCalls(self._queue()).change_visibility([(message, seconds)])
+        if error is not None:
+            raise error
+
+    def send_dead_letter(self, message: Any, task: str, error: BaseException, has_attributes: bool) -> bool:
+        """Send a failed message to the dead-letter queue, with the reason, where that is due. Whether it was.
 
         :param has_attributes: whether the message was received with all its message attributes.
         :raises CannotContinue: where there is none, or the message cannot be sent as it is.
@@ -65,19 +104,19 @@ class DeadLetterQueues:
                 "its message was received without its message attributes, which would be lost: "
                 'task_generator(message_attribute_names=["All"])'
             )
-        found = self.of(message)
+        found = self.dead_letters()
         if found is None:
-            raise CannotContinue(f"{_queue_of(message).url} has no dead-letter queue")
+            raise CannotContinue(f"{self.url} has no dead-letter queue")
         if not forwarding.is_due(message, error, found.max_receive_count):
             return False
-        found.send(forwarding.dead_letter(message, task, error, _BY))
+        send(found.queue, found.url, forwarding.dead_letter(message, task, error, _BY))
         return True
 
-    def is_news(self, url: str | None, problem: BaseException) -> bool:
-        """Whether this problem with a queue's dead-letter queue has not been told yet."""
+    def is_news(self, problem: BaseException) -> bool:
+        """Whether this problem with the dead-letter queue has not been told yet."""
         from sqstaskmaster._sqs.answers import code_of  # loads botocore, which who only sends a task need not wait for
 
-        said = f"{url}: {code_of(problem) or type(problem).__name__}"
+        said = code_of(problem) or type(problem).__name__
         with self._lock:
             told = said in self._warned
             self._warned.add(said)
@@ -86,50 +125,50 @@ class DeadLetterQueues:
     def is_last_receive(self, message: Any) -> bool:
         """Whether the next receive moves the message to the dead-letter queue; False where that cannot be known."""
         try:
-            found = self.of(message)
+            found = self.dead_letters()
         except Exception:  # a worker that is stopping has better to do than to tell of this
             return False
         return found is not None and forwarding.is_last_receive(message, found.max_receive_count)
 
-    def of(self, message: Any) -> DeadLetterQueue | None:
-        """The dead-letter queue of the queue that the message came from, None where that has none.
+    def dead_letters(self) -> DeadLetterQueue | None:
+        """The dead-letter queue, None where there is none.
 
-        :raises CannotContinue: where the message does not know its queue.
         :raises Exception: what the queue raises.
         """
-        queue = _queue_of(message)
-        with self._lock:
-            if queue.url in self._known:
-                return self._known[queue.url]
-        found = _asked(queue)
-        with self._lock:
-            return self._known.setdefault(queue.url, found)
+        known, now = self._known, self._clock()
+        if known is not None and now - known[0] < _KNOWN_SECONDS:
+            return known[1]
+        try:
+            found = self._ask()
+        except Exception:
+            if known is None:
+                raise
+            found = known[1]
+        self._known = now, found
+        return found
+
+    def _ask(self) -> DeadLetterQueue | None:
+        queue = self._queue()
+        queue.load()
+        policy = json.loads(queue.attributes.get("RedrivePolicy") or "{}")
+        if not policy:
+            return None
+        url = dead_letter_url(self.url, str(policy["deadLetterTargetArn"]))
+        return DeadLetterQueue(url, int(policy["maxReceiveCount"]), self._other(queue, url))
+
+    def _other(self, queue: Any, url: str) -> Any:
+        """The queue of another URL, made by the user's own constructor: it may encrypt what it sends, say."""
+        if self._make is None and is_of_boto3(queue, "send_message"):
+            return type(queue)(url, client=queue.meta.client)
+        other = (self._make or type(queue))(url)
+        if getattr(other, "url", url) != url:
+            raise CannotContinue(
+                f"queue_constructor({url!r}) returned the queue {other.url}, and dead letters do not belong there: "
+                "it must return the queue of the URL that it gets"
+            )
+        return other
 
 
 def dead_letter_url(url: str, arn: str) -> str:
     """The URL of a queue's dead-letter queue: SQS wants both in one account and region, so only the name differs."""
     return f"{url.rpartition('/')[0]}/{arn.rpartition(':')[2]}"
-
-
-def _asked(queue: Any) -> DeadLetterQueue | None:
-    queue.load()
-    policy = json.loads(queue.attributes.get("RedrivePolicy") or "{}")
-    if not policy:
-        return None
-    url = dead_letter_url(queue.url, str(policy["deadLetterTargetArn"]))
-    client = getattr(getattr(queue, "meta", None), "client", None)
-    if client is not None:
-        return DeadLetterQueue(
-            url, int(policy["maxReceiveCount"]), lambda request: client.send_message(QueueUrl=url, **request)
-        )
-    other = type(queue)(url)
-    return DeadLetterQueue(url, int(policy["maxReceiveCount"]), lambda request: other.send_message(**request))
-
-
-def _queue_of(message: Any) -> Any:
-    find = getattr(message, "Queue", None)
-    if not callable(find):
-        raise CannotContinue(
-            f"{message!r} does not know the queue it came from: a message needs a Queue() that gives it, as boto3's has"
-        )
-    return find()

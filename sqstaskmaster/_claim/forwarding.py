@@ -2,25 +2,36 @@
 
     forwarded first, deleted second: a crash in between leaves two messages, never none
 
-Body and the user's message attributes go on byte for byte. Ours are one attribute, `sqstaskmaster`, a JSON object:
-SQS allows ten. Pure: the requests are made by whoever drives the claim.
+Body and the user's message attributes go on byte for byte, and so does the trace header of AWS X-Ray. Ours are one
+attribute, `sqstaskmaster`, a JSON object: SQS allows ten, and where there is no room for it, `service_name` gives way.
+Pure: the requests are made by whoever drives the claim.
+
+A FIFO queue drops a message with the deduplication id of one of the last five minutes. The user may have given one id
+to two messages; those of what is sent on are made of the message id of SQS instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from sqstaskmaster._sqs import messages
-from sqstaskmaster._sqs.limits import MAX_MESSAGE_ATTRIBUTES, MAX_MESSAGE_BYTES, message_bytes
-from sqstaskmaster.endings import DeadLetter
+from sqstaskmaster._sqs.limits import MAX_MESSAGE_ATTRIBUTES, MAX_MESSAGE_BYTES, check_identifier, message_bytes
+from sqstaskmaster._sqs.values import Writer
+from sqstaskmaster.endings import Continue, DeadLetter
 from sqstaskmaster.errors import CannotContinue
 
 ATTRIBUTE = "sqstaskmaster"
+
+# The sender's name: ours too, and the one that can be missed.
+SENDER = "service_name"
+
+#: The system attribute in which AWS X-Ray passes a trace on.
+TRACE_HEADER = "AWSTraceHeader"
 
 # A reason is for people; a longer one is cut before it is the limit of SQS that cuts it.
 _REASON_CHARACTERS = 10_000
@@ -47,13 +58,20 @@ def chain_of(message: Any) -> Chain:
 
 
 def successor(
-    message: Any, task: str, kwargs: Mapping[str, Any], delay_seconds: int, most: int, has_attributes: bool
+    message: Any,
+    task: str,
+    kwargs: Mapping[str, Any],
+    delay_seconds: int,
+    most: int,
+    has_attributes: bool,
+    writer: Writer | None = None,
 ) -> dict[str, Any]:
     """The parameters of SendMessage for the continuation of a task.
 
     :param kwargs: those of the message, updated.
     :param most: how many continuations one task may have.
     :param has_attributes: whether the message was received with all its message attributes.
+    :param writer: writes the body: a strict one refuses what JSON cannot hold.
     :raises CannotContinue: where it cannot be sent; names the remedy.
     """
     if not has_attributes:
@@ -64,29 +82,28 @@ def successor(
     chain = chain_of(message)
     if chain.number >= most:
         raise CannotContinue(
-            f"Task {task!r} has continued {chain.number:,} times and may do so {most:,} times (max_continuations): if "
-            "that is no bug, raise the limit"
+            f"Task {task!r} has continued {chain.number:,} times and may do so {most:,} times (max_continuations): "
+            "if that is not a bug, raise the limit"
         )
     system = _mapping(message.attributes)
     fifo = "MessageGroupId" in system and "MessageDeduplicationId" in system
     if fifo and delay_seconds:
         raise CannotContinue(f"Task {task!r} cannot continue with a delay: a FIFO queue has one delay for all messages")
-    first_id = chain.first_id or str(getattr(message, "message_id", ""))
+    first_id = chain.first_id or _message_id(message)
     content = {"continuation": chain.number + 1, "first_id": first_id}
     first_sent = chain.first_sent or system.get("SentTimestamp")
     if isinstance(first_sent, str):
         content["first_sent"] = first_sent
     try:
-        body = messages.encode(task, kwargs)
+        body = messages.encode(task, kwargs, writer or messages.LENIENT)
     except ValueError as error:
         raise CannotContinue(f"Task {task!r} cannot continue: {error}") from error
     request: dict[str, Any] = {"MessageBody": body, "MessageAttributes": _with(message, task, content)}
     if delay_seconds:
         request["DelaySeconds"] = delay_seconds
-    if "MessageGroupId" in system:
-        request["MessageGroupId"] = str(system["MessageGroupId"])
+    request.update(_of_system(system))
     if fifo:
-        request["MessageDeduplicationId"] = f"{first_id}-{chain.number + 1}"
+        request["MessageDeduplicationId"] = _deduplication_id(f"{first_id}-{chain.number + 1}")
     size = message_bytes(request)
     if size > MAX_MESSAGE_BYTES:
         raise CannotContinue(
@@ -96,15 +113,59 @@ def successor(
     return request
 
 
-def without_retry(error: Any, types: tuple[type[BaseException], ...]) -> DeadLetter | None:
-    """What says that no retry helps: a DeadLetter, or an exception of one of the types, as one. None: a retry may."""
-    if isinstance(error, DeadLetter):
+def ungrouped(error: Any) -> Any:
+    """The Continue that is all there is in a group (asyncio.TaskGroup raises such); else the error as it is.
+
+    One that is not alone in its group is a CannotContinue.
+    """
+    leaves = _leaves(error)
+    others = [leaf for leaf in leaves if not isinstance(leaf, Continue)]
+    if leaves == [error] or len(others) == len(leaves) or not all(isinstance(leaf, Exception) for leaf in others):
         return error
-    if not isinstance(error, types):
+    if len(leaves) == 1:
+        return leaves[0]
+    problem = CannotContinue(
+        f"Continue was raised {len(leaves) - len(others)} times in one group, with {len(others)} other errors, and a "
+        "task can only end once"
+    )
+    problem.__cause__ = error
+    return problem
+
+
+def checked_types(given: Any) -> tuple[type[BaseException], ...]:
+    """:raises ValueError: for anything but a type of exceptions, or a tuple of them."""
+    types = given if isinstance(given, tuple) else (given,)
+    for each in types:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise ValueError(f"dead_letter must be types of exceptions, like (KeyError, ValueError), not {given!r}")
+    return types
+
+
+def without_retry(error: Any, types: tuple[type[BaseException], ...]) -> DeadLetter | None:
+    """What says that no retry helps: a DeadLetter, or an exception of one of the types, as one. None: a retry may.
+
+    A group is one where all that is in it says so.
+    """
+    leaves = [error] if isinstance(error, types) else _leaves(error)
+    if not all(isinstance(leaf, (DeadLetter, *types)) for leaf in leaves):
         return None
-    dead_letter = DeadLetter(f"{type(error).__name__}: {error}")
+    if len(leaves) == 1 and isinstance(leaves[0], DeadLetter):
+        return leaves[0]
+    reasons = (str(leaf) if isinstance(leaf, DeadLetter) else f"{type(leaf).__name__}: {leaf}" for leaf in leaves)
+    dead_letter = DeadLetter("; ".join(dict.fromkeys(reasons)))
     dead_letter.__cause__ = error
     return dead_letter
+
+
+def _leaves(error: Any) -> list[Any]:
+    """The exceptions of a group, and of those in it; of any other exception itself.
+
+    Known by `exceptions`: before Python 3.11 groups are a package's, with names of its own.
+    """
+    inner = getattr(error, "exceptions", None) if isinstance(error, BaseException) else None
+    if not isinstance(inner, (tuple, list)) or not inner or not all(isinstance(one, BaseException) for one in inner):
+        return [error]
+    return [leaf for one in inner for leaf in _leaves(one)]
 
 
 def is_due(message: Any, error: BaseException, max_receive_count: int) -> bool:
@@ -138,12 +199,10 @@ def dead_letter(message: Any, task: str, error: BaseException, by: str, now: flo
     }
     if isinstance(system.get("SentTimestamp"), str):
         content.setdefault("first_sent", system["SentTimestamp"])
-    request: dict[str, Any] = {"MessageBody": message.body}
-    if "MessageGroupId" in system:
-        request["MessageGroupId"] = str(system["MessageGroupId"])
+    request: dict[str, Any] = {"MessageBody": message.body, **_of_system(system)}
     if "MessageDeduplicationId" in system:
-        # Its own again: a dead-letter queue is another queue, and what was dropped there was this very message.
-        request["MessageDeduplicationId"] = str(system["MessageDeduplicationId"])
+        # As SQS's own move does. By its own id it would be dropped where another message of that id has just died.
+        request["MessageDeduplicationId"] = _deduplication_id(_message_id(message))
     while True:
         request["MessageAttributes"] = _with(message, task, content)
         over = message_bytes(request) - MAX_MESSAGE_BYTES
@@ -160,8 +219,8 @@ def dead_letter(message: Any, task: str, error: BaseException, by: str, now: flo
 def redriven(message: Any, fifo: bool) -> dict[str, Any]:
     """The parameters of SendMessage for a dead message that is to be tried again: itself, without the reason.
 
-    :param fifo: whether it goes to a FIFO queue. It gets a deduplication id that was never used: by its own it would be
-        dropped, and then deleted, where it died within five minutes.
+    :param fifo: whether it goes to a FIFO queue. Its deduplication id is the dead message's id: by its own it would be
+        dropped, and then deleted, where it died young. So it is dropped only where it was redriven just now.
     """
     system, ours = _mapping(message.attributes), _ours(message)
     kept = ("continuation", "first_id", "first_sent")
@@ -169,10 +228,9 @@ def redriven(message: Any, fifo: bool) -> dict[str, Any]:
     request: dict[str, Any] = {"MessageBody": message.body, "MessageAttributes": _with(message, "", content)}
     if not content:
         del request["MessageAttributes"][ATTRIBUTE]
-    if "MessageGroupId" in system:
-        request["MessageGroupId"] = str(system["MessageGroupId"])
+    request.update(_of_system(system))
     if fifo:
-        request["MessageDeduplicationId"] = str(uuid.uuid4())
+        request["MessageDeduplicationId"] = _deduplication_id(_message_id(message))
     return request
 
 
@@ -180,6 +238,34 @@ def reason_of(message: Any) -> dict[str, Any]:
     """What `dead_letter` said of a message: task, error, reason, receive_count, when, by; {} where it did not."""
     found = _ours(message)
     return found if "reason" in found else {}
+
+
+def _of_system(system: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes along of what SQS, and not the sender, keeps of a message: its group, and the trace that it is part of.
+
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
+    """
+    request: dict[str, Any] = {}
+    if "MessageGroupId" in system:
+        request["MessageGroupId"] = str(system["MessageGroupId"])
+    if isinstance(system.get(TRACE_HEADER), str):
+        header = {"StringValue": system[TRACE_HEADER], "DataType": "String"}
+        request["MessageSystemAttributes"] = {TRACE_HEADER: header}
+    return request
+
+
+def _message_id(message: Any) -> str:
+    """SQS's id of the message; for one that has none (it is the user's own), its deduplication id."""
+    found = getattr(message, "message_id", None) or _mapping(message.attributes).get("MessageDeduplicationId")
+    return str(found or "")
+
+
+def _deduplication_id(text: str) -> str:
+    """The text where SQS takes it, else its hash."""
+    try:
+        return check_identifier("MessageDeduplicationId", text)
+    except ValueError:
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _ours(message: Any) -> dict[str, Any]:
@@ -198,6 +284,8 @@ def _with(message: Any, task: str, content: Mapping[str, Any]) -> dict[str, Any]
         for name, value in _mapping(getattr(message, "message_attributes", None)).items()
         if name != ATTRIBUTE
     }
+    if len(kept) >= MAX_MESSAGE_ATTRIBUTES:
+        kept.pop(SENDER, None)
     if len(kept) >= MAX_MESSAGE_ATTRIBUTES:
         raise CannotContinue(
             f"The message of task {task!r} has {len(kept)} message attributes and SQS takes {MAX_MESSAGE_ATTRIBUTES}: "

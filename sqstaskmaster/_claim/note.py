@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from sqstaskmaster._claim.destinations import DeadLetterQueues
+from sqstaskmaster._claim.destinations import Origin
 
 _NOTE = "_sqstaskmaster_receipt"
-
-
-class Terms(NamedTuple):
-    """What a worker wants of the handler of its message; a loop of the user's wants nothing.
-
-    `fits` raises where kwargs do not fit the task.
-    """
-
-    fits: Callable[[Mapping[str, Any]], object] | None = None
-    stops_on_lost_claim: bool = False
-    dead_letter_reasons: bool = False
 
 
 class Receipt(NamedTuple):
@@ -27,18 +14,17 @@ class Receipt(NamedTuple):
 
     `asked_at` and `answered_at`: when ReceiveMessage was sent and answered, seconds of the claim's clock. `seconds`:
     the visibility timeout it asked for, None once the claim has been changed by somebody. `task`: the task's name.
-    `has_attributes`: whether all message attributes were asked for; SQS sends no others. `dead_letters`: what is known
-    of the queue's dead-letter queue.
+    `has_attributes`: whether all message attributes were asked for; SQS sends no others. `origin`: the queue it came
+    from. `lapses`: whether a claim on it can.
     """
 
     asked_at: float
     answered_at: float
     seconds: int | None
     task: str | None = None
-    queue_url: str | None = None
     has_attributes: bool = False
-    dead_letters: DeadLetterQueues | None = None
-    terms: Terms = Terms()
+    origin: Origin | None = None
+    lapses: bool = True
 
 
 def leave(message: Any, receipt: Receipt) -> None:
@@ -60,5 +46,5 @@ def take(message: Any) -> Receipt | None:
     """What is noted on the message; from now on the note does not say how long the claim is, since it is changed."""
     receipt = read(message)
     if receipt is not None:
-        leave(message, Receipt(receipt.asked_at, receipt.answered_at, None, *receipt[3:]))
+        leave(message, receipt._replace(seconds=None))
     return receipt

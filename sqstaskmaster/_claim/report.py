@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sqstaskmaster._claim import forwarding
+from sqstaskmaster._claim.words import of_failure, users_traceback
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster.errors import ShutdownRequested
 
@@ -18,6 +20,9 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "peak_memory": lambda size: f"peak memory {size / 1024**2:.1f} MiB",
     "continuation": lambda number: f"continuation {number}",
 }
+
+#: Its callback, its task, seconds.
+CALLBACK_GIVEN_UP = "%s() of task %s has not returned in %g s; the worker waits no longer"
 
 _facts_of_line: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("facts_of_line", default={})
 
@@ -29,8 +34,7 @@ class FactsFilter(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        for name, value in _facts_of_line.get().items():
-            record.__dict__.setdefault(name, value)
+        record.__dict__.update(_facts_of_line.get())
         return True
 
 
@@ -38,9 +42,9 @@ class Report:
     """What is said of one message, from the time its handler has it.
 
     `ended_at`, `outcome`, `comes_back_in` (seconds until the message is visible again, None where that is not known or
-    does not happen), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped), `used`
-    (`cpu_seconds`, and `peak_memory` in bytes, where they are known) and `continuation` are for whoever handles it to
-    set. May be used in any thread.
+    does not happen), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped) and `used`
+    (`cpu_seconds`, and `peak_memory` in bytes, where they are known) are for whoever handles it to set. May be used in
+    any thread.
 
     :param message: as for MessageHandler; nothing but `body` and `attributes` is needed of it.
     :param task: the task's name, empty where the body has none.
@@ -67,13 +71,16 @@ class Report:
         self.comes_back_in: float | None = None
         self.limit: float | None = None
         self.used: Mapping[str, Any] = {}
-        self.continuation: int | None = None
         self.stack = ""
         self._message = message
         self._notify = notify
         self._logger = logger
         self._clock = clock
         self._queue_url = queue_url
+
+    def is_about(self, message: Any) -> None:
+        """From now on it is this receive of the message."""
+        self._message = message
 
     def notify_with(self, notify: Callable[..., Any]) -> None:
         """From now on this is what is told."""
@@ -91,6 +98,11 @@ class Report:
         """The message's id; None where it has none."""
         message_id = getattr(self._message, "message_id", None)
         return message_id if isinstance(message_id, str) else None
+
+    @property
+    def continuation(self) -> int:
+        """How often the task had continued before this message."""
+        return forwarding.chain_of(self._message).number
 
     @property
     def seconds(self) -> float:
@@ -124,6 +136,16 @@ class Report:
             context["queue"] = self._queue_url
         return {**context, "stack": self.stack} if self.stack else context
 
+    @property
+    def subject(self) -> Any:
+        """What stands for the message in texts. Tests of the classic library compare the message itself.
+
+        In a worker it is its id, and the task: a receipt handle is long, and nobody's business.
+        """
+        if self._queue_url is None:
+            return self._message
+        return f"{self._id()} (task {printable(self.task)})" if self.task else self._id()
+
     # -- what is said --------------------------------------------------------------------------------------------
 
     def failed(self, exception: Any) -> None:
@@ -132,8 +154,20 @@ class Report:
         if isinstance(exception, ShutdownRequested):
             text = "Task %s interrupted, because the worker is stopping: message %s"
             self.log(logging.WARNING, "interrupted", text, printable(self.task), self._id())
-        else:
+        elif self._queue_url is None:
             self._log_exception("Failed for message: %s", exception, "failed")
+        else:
+            words = of_failure(self.facts("failed"), exception)
+            is_one = isinstance(exception, BaseException)
+            # Formatters take the text that a record brings for its traceback's.
+            more = {"exc_text": users_traceback(exception)} if is_one else {}
+            self._log_exception("%s", exception, "failed", words, **more)
+
+    def refused(self, error: BaseException) -> None:
+        """It is no task of ours: one line, with the user's own traceback where there is one, and one `notify`."""
+        cause = error.__cause__
+        self._logger().error("%s: message %s", error, self.subject, exc_info=cause, extra=self.facts("refused"))
+        self.notify(error)
 
     def not_deleted(self, exception: Exception) -> None:
         """The delete of finished work was given up: one `notify` and one line."""
@@ -153,7 +187,7 @@ class Report:
     def trouble(self, text: str, exception: BaseException, action: str, level: int = logging.WARNING) -> None:
         """Something beside the task went wrong: one `notify` and one line. `text` has one %s, for the message."""
         self.notify(exception)
-        self._logger().log(level, text, self._message, exc_info=exception, extra=self.facts(action))
+        self._logger().log(level, text, self.subject, exc_info=exception, extra=self.facts(action))
 
     def trouble_apart(
         self, wait: float, text: str, exception: BaseException, action: str, level: int = logging.WARNING
@@ -164,14 +198,27 @@ class Report:
         """
         BoundedCall(lambda: self.trouble(text, exception, action, level)).wait(wait)
 
+    def deleted(self, wait: float) -> None:
+        """Somebody has deleted the message, to have the task stopped: one line, apart in the same way."""
+        text = "Task %s is stopped, because its message was deleted: message %s"
+        task, message_id = printable(self.task), self._id()
+        BoundedCall(lambda: self.log(logging.WARNING, "message_deleted", text, task, message_id)).wait(wait)
+
     def finished(self) -> None:
         """The one line of a task that has ended, done or not."""
-        if not self.is_said(logging.INFO):
-            return
-        more = {**self.used, "continuation": self.continuation}
+        if self.is_said(logging.INFO):
+            text, arguments, facts = self._finished()
+            self._logger().info(text, *arguments, extra=facts)
+
+    def finished_line(self) -> str:
+        """The text of that line."""
+        text, arguments, _ = self._finished()
+        return text % arguments
+
+    def _finished(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        more = {**self.used, "continuation": self.continuation or None}
         facts = {**self.facts("finished"), **more}
-        self._logger().info(
-            "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s%s",
+        arguments = (
             printable(self.task),
             self.outcome,
             self._id(),
@@ -179,21 +226,22 @@ class Report:
             "?" if facts["queued"] is None else f"{facts['queued']:.3f}",
             facts["elapsed"],
             "".join(f", {say(more[name])}" for name, say in _WORDS.items() if more.get(name) is not None),
-            extra=facts,
         )
+        return "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s%s", arguments, facts
 
     def notify(self, exception: Any) -> None:
         """Tell the user's `notify`."""
         try:
             self._notify(exception, context=self.context())
         except Exception:
-            self._logger().exception("notify failed for message: %s", self._message, extra=self.facts("notify_failed"))
+            self._logger().exception("notify failed for message: %s", self.subject, extra=self.facts("notify_failed"))
 
     def _id(self) -> str:
         return "?" if self.message_id is None else printable(self.message_id)
 
-    def _log_exception(self, text: str, exception: Any, action: str) -> None:
-        token = _facts_of_line.set(self.facts(action))
+    def _log_exception(self, text: str, exception: Any, action: str, subject: Any = None, **more: Any) -> None:
+        token = _facts_of_line.set({**self.facts(action), **more})
+        subject = self.subject if subject is None else subject
         try:
             if isinstance(exception, BaseException) and sys.exc_info()[1] is not exception:
                 context = exception.__context__
@@ -201,9 +249,9 @@ class Report:
                     raise exception
                 except BaseException:
                     exception.__context__ = context
-                    self._logger().exception(text, self._message)
+                    self._logger().exception(text, subject)
             else:
-                self._logger().exception(text, self._message)
+                self._logger().exception(text, subject)
         finally:
             _facts_of_line.reset(token)
 

@@ -14,6 +14,8 @@ import calendar
 import contextlib
 import itertools
 import json
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +24,13 @@ from typing import Any
 from sqstaskmaster._claim import forwarding
 from sqstaskmaster._claim.report import printable
 from sqstaskmaster._cli import tables
-from sqstaskmaster._cli.exits import CommandError
+from sqstaskmaster._cli.exits import CommandError, asking
 from sqstaskmaster._service.exit_codes import Exit
+from sqstaskmaster._signals.wakeup import SignalWakeup
 from sqstaskmaster._sqs import messages
 from sqstaskmaster._sqs.answers import SQS_ERRORS
+from sqstaskmaster._sqs.confirmation import batch_results, is_of_boto3
+from sqstaskmaster._sqs.explained import send
 from sqstaskmaster._sqs.limits import MAX_BATCH_ENTRIES
 from sqstaskmaster.errors import MalformedMessage
 from sqstaskmaster.task_manager import TaskManager
@@ -39,43 +44,61 @@ _WAIT_SECONDS = 1
 
 _SHOWN_CHARACTERS = 60
 
+_NO_REASON = (
+    "No reasons are known: SQS moved these messages itself, without a reason. With "
+    "Worker(dead_letter_reasons=True) the worker sends the reason at the last failure"
+)
+
 
 def dead(arguments: argparse.Namespace) -> Exit:
     """Show the messages of a dead-letter queue."""
-    queue = TaskManager(arguments.url).queue
-    _refuse_where_a_look_matters(queue)
+    manager = TaskManager(arguments.url)
+    _refuse_where_a_look_matters(manager)
     rows: list[list[str]] = []
-    with _Look(queue) as look:
+    any_reason = False
+    with _Look(manager.queue) as look:
         for message in itertools.islice(look.matching(arguments.task, arguments.id), arguments.limit):
             if arguments.json:
                 print(json.dumps(_record(message)), flush=True)
             else:
-                rows.append(_row(_record(message)))
+                record = _record(message)
+                rows.append(_row(record))
+                any_reason = any_reason or record["reason"] is not None
     if not arguments.json:
-        numbers = ("age", "receives")
-        tables.show(
-            tables.Table(("id", "task", "kwargs", "reason", "age", *numbers[1:], "first sent"), rows, (), numbers)
-        )
+        columns = ("message_id", "task", "kwargs", "reason", "age", "receive_count", "first_sent")
+        below = ("message_id", "first_sent")
+        tables.show(tables.Table(columns, rows, (), ("age", "receive_count"), ("task", "kwargs", "reason"), below))
+        if rows and not any_reason:
+            print(_NO_REASON, file=sys.stderr)
     look.tell_what_was_not_seen(arguments.limit)
+    if look.stopped_by is not None:
+        raise CommandError(Exit.INTERRUPTED, f"Stopped by {look.stopped_by}: there may be more")
     return Exit.OK
 
 
 def move_some(arguments: argparse.Namespace, destination: str) -> Exit:
     """Send the messages that the filter names to the destination, then delete them."""
     manager = TaskManager(arguments.url)
-    _refuse_where_a_look_matters(manager.queue)
+    _refuse_where_a_look_matters(manager)
     target = TaskManager(destination).queue
     moved = 0
+    last = ""
     pause = 0.0 if arguments.rate is None else 1 / arguments.rate
     with tables.progress("Moved", None) as update, _Look(manager.queue) as look:
         for message in itertools.islice(look.matching(arguments.task, arguments.id), arguments.limit):
-            target.send_message(**forwarding.redriven(message, target.url.endswith(".fifo")))
-            message.delete()
+            _move(message, target)
             look.forget(message)
             moved += 1
+            last = message.message_id
             update(moved, None)
-            time.sleep(pause)
-    print(f"{moved:,} messages moved to {destination}")
+            look.wait(pause)
+    if look.stopped_by is not None:
+        where = f", the last of them {last}" if moved else ""
+        raise CommandError(
+            Exit.INTERRUPTED,
+            f"Stopped by {look.stopped_by} after {moved:,} messages{where}: run it again for the rest",
+        )
+    print(f"{moved:,} {'message' if moved == 1 else 'messages'} moved to {destination}")
     look.tell_what_was_not_seen(arguments.limit)
     missing = sorted(set(arguments.id or ()) - look.seen)
     if missing:
@@ -85,10 +108,24 @@ def move_some(arguments: argparse.Namespace, destination: str) -> Exit:
     return Exit.OK
 
 
+def _move(message: Any, target: Any) -> None:
+    """Send it first, delete it second."""
+    with asking(target.url, target):
+        send(target, target.url, forwarding.redriven(message, target.url.endswith(".fifo")))
+    try:
+        with asking(message.queue_url, message):
+            message.delete()
+    except CommandError as error:
+        raise CommandError(
+            error.code, f"Message {message.message_id} was sent, but not deleted, so it is in both queues now: {error}"
+        ) from error
+
+
 class _Look:
     """The messages of a queue, each once. What it still holds in the end is given back at once.
 
-    `seen`: the ids of the messages that matched.
+    SIGINT and SIGTERM end it between two messages. `seen`: the ids of the messages that matched. `stopped_by`: the
+    name of the signal that ended it.
     """
 
     def __init__(self, queue: Any, clock: Callable[[], float] = time.monotonic) -> None:
@@ -97,11 +134,30 @@ class _Look:
         self._clock = clock
         self._held: dict[str, Any] = {}
         self._out_of_time = False
+        self._signals = SignalWakeup(signal.SIGINT, signal.SIGTERM)
+        self.stopped_by: str | None = None
 
     def __enter__(self) -> _Look:
+        self._signals.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        try:
+            self._give_back()
+        finally:
+            self._signals.__exit__(*exception)
+
+    def wait(self, seconds: float) -> None:
+        """Let so many seconds pass, or less: until a signal comes."""
+        select.select([self._signals], [], [], seconds)
+
+    def _is_stopped(self) -> bool:
+        arrived = self._signals.read()
+        if arrived and self.stopped_by is None:
+            self.stopped_by = signal.Signals(arrived[0]).name
+        return self.stopped_by is not None
+
+    def _give_back(self) -> None:
         handles = list(self._held.values())
         refused = 0
         for start in range(0, len(handles), MAX_BATCH_ENTRIES):
@@ -110,9 +166,15 @@ class _Look:
                 for number, handle in enumerate(handles[start : start + MAX_BATCH_ENTRIES])
             ]
             try:
-                refused += len(self._queue.change_message_visibility_batch(Entries=entries).get("Failed", ()))
+                answer = self._queue.change_message_visibility_batch(Entries=entries)
             except SQS_ERRORS:
                 refused += len(entries)
+                continue
+            of_boto3 = is_of_boto3(self._queue, "change_message_visibility_batch")
+            results = batch_results(
+                "ChangeMessageVisibilityBatch", answer, dict.fromkeys(entry["Id"] for entry in entries), of_boto3
+            )
+            refused += sum(isinstance(result, Exception) for result in results.values())
         if refused:
             print(
                 f"{refused:,} messages were not given back: they are visible again in {_HIDDEN_SECONDS} s at most",
@@ -126,6 +188,8 @@ class _Look:
             if self._clock() > ends:
                 self._out_of_time = True
                 return
+            if self._is_stopped():
+                return
             received = self._queue.receive_messages(
                 AttributeNames=["All"],
                 MessageAttributeNames=["All"],
@@ -137,6 +201,8 @@ class _Look:
                 return
             self._held.update({message.message_id: message.receipt_handle for message in received})
             for message in received:
+                if self._is_stopped():
+                    return
                 if message.message_id in self.seen:
                     continue  # standard queues deliver at least once
                 if (task is None or _task_of(message)[0] == task) and (ids is None or message.message_id in ids):
@@ -154,18 +220,17 @@ class _Look:
             print(f"There may be more: the first {limit:,} are shown or moved (--limit)", file=sys.stderr)
         if self._queue.url.endswith(".fifo"):
             print(
-                f"A FIFO queue shows the first {MAX_BATCH_ENTRIES} messages of each message group to one look, no more",
+                f"One look at a FIFO queue shows only the first {MAX_BATCH_ENTRIES} messages of each message group",
                 file=sys.stderr,
             )
 
 
-def _refuse_where_a_look_matters(queue: Any) -> None:
-    queue.load()
-    if queue.attributes.get("RedrivePolicy"):
+def _refuse_where_a_look_matters(manager: TaskManager) -> None:
+    if manager.attributes().get("RedrivePolicy"):
         raise CommandError(
             Exit.QUEUE,
-            f"{queue.url} has a redrive policy of its own, and each look counts as a receive: its messages would be "
-            "moved on. Take the policy off for the look, or use the AWS console's redrive",
+            f"{manager.url} has a redrive policy of its own, and each look counts as a receive: its messages would "
+            "be moved on. Remove the policy while you look, or use the AWS console's redrive",
         )
 
 
@@ -187,13 +252,13 @@ def _record(message: Any) -> dict[str, Any]:
     first = _milliseconds(forwarding.chain_of(message).first_sent) or sent
     why = ": ".join(str(reason[part]) for part in ("error", "reason") if reason.get(part))
     return {
-        "id": message.message_id,
+        "message_id": message.message_id,
         "task": task,
         "kwargs": kwargs,
         "reason": why or None,
         "when": reason.get("when"),
         "age": None if sent is None else round(max(0.0, time.time() - _died(reason, sent))),
-        "receives": reason.get("receive_count") or message.attributes.get("ApproximateReceiveCount"),
+        "receive_count": _count(reason.get("receive_count") or message.attributes.get("ApproximateReceiveCount")),
         "first_sent": None if first is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(first)),
         "body": message.body,
         "message_attributes": _attributes(message.message_attributes),
@@ -222,19 +287,18 @@ def _attributes(found: Any) -> dict[str, Any]:
 def _row(record: Mapping[str, Any]) -> list[str]:
     kwargs = record["body"] if record["kwargs"] is None else json.dumps(record["kwargs"])
     return [
-        record["id"],
+        record["message_id"],
         printable(record["task"]) if record["task"] else "(no task)",
         _short(kwargs),
         _short(record["reason"] or "?"),
         "?" if record["age"] is None else _age(record["age"]),
-        str(record["receives"] or "?"),
+        "?" if record["receive_count"] is None else str(record["receive_count"]),
         record["first_sent"] or "?",
     ]
 
 
 def _short(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+    return tables.shortened(printable(text), _SHOWN_CHARACTERS)
 
 
 def _age(seconds: float) -> str:
@@ -242,6 +306,10 @@ def _age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _count(text: Any) -> int | None:
+    return int(text) if str(text).isdecimal() and len(str(text)) < 20 else None
 
 
 def _milliseconds(text: Any) -> float | None:

@@ -7,6 +7,7 @@ No message is received, sent or deleted by any of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import json
@@ -17,8 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sqstaskmaster._claim.destinations import dead_letter_url
+from sqstaskmaster._service import processors
 from sqstaskmaster._sqs.answers import SQS_ERRORS, code_of
+from sqstaskmaster._sqs.confirmation import attributes_in
+from sqstaskmaster._sqs.explained import Explained
 from sqstaskmaster._sqs.limits import MAX_MESSAGE_BYTES
+from sqstaskmaster._sqs.regions import is_of_aws, region_of
 
 if TYPE_CHECKING:
     from sqstaskmaster.worker import Worker
@@ -128,7 +133,7 @@ def worst(findings: list[Finding]) -> Level:
 def _region(facts: Facts) -> Iterator[Finding]:
     if facts.url_region is None:
         host = urlsplit(facts.url).hostname
-        text = f"the URL names none (host {host}); requests are signed for {facts.region}"
+        text = f"the URL names no region (host {host}); requests are signed for {facts.region}"
         yield Finding("region", Level.OK, text)
     elif facts.configured_region and facts.configured_region != facts.url_region:
         text = f"{facts.url_region}, from the URL; the configured default is {facts.configured_region}"
@@ -139,21 +144,21 @@ def _region(facts: Facts) -> Iterator[Finding]:
 
 
 def _endpoint(facts: Facts) -> Iterator[Finding]:
-    asked, named = urlsplit(facts.endpoint).hostname or "", urlsplit(facts.url).hostname or ""
-    if facts.url_region and "amazonaws.com" not in asked:
-        text = f"the URL is one of AWS ({named}), but requests go to {facts.endpoint}"
+    named = urlsplit(facts.url).hostname or ""
+    if facts.url_region and not is_of_aws(facts.endpoint):
+        text = f"the URL is one of AWS's ({named}), but requests go to {facts.endpoint}"
         # The endpoint may be what is meant, and the URL one that was copied from somewhere.
         remedy = (
-            "where AWS is meant, unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_SQS, and endpoint_url in the profile; "
-            f"where that server is, name the queue by the URL it gives: {facts.endpoint.rstrip('/')}"
-            f"{urlsplit(facts.url).path}, say"
+            "if you mean AWS, unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_SQS, and endpoint_url in the profile; if "
+            "you mean that server, use the queue URL that it returns, such as "
+            f"{facts.endpoint.rstrip('/')}{urlsplit(facts.url).path}"
         )
         if facts.unreachable:
             yield Finding("endpoint", Level.ERROR, text, remedy)
         else:
             yield Finding("endpoint", Level.WARNING, f"{text}, which has such a queue", remedy)
-    elif not facts.url_region and "amazonaws.com" in asked:
-        text = f"the URL is none of AWS ({named}), but requests go to {facts.endpoint}"
+    elif not facts.url_region and is_of_aws(facts.endpoint):
+        text = f"the URL is not AWS's ({named}), but requests go to {facts.endpoint}"
         yield Finding("endpoint", Level.ERROR, text, "set AWS_ENDPOINT_URL_SQS to that server's address")
     else:
         yield Finding("endpoint", Level.OK, facts.endpoint)
@@ -184,7 +189,7 @@ def _permissions(facts: Facts) -> Iterator[Finding]:
         else:
             yield Finding(action, Level.ERROR, said, f"allow sqs:{action} on the queue to this role")
     for action in facts.not_tried:
-        yield Finding(action, Level.OK, "not tried: only AWS is sure to refuse a request that is meant to be refused")
+        yield Finding(action, Level.OK, "not tried: only AWS is certain to refuse the test request")
 
 
 def _redrive_policy(facts: Facts) -> Iterator[Finding]:
@@ -214,10 +219,14 @@ def _dead_letters(facts: Facts) -> Iterator[Finding]:
         yield Finding(name, Level.WARNING, text, remedy)
     elif facts.dead_letters is not None:
         waiting = int(facts.dead_letters.get("ApproximateNumberOfMessages", 0))
-        if waiting:
+        if not _takes_from(facts.dead_letters, facts.attributes.get("QueueArn")):
+            text = "its RedriveAllowPolicy does not let this queue's messages in: they may never leave this queue"
+            yield Finding(name, Level.ERROR, text, "allow this queue's ARN there, among the sourceQueueArns")
+        elif waiting:
             remedy = "find out why, then move them back with: sqstaskmaster redrive DLQ_URL"
             yield Finding(name, Level.WARNING, f"messages in it: {waiting}", remedy)
-        elif _retention(facts.dead_letters) <= _retention(facts.attributes):
+        elif not facts.url.endswith(".fifo") and _retention(facts.dead_letters) <= _retention(facts.attributes):
+            # On FIFO queues the time starts anew when a message is moved.
             text = f"keeps messages {_days(_retention(facts.dead_letters))}, counted from when they were first sent"
             yield Finding(
                 name, Level.WARNING, text, "raise its MessageRetentionPeriod above this queue's (14 days at most)"
@@ -232,13 +241,13 @@ def _sent_dead_letters(facts: Facts) -> Iterator[Finding]:
     if facts.worker is None or not facts.worker.dead_letters:
         return
     if not _policy(facts.attributes):
-        text = "the worker is to send failed messages to the dead-letter queue, and there is none: they fail as ever"
+        text = "the worker should send failed messages to the dead-letter queue, but there is none: they fail as usual"
         yield Finding(name, Level.ERROR, text, "make a dead-letter queue and set RedrivePolicy on this queue")
     elif facts.dead_letters_denied is not None:
         remedy = f"allow sqs:SendMessage on {_name_of(_policy(facts.attributes))} to this role"
         yield Finding(name, Level.ERROR, facts.dead_letters_denied, remedy)
     elif facts.dead_letters_not_tried:
-        text = "SendMessage to it not tried: only AWS is sure to refuse a request that is meant to be refused"
+        text = "SendMessage to it not tried: only AWS is certain to refuse the test request"
         yield Finding(name, Level.OK, text)
     else:
         yield Finding(name, Level.OK, "the worker may send failed messages there")
@@ -294,7 +303,7 @@ def _worker(facts: Facts) -> Iterator[Finding]:
     if facts.url not in worker.urls:
         text = f"it polls {', '.join(worker.urls)}"
         yield Finding(
-            "worker's queue", Level.ERROR, text, "give doctor the URL that the worker polls, or mend the worker"
+            "worker's queue", Level.ERROR, text, "give doctor the URL that the worker polls, or correct the worker"
         )
     if not worker.hard_timeouts:
         remedy = 'give Worker its handlers, or register functions with @worker.task("Name")'
@@ -306,7 +315,7 @@ def _worker(facts: Facts) -> Iterator[Finding]:
 
 
 def _memory(worker: WorkerTimes) -> Iterator[Finding]:
-    text = "the kernel ends all processes of this container where one takes too much (memory.oom.group)"
+    text = "the kernel kills all processes of this container if one takes too much (memory.oom.group)"
     if worker.without_max_memory:
         text += f", and no max_memory ends {', '.join(map(repr, worker.without_max_memory))} before"
         remedy = "give each task a max_memory, all slots together well below the container's limit"
@@ -340,7 +349,7 @@ def _shutdown(worker: WorkerTimes) -> Iterator[Finding]:
     needs = worker.shutdown_grace + _AFTER_GRACE_SECONDS
     text = f"a task gets {worker.shutdown_grace:g} s after SIGTERM"
     if needs > _STOP_SECONDS:
-        text += f"; a container is killed after {_STOP_SECONDS} s unless it is given longer"
+        text += f"; a container is killed after {_STOP_SECONDS} s by default"
         remedy = f"give the container a stop timeout over {needs:g} s"
         if needs > _LONGEST_STOP_SECONDS:
             remedy = f"lower shutdown_grace: Fargate gives {_LONGEST_STOP_SECONDS} s at most (elsewhere, {remedy})"
@@ -367,6 +376,16 @@ _WITH_ATTRIBUTES: tuple[_Check, ...] = (
 def _policy(attributes: Mapping[str, str]) -> dict[str, Any]:
     policy: dict[str, Any] = json.loads(attributes.get("RedrivePolicy") or "{}")
     return policy
+
+
+def _takes_from(dead_letters: Mapping[str, str], arn: str | None) -> bool:
+    """Whether a dead-letter queue lets itself be used by the queue of that ARN.
+
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue.html
+    """
+    allowed = json.loads(dead_letters.get("RedriveAllowPolicy") or "{}")
+    permission = allowed.get("redrivePermission", "allowAll")
+    return permission == "allowAll" or (permission == "byQueue" and arn in allowed.get("sourceQueueArns", ()))
 
 
 def _name_of(policy: Mapping[str, Any]) -> str:
@@ -397,17 +416,20 @@ def times_of(worker: Worker) -> WorkerTimes:
 # -- gathering: asks AWS ----------------------------------------------------------------------------------------------
 
 
-def gather(url: str, client: Any, explain: Callable[[BaseException], str], worker: WorkerTimes | None = None) -> Facts:
-    """Ask SQS for everything `examine` looks at. `explain` makes the sentence of an error."""
-    from sqstaskmaster._sqs.regions import region_of
+def gather(
+    url: str, client: Any, explain: Callable[[BaseException, str], str], worker: WorkerTimes | None = None
+) -> Facts:
+    """Ask SQS for everything `examine` looks at.
 
+    :param explain: `explain(error, url)` makes the sentence of an error that a queue answered with.
+    """
     facts = Facts(url=url, url_region=region_of(url), region=client.meta.region_name, endpoint=client.meta.endpoint_url)
     facts.worker, facts.one_group = worker, is_one_group()
     facts.configured_region, facts.credentials = _configuration()
     try:
         facts.attributes = _attributes(client, url)
     except SQS_ERRORS as error:
-        facts.unreachable = explain(error)
+        facts.unreachable = explain(error, url)
         return facts
     facts.denied = {"GetQueueAttributes": None, **_denied(client, url)}
     if "ReceiveMessage" not in facts.denied:
@@ -418,9 +440,9 @@ def gather(url: str, client: Any, explain: Callable[[BaseException], str], worke
         try:
             facts.dead_letters = _attributes(client, dead_letters)
         except SQS_ERRORS as error:
-            facts.dead_letters_unreachable = explain(error)
+            facts.dead_letters_unreachable = explain(error, dead_letters)
         if worker is not None and worker.dead_letters:
-            facts.dead_letters_not_tried = not _is_aws(client.meta.endpoint_url)
+            facts.dead_letters_not_tried = not is_of_aws(client.meta.endpoint_url)
             if not facts.dead_letters_not_tried:
                 # Wrong in two ways, so that nothing is sent: the delay is over the limit, the body has no text.
                 facts.dead_letters_denied = _refusal(
@@ -429,20 +451,24 @@ def gather(url: str, client: Any, explain: Callable[[BaseException], str], worke
     return facts
 
 
-def is_one_group(cgroup: Path = Path("/sys/fs/cgroup")) -> bool:
-    """Whether the kernel's out-of-memory killer takes this container as a whole: Kubernetes asks for that, cgroup v2.
+def is_one_group(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> bool:
+    """Whether the kernel's out-of-memory killer takes this container, or service, as a whole, or what it is in.
+
+    Kubernetes asks for that, and systemd's OOMPolicy=kill. Cgroup v2 only.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html
     """
-    try:
-        return (cgroup / "memory.oom.group").read_text().strip() == "1"
-    except OSError:
-        return False
+    for folder in processors.own_cgroups(cgroup, own=own):
+        with contextlib.suppress(OSError):
+            if (folder / "memory.oom.group").read_text().strip() == "1":
+                return True
+    return False
 
 
 def _attributes(client: Any, url: str) -> Mapping[str, str]:
-    found: Mapping[str, str] = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
-    return found
+    with Explained(url, client):
+        answer = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+        return attributes_in(answer)
 
 
 def _configuration() -> tuple[str | None, str | None]:
@@ -469,7 +495,7 @@ def _denied(client: Any, url: str) -> dict[str, str | None]:
         ),
         "DeleteMessage": lambda: client.delete_message(QueueUrl=url, ReceiptHandle=_NO_HANDLE),
     }
-    if _is_aws(client.meta.endpoint_url):
+    if is_of_aws(client.meta.endpoint_url):
         requests["ReceiveMessage"] = lambda: client.receive_message(
             QueueUrl=url, MaxNumberOfMessages=0, WaitTimeSeconds=0
         )
@@ -484,7 +510,3 @@ def _refusal(request: Callable[[], Any]) -> str | None:
         if code_of(error) in _DENIED:
             return " ".join(str(error).split())
     return None
-
-
-def _is_aws(endpoint: str) -> bool:
-    return f".{urlsplit(endpoint).hostname}".endswith((".amazonaws.com", ".amazonaws.com.cn"))

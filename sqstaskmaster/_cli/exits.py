@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from sqstaskmaster._service.exit_codes import Exit
-from sqstaskmaster.errors import ConfigurationError, PollRefused
+from sqstaskmaster._sqs.explained import IN_TESTS, Explained, leave_out_page
+from sqstaskmaster.errors import ConfigurationError, InitializerFailed, NoAnswer, PollRefused
 
 
 class CommandError(Exception):
@@ -18,7 +21,7 @@ class CommandError(Exception):
         self.code = code
 
 
-# What to do about the error codes of SQS that a poll does not meet; for the others see `sqs_errors.remedy_for`.
+# What to do about the error codes of SQS that a poll does not meet; for the others see `answers.remedy_for`.
 _REMEDIES = {
     "ExpiredToken": "renew the credentials, with 'aws sso login' for example",
     "ExpiredTokenException": "renew the credentials, with 'aws sso login' for example",
@@ -26,6 +29,25 @@ _REMEDIES = {
     "ResourceNotFoundException": "a redrive starts from a queue that is a dead-letter queue: check its URL",
 }
 _DENIED = {"AccessDenied", "AccessDeniedException"}
+
+
+@contextlib.contextmanager
+def asking(queue: str, asked: Any) -> Iterator[None]:
+    """A block of requests about one queue; an error in it is told as one of that queue.
+
+    :param queue: its URL.
+    :param asked: the queue or client that makes the requests.
+    :raises CommandError: for errors of SQS.
+    """
+    try:
+        with Explained(queue, asked, remedies=False):
+            yield
+    except Exception as error:
+        from sqstaskmaster._sqs.answers import SQS_ERRORS  # loads botocore; whoever asks has loaded it
+
+        if not isinstance(error, SQS_ERRORS):
+            raise
+        raise CommandError(*explain(error, queue)) from error
 
 
 def report(error: BaseException, debug: bool, queue: str = "the queue") -> Exit:
@@ -48,10 +70,14 @@ def explain(error: BaseException, queue: str = "the queue") -> tuple[Exit, str]:
         explained = _explain_botocore(error, queue)
         if explained:
             return explained
+    if isinstance(error, InitializerFailed):
+        return Exit.NOT_READY, f"{_one_line(error)}: its traceback is in the log"
+    if isinstance(error, NoAnswer):
+        return Exit.UNREACHABLE, f"{queue}: {_one_line(error)}"
     if isinstance(error, (ConfigurationError, PollRefused)):
         return Exit.QUEUE, _one_line(error)
     if isinstance(error, (ValueError, TypeError)):
-        return Exit.USAGE, _one_line(error)
+        return Exit.USAGE, _one_line(error).removesuffix(IN_TESTS)
     if isinstance(error, OSError):
         return Exit.FAILED, _one_line(error)
     return Exit.FAILED, f"{type(error).__name__}: {_one_line(error)} (--debug shows where)"
@@ -68,7 +94,8 @@ def _explain_botocore(error: BaseException, queue: str) -> tuple[Exit, str] | No
         return Exit.QUEUE, "No AWS region is configured: set AWS_DEFAULT_REGION, or a region in the profile you use"
     if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
         return Exit.UNREACHABLE, (
-            f"{_one_line(error).rstrip('.')}: check the network, the region, and AWS_ENDPOINT_URL where it is set"
+            f"{_one_line(error).rstrip('.')}: check the network, the region, and AWS_ENDPOINT_URL_SQS, "
+            "which leads to a server other than AWS"
         )
     if isinstance(error, exceptions.BotoCoreError):
         return Exit.QUEUE, f"{_one_line(error).rstrip('.')}: check the AWS configuration (profile, region, endpoint)"
@@ -76,8 +103,11 @@ def _explain_botocore(error: BaseException, queue: str) -> tuple[Exit, str] | No
 
 
 def _explain_answer(error: Any, queue: str) -> tuple[Exit, str]:
-    from sqstaskmaster._sqs.answers import code_of, is_transient, remedy_for
+    from sqstaskmaster._sqs.answers import code_of, is_of_another, is_transient, remedy_for
 
+    if is_of_another(error):
+        leave_out_page(error, "The endpoint")
+        return Exit.UNREACHABLE, f"{queue}: {_one_line(error)}"
     code = code_of(error)
     said = error.response.get("Error", {}).get("Message") or code
     said = _one_line(said).rstrip(".")
@@ -88,7 +118,7 @@ def _explain_answer(error: Any, queue: str) -> tuple[Exit, str]:
         return Exit.UNREACHABLE, f"{sentence}: try again later"
     if code in _DENIED:
         return Exit.QUEUE, f"{sentence}: grant sqs:{error.operation_name} on the queue to this role"
-    remedy = _REMEDIES.get(code) or remedy_for(error) or "check the queue's URL and what was asked of it"
+    remedy = _REMEDIES.get(code) or remedy_for(error) or "check the queue's URL and the request"
     return Exit.QUEUE, f"{sentence}: {remedy}"
 
 

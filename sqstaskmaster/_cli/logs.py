@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from sqstaskmaster._claim import words
 from sqstaskmaster._claim.current import TaskFilter
 from sqstaskmaster._cli.stderr import STDERR
 
@@ -26,20 +26,13 @@ _TALKATIVE = ("boto3", "botocore", "urllib3")
 # What could forge a line of the log, or drive a terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-# A frame of this package in a traceback, or in a stack of faulthandler, with its lines of source.
-OUR_FRAME = re.compile(rf'^  File "{re.escape(_OURS)}[^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE)
-_CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
-_FRAME = '\n  File "'
-_HEADER = "Traceback (most recent call last):\n"
-
 
 class Formatter(logging.Formatter):
     """What the formatters share: the words of a record.
 
-    A failure is logged as tests of the classic library want it, with the message alone; its facts are fields of the
-    record, and are put into words here. A message is shown by its id: its receipt handle is nobody's business. Of
-    tracebacks the frames of this package are cut: the user's are what helps.
+    A failure in a classic block is logged as tests of the classic library want it, with the message alone; its facts
+    are fields of the record, and are put into words here. A message is shown by its id: its receipt handle is nobody's
+    business. Of tracebacks the frames of this package are cut: the user's are what helps.
 
     :param comes_back: whether a failed task's message comes back: not where there is no queue.
     """
@@ -50,14 +43,14 @@ class Formatter(logging.Formatter):
 
     def words(self, record: logging.LogRecord) -> str:
         if _is_failure(record) and record.exc_info:
-            return _failure(record, record.exc_info[1], self._comes_back)
+            return words.of_failure(vars(record), record.exc_info[1], self._comes_back)
         if not record.args or isinstance(record.args, Mapping):
             return record.getMessage()
         return str(record.msg) % tuple(map(_shown, record.args))
 
     def traceback(self, record: logging.LogRecord) -> str:
         """The record's traceback, "" where it has none."""
-        return _cut(self.formatException(record.exc_info)) if record.exc_info else ""
+        return words.cut(self.formatException(record.exc_info)) if record.exc_info else ""
 
 
 class JsonFormatter(Formatter):
@@ -86,20 +79,25 @@ class JsonFormatter(Formatter):
 
 
 class PlainFormatter(Formatter):
-    """`2026-01-31 12:00:00,123 INFO 4711 the.logger: what happened`, and a traceback indented below it.
+    """`2026-01-31 12:00:00,123Z INFO 4711 the.logger: what happened`, and a traceback indented below it.
+
+    The time is UTC: a module that sets another time zone (Django's settings do) would change it within one log.
 
     What came from a message cannot begin a line: in the records of this package line ends are escaped, in those of
     others, which may mean them, all further lines are indented. Other control characters are escaped in both.
     """
 
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s,%03dZ"
+
     def format(self, record: logging.LogRecord) -> str:
-        words = self.words(record)
+        said = self.words(record)
         if record.name.partition(".")[0] == "sqstaskmaster":
-            words = words.replace("\n", "\\n")
+            said = said.replace("\n", "\\n")
         traceback = self.traceback(record)
-        if _is_failure(record) and _FRAME not in traceback:
+        if _is_failure(record) and not words.FRAME.search(traceback):
             traceback = ""  # the sentence says it all
-        lines = [words, *filter(None, (traceback, record.stack_info))]
+        lines = [said, *filter(None, (traceback, record.stack_info))]
         text = "\n    ".join(line for block in lines for line in block.rstrip().split("\n"))
         head = f"{self.formatTime(record)} {record.levelname} {record.process} {record.name}"
         return f"{head}: {_CONTROL.sub(lambda found: repr(found[0])[1:-1], text)}"
@@ -109,39 +107,12 @@ def _is_failure(record: logging.LogRecord) -> bool:
     return getattr(record, "action", None) == "failed" and hasattr(record, "comes_back_in")
 
 
-def _failure(record: Any, exception: BaseException | None, comes_back: bool) -> str:
-    """One sentence of a failed task, made of the fields of its record."""
-    if record.outcome == "timed out":
-        why = f"stopped at its limit, gone after {record.elapsed:.1f} s"
-    else:
-        why = " ".join(f"{type(exception).__name__}: {exception}".split())
-    if not comes_back or record.outcome == "dead-lettered":
-        return f"Task {record.task} {record.outcome}: {why}"
-    back = "when its claim ends" if record.comes_back_in is None else f"in {record.comes_back_in:.0f} s"
-    message = "its message" if record.message_id is None else f"message {record.message_id}"
-    received = "" if record.receive_count is None else f" (receive {record.receive_count})"
-    return f"Task {record.task} {record.outcome}: {why}; {message}{received} comes back {back}"
-
-
 def _is_message(argument: Any) -> bool:
     return isinstance(getattr(argument, "message_id", None), str) and hasattr(argument, "change_visibility")
 
 
 def _shown(argument: Any) -> Any:
     return f"message {argument.message_id}" if _is_message(argument) else argument
-
-
-def _cut(text: str) -> str:
-    """A traceback without the frames of this package, and without what says nothing once they are gone."""
-    kept: list[str] = []
-    for part in f"{text}\n".split(_CAUSE):
-        part = OUR_FRAME.sub("", part)
-        if _FRAME not in part:
-            part = part.replace(_HEADER, "")
-            if kept and kept[-1].rstrip().endswith(part.strip()):
-                continue  # an exception of a task's process, raised again here
-        kept.append(part)
-    return "\n".join(part.strip("\n") for part in kept)
 
 
 class StderrHandler(logging.Handler):

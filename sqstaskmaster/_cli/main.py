@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -17,6 +18,7 @@ from typing import Any
 
 from sqstaskmaster._cli.exits import CommandError, explain, report
 from sqstaskmaster._cli.logs import LEVELS
+from sqstaskmaster._isolation import pipes
 from sqstaskmaster._service.exit_codes import MEANINGS, Exit
 from sqstaskmaster.version import __version__
 
@@ -28,6 +30,7 @@ _ATTEMPTS_AT_A_TERMINAL = "3"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives its exit code."""
+    pipes.reserve_standard()
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     if arguments.command != "worker":
         os.environ.setdefault("AWS_MAX_ATTEMPTS", _ATTEMPTS_AT_A_TERMINAL)
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except BrokenPipeError:
         # The reader of a pipe (head, less) has left. What is still buffered must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return Exit.OK
     except (Exception, KeyboardInterrupt) as error:
         return report(error, arguments.debug, getattr(arguments, "url", "the queue"))
@@ -48,6 +51,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         # argparse ends a list of words at the first option; `Train --json {} epochs=3` goes on after it.
         arguments.words += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
+    watched = [word for before, word in zip(argv, argv[1:]) if before == "--watch" and word in rest]
+    if watched:
+        parser.error(f"--watch takes no number: write --watch --every {watched[0]}")
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
@@ -97,13 +103,13 @@ def _doctor(arguments: argparse.Namespace) -> Exit:
         from sqstaskmaster._cli.worker_process import load
 
         worker = doctor.times_of(load(arguments.worker))
-    facts = doctor.gather(arguments.url, client, lambda error: explain(error, arguments.url)[1], worker)
+    facts = doctor.gather(arguments.url, client, lambda error, url: explain(error, url)[1], worker)
     findings = doctor.examine(facts)
     rows = [[finding.name, str(finding.level), finding.text, finding.remedy] for finding in findings]
-    styles = [{"ok": "", "warning": "yellow", "error": "red"}[str(finding.level)] for finding in findings]
-    (tables.show_json if arguments.json else tables.show)(
-        tables.Table(("check", "level", "found", "remedy"), rows, styles)
-    )
+    if arguments.json:
+        tables.show_json(tables.Table(("check", "level", "found", "remedy"), rows))
+    else:
+        tables.show_findings(rows)
     return (Exit.OK, Exit.WARNINGS, Exit.ERRORS)[doctor.worst(findings)]
 
 
@@ -135,6 +141,12 @@ def _ps(arguments: argparse.Namespace) -> Exit:
     return ps(arguments)
 
 
+def _stop(arguments: argparse.Namespace) -> Exit:
+    from sqstaskmaster._cli.stop import stop
+
+    return stop(arguments)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from sqstaskmaster._cli import demo
 
@@ -158,7 +170,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             f"sqstaskmaster doctor {_URL} --worker tasks:worker",
         )
         + "\n\nexit codes:\n"
-        + "\n".join(f"  {code.value:<4}{meaning}" for code, meaning in MEANINGS.items()),
+        + "\n".join(_filled(meaning, f"  {code.value:<4}") for code, meaning in MEANINGS.items()),
     )
     parser.add_argument("--version", action="version", version=f"sqstaskmaster {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -169,7 +181,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=text,
-            description=textwrap.fill(f"{text[0].upper()}{text[1:]}. {more}".strip(), 100),
+            description=_filled(f"{text[0].upper()}{text[1:]}. {more}".strip()),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=_epilog(*examples),
         )
@@ -180,6 +192,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_worker(add)
     _add_run(add)
     _add_ps(add)
+    _add_stop(add)
     _add_submit(add)
     _add_status(add)
     _add_dead(add)
@@ -196,6 +209,12 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _filled(text: str, before: str = "") -> str:
+    """Wrapped for the terminal, as argparse wraps the rest. `before` stands in front, with nothing below it."""
+    width = max(40, min(100, shutil.get_terminal_size().columns - 2))
+    return textwrap.fill(text, width, initial_indent=before, subsequent_indent=" " * len(before))
+
+
 def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "worker",
@@ -204,8 +223,9 @@ def _add_worker(add: Callable[..., argparse.ArgumentParser]) -> None:
         "sqstaskmaster worker tasks:worker",
         "sqstaskmaster worker tasks:worker --slots 4 --log-json --alive-file /tmp/alive",
         "sqstaskmaster worker tasks:worker --burst",
-        more="SIGTERM or Ctrl-C: no more tasks are taken, running ones get the worker's shutdown_grace, then their "
-        "messages are given back. A second one means now. A process that dies is restarted, with backoff.",
+        more="On SIGTERM or Ctrl-C the worker takes no more tasks, lets running ones go on for its shutdown_grace, "
+        "then stops them and gives their messages back. A second signal stops it at once. A process that dies "
+        "is restarted, with backoff.",
     )
     _add_worker_name(command)
     command.add_argument(
@@ -240,8 +260,9 @@ def _add_run(add: Callable[..., argparse.ArgumentParser]) -> None:
         "sqstaskmaster run tasks:worker Train model=large epochs=3",
         'sqstaskmaster run tasks:worker Train --json \'{"model": "large"}\'',
         "sqstaskmaster run tasks:worker --body message.json",
-        more="Isolation, limits and memory are the worker's, and so is what is said at the end; where it hung or "
-        "crashed is shown. Continuations are run too. Exits with 0 only where the task is done.",
+        more="The task runs as in the worker, under the same limits of time and memory, and ends with the same "
+        "line. The log shows where it hung or crashed. Continuations run too. Exits with 0 only when the task "
+        "is done.",
     )
     _add_worker_name(command)
     command.add_argument(
@@ -263,17 +284,38 @@ def _add_ps(add: Callable[..., argparse.ArgumentParser]) -> None:
         "sqstaskmaster ps",
         "sqstaskmaster ps --watch",
         "sqstaskmaster ps --stacks",
-        more="This user's workers on this machine, or in this container; as root, everybody's. The loop of a script is "
-        "not among them, and a worker whose plain MessageHandler holds the interpreter in C code does not answer. "
-        "For its stack an isolated task gets a signal, which ends a sleep or a wait of C code that does not begin it "
-        "again.",
+        more="It sees this user's workers on this machine, or in this container; as root, everybody's. It does not "
+        "show the loop of a script, and a worker whose plain MessageHandler holds the interpreter in C code "
+        "does not answer. To take the stack of an isolated task, --stacks sends it a signal, which interrupts "
+        "a sleep or a wait in C code that does not try again.",
     )
     either = command.add_mutually_exclusive_group()
     either.add_argument(
-        "--stacks", action="store_true", help="also where each task is, C calls included; it is not stopped for it"
+        "--stacks", action="store_true", help="also where each task is, C calls included, without stopping it"
     )
     _add_watch(either)
+    _add_every(command)
     _add_json(command)
+
+
+def _add_stop(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "stop",
+        _stop,
+        "stop a task that a worker of this machine runs",
+        "sqstaskmaster stop 4f0c4c1e-6a0b-4f6c-9d3a-0d5f3a1b2c3d",
+        "sqstaskmaster stop 4f0c4c1e-6a0b-4f6c-9d3a-0d5f3a1b2c3d --retry --reason 'wrong model'",
+        more="It sees this user's workers on this machine, or in this container; as root, everybody's. The task is "
+        "stopped as at its limit (SIGTERM, term_grace, SIGKILL), and its message is deleted. The command "
+        "waits until that is done, and prints how the task ended. Exits with 1 if no worker here runs that "
+        "message, or if its task ended in another way first. To stop a task from another machine, delete its "
+        "message.",
+    )
+    command.add_argument("message_id", metavar="MESSAGE_ID", help="the message's id, as ps and the log show it")
+    command.add_argument(
+        "--retry", action="store_true", help="give the message back, so that another worker runs the task again"
+    )
+    command.add_argument("--reason", default="", metavar="TEXT", help="for the worker's log: at most 500 characters")
 
 
 def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -296,7 +338,9 @@ def _add_submit(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--json", metavar="OBJECT", help="arguments as one JSON object")
     command.add_argument("--file", metavar="TASKS.jsonl", help="one task a line; - is standard input")
     command.add_argument("--sender", metavar="NAME", help="the message attribute service_name")
-    command.add_argument("--delay", type=int, metavar="SECONDS", help="received no sooner: 0 to 900 seconds")
+    command.add_argument(
+        "--delay", type=int, metavar="SECONDS", help="the delay until it can be received: 0 to 900 seconds"
+    )
     command.add_argument("--group", metavar="ID", help="the message group: required on a FIFO queue")
     command.add_argument("--deduplication-id", metavar="ID", help="FIFO queues only")
 
@@ -312,6 +356,7 @@ def _add_status(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_url(command)
     _add_watch(command)
+    _add_every(command)
     _add_json(command)
 
 
@@ -323,14 +368,14 @@ def _add_redrive(add: Callable[..., argparse.ArgumentParser]) -> None:
         f"sqstaskmaster redrive {_URL}-dead",
         f"sqstaskmaster redrive {_URL}-dead --to {_URL} --rate 10",
         f"sqstaskmaster redrive {_URL}-dead --task Train --limit 5",
-        more="SQS itself moves them; Ctrl-C stops it. With --task, --id or --limit this command does: it sends each, "
-        "then deletes it, and those that it has looked at in vain count one receive more.",
+        more="SQS itself moves the messages; Ctrl-C stops the move. With --task, --id or --limit this command moves "
+        "them: it sends each one, then deletes it. Messages that do not match count one more receive.",
     )
     _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
     command.add_argument(
         "--to", metavar="URL", help="the queue they go to (default: the one whose dead-letter queue it is)"
     )
-    command.add_argument("--rate", type=_rate, metavar="N", help="at most so many messages a second: 1 to 500")
+    command.add_argument("--rate", type=_rate, metavar="N", help="at most this many messages a second: 1 to 500")
     _add_filter(command)
     command.add_argument("--limit", type=_messages, metavar="N", help="at most so many messages")
 
@@ -343,21 +388,22 @@ def _add_dead(add: Callable[..., argparse.ArgumentParser]) -> None:
         f"sqstaskmaster dead {_URL}-dead",
         f"sqstaskmaster dead {_URL}-dead --task Train --json",
         f"sqstaskmaster dead {_URL}-dead --id ID --json | sqstaskmaster run tasks:worker --body -",
-        more="Each message is received, and given back at once: SQS counts that as one receive more. A queue that "
-        "has a redrive policy itself is therefore refused. The reason is known where a worker gave it "
-        "(DeadLetter, or Worker(dead_letter_reasons=True)); age is since then, or since it was sent.",
+        more="Each message is received and given back at once, which SQS counts as one more receive. So the "
+        "command refuses a queue that has a redrive policy itself. The reason is known if a worker gave it "
+        "(DeadLetter, or Worker(dead_letter_reasons=True)). The age counts from then, or else from when the "
+        "message was sent.",
     )
     _add_url(command, "the dead-letter queue's URL", "DLQ_URL")
     _add_filter(command)
     command.add_argument(
-        "--limit", type=_messages, default=1000, metavar="N", help="at most so many messages (default: 1000)"
+        "--limit", type=_messages, default=1000, metavar="N", help="at most this many messages (default: 1000)"
     )
     command.add_argument("--json", action="store_true", help="one JSON object a message and line, with its whole body")
 
 
 def _add_filter(command: argparse.ArgumentParser) -> None:
     command.add_argument("--task", metavar="NAME", help="only those of this task")
-    command.add_argument("--id", action="append", metavar="ID", help="only this message; may be given again")
+    command.add_argument("--id", action="append", metavar="ID", help="only this message; may be repeated")
 
 
 def _add_purge(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -376,10 +422,11 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "doctor",
         _doctor,
-        "look for what is wrong with a queue, the access to it, and a worker's timeouts",
+        "check that a queue, the permissions on it, and a worker's timeouts fit together",
         f"sqstaskmaster doctor {_URL}",
         f"sqstaskmaster doctor {_URL} --worker tasks:worker",
-        more="No message is received, sent or deleted. The exit code says the worst: 0, 8 warnings, 9 errors.",
+        more="It receives, sends and deletes no message. The exit code is that of the worst finding: 0, 8 for a "
+        "warning, 9 for an error.",
     )
     _add_url(command)
     command.add_argument("--worker", type=_module_and_name, metavar="MODULE:WORKER", help="also check its timeouts")
@@ -394,7 +441,11 @@ def _add_worker_name(command: argparse.ArgumentParser) -> None:
 
 def _add_log(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--log-level", choices=LEVELS, default="INFO", type=str.upper, help="the least that is logged (default: INFO)"
+        "--log-level",
+        choices=LEVELS,
+        default="INFO",
+        type=str.upper,
+        help="the lowest level that is logged (default: INFO)",
     )
     command.add_argument("--log-json", action="store_true", help="log one JSON object a line")
 
@@ -404,13 +455,12 @@ def _add_url(command: argparse.ArgumentParser, text: str = "the queue's URL", me
 
 
 def _add_watch(command: Any) -> None:
+    command.add_argument("--watch", action="store_true", help="show them again and again, until Ctrl-C")
+
+
+def _add_every(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--watch",
-        nargs="?",
-        type=_seconds,
-        const=2.0,
-        metavar="SECONDS",
-        help="show them again every so often (2 seconds), until Ctrl-C",
+        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often --watch shows them (default: 2)"
     )
 
 
@@ -443,7 +493,7 @@ def _module_and_name(text: str) -> str:
     module, colon, name = text.partition(":")
     if not (colon and module and name) or "/" in module or module.endswith(".py"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no MODULE:WORKER: write tasks:worker for the Worker named 'worker' in tasks.py"
+            f"{text!r} is not MODULE:WORKER: write tasks:worker for the Worker named 'worker' in tasks.py"
         )
     return text
 
@@ -454,7 +504,7 @@ def _number_in(text: str, make: Callable[[str], Any], least: float, most: float,
     except ValueError:
         value = None
     if value is None or not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {least:g} to {most:g}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} from {least:g} to {most:g}")
     return value
 
 

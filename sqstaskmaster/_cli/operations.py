@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 from sqstaskmaster._claim.destinations import dead_letter_url
 from sqstaskmaster._cli import tables
-from sqstaskmaster._cli.exits import CommandError
+from sqstaskmaster._cli.exits import CommandError, asking
 from sqstaskmaster._service.exit_codes import Exit
 from sqstaskmaster.errors import SubmitInterrupted, TasksNotSent
 from sqstaskmaster.results import SubmitResult
@@ -77,7 +78,7 @@ def kwargs_of(pairs: Iterable[str], json_text: str | None) -> dict[str, Any]:
 def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise CommandError(Exit.USAGE, f"{text!r} is no key=value: write count=3, or name='two words'")
+        raise CommandError(Exit.USAGE, f"{text!r} is not key=value: write count=3, or name='two words'")
     return key, _value(value)
 
 
@@ -146,6 +147,8 @@ class _Lines:
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(self._lines, 1):
             self.last = number
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:
@@ -176,7 +179,7 @@ class _Lines:
             raise ValueError('not an object like {"task": "Name", "kwargs": {"count": 3}}')
         kwargs = found.get("kwargs", {})
         if not isinstance(kwargs, dict):
-            raise ValueError('"kwargs" is no object')
+            raise ValueError('"kwargs" is not an object')
         return found["task"], kwargs
 
 
@@ -232,7 +235,7 @@ def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         return open(path, "rb")
     except OSError as error:
         raise CommandError(
-            Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file that is there, or - for standard input"
+            Exit.USAGE, f"Cannot read {path!r}: {error.strerror}; give a file that exists, or - for standard input"
         ) from error
 
 
@@ -255,29 +258,47 @@ _COUNT_NAMES = ("visible", "in flight", "delayed")
 def status(arguments: argparse.Namespace) -> Exit:
     """Show how many messages the queue and its dead-letter queue hold."""
     manager = TaskManager(arguments.url)
+    problems: list[CommandError] = []
     if arguments.json:
         with contextlib.suppress(KeyboardInterrupt):
-            tables.show_json(_depths(manager))
-            while arguments.watch is not None:
-                time.sleep(arguments.watch)
-                tables.show_json(_depths(manager))
-    elif arguments.watch is None:
-        tables.show(_depths(manager))
+            tables.show_json(_depths(manager, problems))
+            while arguments.watch:
+                time.sleep(arguments.every)
+                tables.show_json(_depths(manager, problems))
+    elif arguments.watch:
+        tables.watch(lambda: _depths(manager, problems), arguments.every)
     else:
-        tables.watch(lambda: _depths(manager), arguments.watch)
+        tables.show(_depths(manager, problems))
+    if problems:
+        raise problems[-1]
     return Exit.OK
 
 
-def _depths(manager: TaskManager) -> tables.Table:
+def _depths(manager: TaskManager, problems: list[CommandError]) -> tables.Table:
+    """The counts of both queues. A dead-letter queue that does not answer hides nothing of the queue itself.
+
+    :param problems: the latest error of the dead-letter queue, where it had one.
+    """
     attributes = manager.attributes()
     rows = [_depth_row("queue", manager.url, attributes)]
     policy = json.loads(attributes.get("RedrivePolicy") or "{}")
+    problems.clear()
     if policy:
         url = dead_letter_url(manager.url, policy["deadLetterTargetArn"])
-        rows.append(_depth_row("dead letters", url, TaskManager(url).attributes()))
+        found: Mapping[str, Any] = {}
+        try:
+            found = _attributes(TaskManager(url))
+        except CommandError as error:
+            problems.append(error)
+        rows.append(_depth_row("dead letters", url, found))
     dead = rows[1][2] if policy else "0"
     styles = ("", "" if dead == "0" else "red")
-    return tables.Table(("role", "queue", *_COUNT_NAMES), rows, styles, _COUNT_NAMES)
+    return tables.Table(("role", "queue", *_COUNT_NAMES), rows, styles, _COUNT_NAMES, long=("queue",))
+
+
+def _attributes(manager: TaskManager) -> Mapping[str, Any]:
+    with asking(manager.url, manager.queue):
+        return manager.attributes()
 
 
 def _depth_row(role: str, url: str, attributes: Mapping[str, Any]) -> list[str]:
@@ -322,11 +343,12 @@ def redrive(arguments: argparse.Namespace) -> Exit:
         return move_some(arguments, destination)
     request: dict[str, Any] = {
         "SourceArn": source,
-        "DestinationArn": str(TaskManager(destination).attributes()["QueueArn"]),
+        "DestinationArn": str(_attributes(TaskManager(destination))["QueueArn"]),
     }
     if arguments.rate is not None:
         request["MaxNumberOfMessagesPerSecond"] = arguments.rate
-    handle = client.start_message_move_task(**request)["TaskHandle"]
+    with _where_it_can(client, "StartMessageMoveTask", "move them one by one, for example with --limit 1000"):
+        handle = client.start_message_move_task(**request)["TaskHandle"]
     try:
         found = _follow(client, source)
     except KeyboardInterrupt:
@@ -340,10 +362,10 @@ def redrive(arguments: argparse.Namespace) -> Exit:
         reason = found.get("FailureReason", "no reason given")
         raise CommandError(
             Exit.QUEUE,
-            f"The redrive ended as {found.get('Status')} after about {moved:,} messages ({reason}): mend that, then "
-            "run it again for the rest",
+            f"The redrive ended as {found.get('Status')} after about {moved:,} messages ({reason}): correct that, "
+            "then run it again for the rest",
         )
-    print(f"About {moved:,} messages moved")
+    print(f"About {moved:,} {'message' if moved == 1 else 'messages'} moved")
     return Exit.OK
 
 
@@ -353,7 +375,8 @@ def _only_source(client: Any, url: str) -> str:
     :raises CommandError: where that is not exactly one.
     """
     pages = client.get_paginator("list_dead_letter_source_queues").paginate(QueueUrl=url)
-    sources: list[str] = [source for page in pages for source in page.get("queueUrls", ())]
+    with _where_it_can(client, "ListDeadLetterSourceQueues", "say where the messages go, with --to URL"):
+        sources: list[str] = [source for page in pages for source in page.get("queueUrls", ())]
     if len(sources) == 1:
         # By the URL that the user knows it by: a server of one's own may give another, which names no region.
         return f"{url.rpartition('/')[0]}/{sources[0].rpartition('/')[2]}"
@@ -362,6 +385,23 @@ def _only_source(client: Any, url: str) -> str:
     raise CommandError(
         Exit.QUEUE, f"{found} {url} as dead-letter queue{named}: say where the messages go, with --to URL"
     )
+
+
+@contextlib.contextmanager
+def _where_it_can(client: Any, operation: str, remedy: str) -> Iterator[None]:
+    """A request for an operation that not every server has.
+
+    :raises CommandError: with the remedy, where this one has not.
+    """
+    from sqstaskmaster._sqs.answers import SQS_ERRORS, is_lacking
+
+    try:
+        yield
+    except SQS_ERRORS as error:
+        if not is_lacking(error):
+            raise
+        endpoint = client.meta.endpoint_url
+        raise CommandError(Exit.QUEUE, f"{endpoint} does not know {operation}: {remedy}") from error
 
 
 def _follow(client: Any, source: str) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ import argparse
 import base64
 import json
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -18,15 +20,17 @@ from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.exits import CommandError
 from sqstaskmaster._cli.operations import kwargs_of, opened
 from sqstaskmaster._cli.worker_process import load, print_whole_lines
+from sqstaskmaster._isolation import pipes
+from sqstaskmaster._logging import get_logger
 from sqstaskmaster._service.exit_codes import Exit
-from sqstaskmaster._service.status import AskFacts, Status
+from sqstaskmaster._service.status import AskFacts, AskStop, Status
 from sqstaskmaster._signals import state
 from sqstaskmaster._sqs import messages
 from sqstaskmaster.errors import ArgumentsDoNotFit, MalformedMessage, UnknownTask
 from sqstaskmaster.local import LocalMessage, LocalQueue
 from sqstaskmaster.task_manager import TaskManager
 
-logger = logging.getLogger("sqstaskmaster.worker")
+logger = get_logger("sqstaskmaster.worker")
 
 # Between two looks at what the task has reported: it may report a thousand times a second.
 _PROGRESS_SECONDS = 0.5
@@ -61,8 +65,8 @@ class _Queue(LocalQueue):
 class _Progress(Status):
     """Says what the task reports while it runs, a line for each change that stays for a moment."""
 
-    def __init__(self, facts: AskFacts) -> None:
-        super().__init__(facts)
+    def __init__(self, facts: AskFacts, stop: AskStop) -> None:
+        super().__init__(facts, stop)
         self._ask = facts
         self._over = threading.Event()
         self._told: dict[str, Any] = {}
@@ -77,7 +81,6 @@ class _Progress(Status):
         super().close()
 
     def _watch(self) -> None:
-        state.block_all()
         while not self._over.wait(_PROGRESS_SECONDS):
             for task in self._ask(False)["tasks"]:
                 self._tell(task)
@@ -104,6 +107,8 @@ def run(arguments: argparse.Namespace) -> Exit:
     logs.configure(arguments.log_level, arguments.log_json, comes_back=False)
     logging.getLogger("sqstaskmaster.local").setLevel(logging.WARNING)
     print_whole_lines()
+    if sys.stdin is not None and sys.stdin.isatty():
+        pipes.standard_input = os.ttyname(sys.stdin.fileno())  # for breakpoint() in the task
     manager = TaskManager(_HERE, None, _Queue)
     manager.queue.send_message(MessageBody=body, MessageAttributes=attributes)
     counts = worker._alone(manager, _Progress).run(burst=True)
@@ -130,7 +135,7 @@ def _message(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _read(content: bytes) -> tuple[str, dict[str, Any]]:
     """A message's body as it is, or what `dead --json` printed of one message."""
-    lines = content.decode(errors="replace").strip()
+    lines = content.decode("utf-8-sig", errors="replace").strip()
     try:
         found = json.loads(lines)
     except ValueError as error:
@@ -155,4 +160,4 @@ def _attributes(found: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (AttributeError, TypeError, ValueError) as error:
         remedy = "give them as 'dead --json' prints them, a BinaryValue in base64"
-        raise CommandError(Exit.USAGE, f"--body: these are no message attributes ({error}): {remedy}") from error
+        raise CommandError(Exit.USAGE, f"--body: these are not message attributes ({error}): {remedy}") from error

@@ -65,15 +65,14 @@ class Stderr:
                 data = data[self._send_now(data) :]
             except BlockingIOError:
                 left = until - time.monotonic()
-                if left <= 0:
+                if left <= 0 or not self._wait(left):
                     break
-                self._wait(left)
         return data
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> bool:
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
-        poll.poll(seconds * 1000)
+        return bool(poll.poll(seconds * 1000))
 
     def _send_now(self, data: bytes) -> int:
         """Write what there is room for. Raises BlockingIOError where there is none."""

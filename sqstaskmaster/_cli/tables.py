@@ -1,7 +1,6 @@
 """What a command shows: tables, progress, and tables that refresh.
 
-With `rich` (the extra `cli`) in colour on a terminal; in a pipe, or without the library, as plain text that `cut` and
-`grep` can read.
+With `rich` (the extra `cli`) in colour on a terminal. In a pipe every row is one line, whole, for `cut` and `grep`.
 """
 
 from __future__ import annotations
@@ -9,25 +8,41 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 # A progress line in a pipe: often enough to see that it goes on, seldom enough for a log.
 _PLAIN_PROGRESS_SECONDS = 5.0
 
 
+# Between two columns, and to the left of what stands below a row.
+_GAP = "  "
+
+# No column is cut to less.
+_LEAST_WIDTH = 8
+
+_STYLES = {"warning": "yellow", "error": "red"}
+
+
 class Table(NamedTuple):
     """Columns by name, rows of text. `styles` gives a row a colour by its number ("" for none).
 
-    `numbers`: the names of the columns that stand to the right.
+    `numbers`: the names of the columns that stand to the right. `long`: of those that are cut where a terminal is too
+    narrow for all. `below`: of those that then stand below the row, before any is cut; ids are never cut.
+    `notes`: sentences that stand below all rows.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     styles: Sequence[str] = ()
     numbers: Collection[str] = ()
+    long: Collection[str] = ()
+    below: Collection[str] = ()
+    notes: Sequence[str] = ()
 
 
 def is_rich() -> bool:
@@ -35,23 +50,95 @@ def is_rich() -> bool:
     return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
 
 
+def width() -> int | None:
+    """How many characters a line may have; None where it may have any number."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def show(table: Table) -> None:
     """Print the table."""
     if is_rich():
         from rich.console import Console
 
-        Console().print(_rich_table(table))
+        Console().print(_coloured(table), soft_wrap=True)
     else:
-        print(plain(table), flush=True)
+        print(plain(table, width()), flush=True)
 
 
-def plain(table: Table) -> str:
-    """The table as lines of text, its columns aligned by spaces."""
-    rows = [table.columns, *table.rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
-    sides = [str.rjust if column in table.numbers else str.ljust for column in table.columns]
-    lines = ("  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+def plain(table: Table, width: int | None = None) -> str:
+    """The table as lines of text, its columns aligned by spaces.
+
+    :param width: how many characters a line may have.
+    """
+    return "\n".join(line for line, _ in _lines(table, width))
+
+
+def _lines(table: Table, width: int | None) -> list[tuple[str, str]]:
+    """Each line with its style."""
+    columns = list(range(len(table.columns)))
+    widths = [max(len(row[column]) for row in [table.columns, *table.rows]) for column in columns]
+    styles = [*table.styles, *[""] * len(table.rows)]
+    beside = columns
+    if width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        beside = [column for column in columns if table.columns[column] not in table.below]
+        _cut_to(table, width, beside, widths)
+
+    def aligned(row: Sequence[str]) -> str:
+        cells = []
+        for column in beside:
+            side = str.rjust if table.columns[column] in table.numbers else str.ljust
+            cells.append(side(shortened(row[column], widths[column]), widths[column]))
+        return _GAP.join(cells).rstrip()
+
+    lines = [(aligned(table.columns), "bold")]
+    for row, style in zip(table.rows, styles):
+        lines.append((aligned(row), style))
+        for column in columns:
+            if column not in beside and row[column]:
+                line = f"{_GAP}{_GAP}{table.columns[column]} {row[column]}"
+                is_long = table.columns[column] in table.long
+                lines.append((shortened(line, width) if is_long and width is not None else line, style))
+    return lines + [(line, "yellow") for note in table.notes for line in _wrapped(note)]
+
+
+def _cut_to(table: Table, width: int, columns: Sequence[int], widths: list[int]) -> None:
+    """Take from the widest of the long columns, until all fit or none has any to give."""
+    long = [column for column in columns if table.columns[column] in table.long]
+    excess = sum(widths[column] for column in columns) + len(_GAP) * (len(columns) - 1) - width
+    while excess > 0 and long:
+        widest = max(long, key=lambda column: widths[column])
+        if widths[widest] <= _LEAST_WIDTH:
+            return
+        widths[widest] -= 1
+        excess -= 1
+
+
+def shortened(text: str, width: int) -> str:
+    """With an ellipsis where it is longer."""
+    return text if len(text) <= width else f"{text[: max(0, width - 3)]}..."
+
+
+def show_findings(rows: Iterable[Sequence[str]]) -> None:
+    """Print what was found as a list. Each row: what was looked at, how bad it is, what was found, the remedy or ""."""
+    lines: list[tuple[str, str]] = []
+    for name, level, found, remedy in rows:
+        lines += [(line, _STYLES.get(level, "")) for line in _wrapped(f"{level:<8} {name}: {found}")]
+        lines += [(line, "") for line in _wrapped(f"{'':<8} {remedy}")] if remedy else []
+    if is_rich():
+        from rich.console import Console
+
+        Console().print(_joined(lines), soft_wrap=True)
+    else:
+        print("\n".join(line for line, _ in lines), flush=True)
+
+
+def _wrapped(text: str) -> list[str]:
+    """On a terminal in lines of its width."""
+    most = width()
+    if most is None:
+        return [text]
+    fill = textwrap.TextWrapper(most, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+    return fill.wrap(text)
 
 
 def show_json(table: Table) -> None:
@@ -73,15 +160,19 @@ def watch(ask: Callable[[], Table], every: float) -> None:
         if is_rich():
             from rich.live import Live
 
-            with Live(_rich_table(ask()), auto_refresh=False) as live:
+            with Live(_coloured(ask(), _now()), auto_refresh=False, screen=True) as live:
                 while True:
                     time.sleep(every)
-                    live.update(_rich_table(ask()), refresh=True)
+                    live.update(_coloured(ask(), _now()), refresh=True)
         while True:
             table = ask()
-            print(time.strftime("%Y-%m-%d %H:%M:%S"))
+            print(_now())
             show(table)
             time.sleep(every)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 @contextlib.contextmanager
@@ -113,14 +204,11 @@ class _PlainProgress:
             print(f"{self._what}: {done:,}{of_total}", file=sys.stderr, flush=True)
 
 
-def _rich_table(table: Table) -> Any:
-    from rich.markup import escape
-    from rich.table import Table as RichTable
+def _coloured(table: Table, *above: str) -> Any:
+    return _joined([*((line, "") for line in above), *_lines(table, width())])
 
-    shown = RichTable()
-    for column in table.columns:
-        shown.add_column(column, overflow="fold", justify="right" if column in table.numbers else "left")
-    styles = table.styles or [""] * len(table.rows)
-    for row, style in zip(table.rows, styles):
-        shown.add_row(*map(escape, row), style=style or None)
-    return shown
+
+def _joined(lines: Iterable[tuple[str, str]]) -> Any:
+    from rich.text import Text
+
+    return Text("\n").join(Text(line, style) for line, style in lines)

@@ -15,21 +15,23 @@ import socket
 import sys
 import sysconfig
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TextIO
 
 from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.exits import CommandError, explain
 from sqstaskmaster._cli.stderr import STDERR
 from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._logging import switch_on
 from sqstaskmaster._service import loading
 from sqstaskmaster._service.exit_codes import Exit
-from sqstaskmaster._service.supervisor import BUSY, DRAINED, FATAL, FATAL_CODES, IDLE, LOADED, POLLED
+from sqstaskmaster._service.supervisor import BUSY, DRAINED, FATAL, FATAL_CODES, IDLE, LOADED, POLLED, READY
 from sqstaskmaster._signals import state
 from sqstaskmaster._signals.bounded import BoundedCall
-from sqstaskmaster.errors import ConfigurationError, PollRefused, UnsupportedContext
+from sqstaskmaster.errors import ConfigurationError, InitializerFailed, PollRefused, UnsupportedContext
 
 if TYPE_CHECKING:
     from sqstaskmaster.worker import Worker
@@ -41,10 +43,13 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # From the moment that the supervisor is gone until this process is too, whatever its task does.
 _ORPHAN_SECONDS = 1.5
 
+# What the user's module has started keeps the process for so long after its last line.
+_LEAVE_SECONDS = 5.0
+
 # What the process has printed is waited for so long at its end, where its reader has stopped reading.
 _FLUSH_SECONDS = 1.0
 
-_EVENTS = {"polled": POLLED, "busy": BUSY, "idle": IDLE}
+_EVENTS = {"polled": POLLED, "busy": BUSY, "idle": IDLE, "ready": READY}
 
 
 class Options(NamedTuple):
@@ -68,19 +73,26 @@ def load(name: str) -> Worker:
 
     :raises CommandError: where there is none. What the module raises while it is imported is the cause.
     """
-    from sqstaskmaster.worker import Worker
-
     module_name, _, path = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError as error:
+        text = "The current folder has been removed: start the command in one that exists"
+        raise CommandError(Exit.MODULE, text) from error
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.insert(0, folder)
     try:
         with loading.importing(module_name):
             found: Any = importlib.import_module(module_name)
+        # Only now: it loads botocore, and a module may patch what that is made of (gevent).
+        from sqstaskmaster.worker import Worker
+
+        switch_on()  # a module that configures logging has switched the library's off
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _broken(module_name, error) from error
         remedy = "run the command in the folder that holds it, or install it"
-        raise CommandError(Exit.MODULE, f"There is no module {module_name!r} in {os.getcwd()}: {remedy}") from error
+        raise CommandError(Exit.MODULE, f"There is no module {module_name!r} in {folder}: {remedy}") from error
     except Exception as error:
         raise _broken(module_name, error) from error
     for part in path.split("."):
@@ -92,7 +104,8 @@ def load(name: str) -> Worker:
             ) from error
     if not isinstance(found, Worker):
         raise CommandError(
-            Exit.MODULE, f"{name} is no Worker but {type(found).__name__}: write {path} = Worker(TaskManager(url), ...)"
+            Exit.MODULE,
+            f"{name} is not a Worker but of type {type(found).__name__}: write {path} = Worker(TaskManager(url))",
         )
     return found
 
@@ -152,9 +165,11 @@ def main(arguments: Sequence[str]) -> int:
             STDERR.write("".join(traceback.format_exception(error)).rstrip())
         code, sentence = explain(error)
         STDERR.write(f"sqstaskmaster: {sentence}")
-        if code in FATAL_CODES and (isinstance(error, PollRefused) or not events.polled):
+        if code in FATAL_CODES and (isinstance(error, (PollRefused, InitializerFailed)) or not events.polled):
             events.send(FATAL)
         return code
+    finally:
+        events.socket.detach()  # its end is that of this process
     return Exit.OK
 
 
@@ -208,13 +223,13 @@ def _end_with_supervisor(pid: int, supervisor: socket.socket) -> None:
     state.Handlers(_orphaned, signal.SIGHUP).install()
     process_tree.die_with_parent(signal.SIGHUP)
     if not process_tree.LINUX:
-        threading.Thread(target=_wait_for_end, args=(supervisor,), daemon=True).start()
+        with state.starting_thread():
+            threading.Thread(target=_wait_for_end, args=(supervisor,), daemon=True).start()
     if os.getppid() != pid:
         os._exit(Exit.FAILED)  # it was gone before any of this
 
 
 def _wait_for_end(supervisor: socket.socket) -> None:
-    state.block_all()
     supervisor.recv(1)  # it never says anything
     os.kill(os.getpid(), signal.SIGHUP)
 
@@ -237,8 +252,23 @@ def _nowhere() -> TextIO:
         return sys.__stderr__ or sys.stderr
 
 
+def leave(code: int) -> NoReturn:
+    """End this process, a few seconds later at most.
+
+    Python waits for threads that are no daemons, and for what was registered with atexit: a scheduler or a client that
+    the user's module has started at import never ends by itself.
+    """
+    with state.starting_thread():
+        threading.Thread(target=_end_later, args=(code,), daemon=True).start()
+    if sys.stdout is not None and not _flush(sys.stdout):
+        os._exit(code)  # Python would wait for it
+    sys.exit(code)
+
+
+def _end_later(code: int) -> None:
+    time.sleep(_LEAVE_SECONDS)
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
-    if not _flush(sys.stdout):
-        os._exit(exit_code)  # Python would wait for it
-    sys.exit(exit_code)
+    leave(main(sys.argv[1:]))

@@ -26,8 +26,10 @@ _LEFT_OUT = frozenset(("obj", "print_file_and_line"))
 _HEAP_TYPE = 1 << 9
 
 
-class ChildTraceback(Exception):
+class TaskTraceback(Exception):
     """The traceback of the child process, shown as the cause of what is raised in the parent."""
+
+    __module__ = "sqstaskmaster"  # as a traceback shows it: not the private room where it is made
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -78,7 +80,7 @@ def rebuilt(content: bytes, task: str) -> BaseException:
         error = None
     if error is None:
         error = RemoteError(task, str(said["summary"]), str(said["traceback"]))
-    error.__cause__ = ChildTraceback(str(said["traceback"]))
+    error.__cause__ = TaskTraceback(str(said["traceback"]))
     return error
 
 

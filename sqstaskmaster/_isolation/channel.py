@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import struct
@@ -15,8 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from sqstaskmaster._isolation import plain
-
-logger = logging.getLogger(__name__)
 
 #: Before each message: its kind, and its length in bytes.
 HEADER = struct.Struct("=cI")
@@ -85,11 +82,11 @@ current: Channel | None = None
 class MessageReader:
     """The worker's side: messages out of the bytes that have come. Bytes that make no sense end it.
 
-    They come from a task that writes to a descriptor that is not its own. They are read on, lest it wait, and lost.
+    They come from a task that writes to a descriptor that is not its own. They are read on, lest it wait, and lost;
+    `spoiled` says so.
     """
 
-    def __init__(self, task: str) -> None:
-        self._task = task
+    def __init__(self) -> None:
         self.verdict: tuple[bytes, bytes] | None = None
         self.inherited: int | None = None
         self.spoiled = False
@@ -123,7 +120,6 @@ class MessageReader:
             if kind not in KINDS or length > plain.MAX_BYTES:
                 self.spoiled = True
                 self._bytes.clear()
-                logger.warning("Task %s spoiled its channel: nothing more is heard of it", self._task)
                 return
             end = at + HEADER.size + length
             if len(self._bytes) < end:

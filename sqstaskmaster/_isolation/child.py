@@ -15,7 +15,7 @@ not be picklable, and runs about 2 ms later; with `spawn` or `forkserver` it mus
 from __future__ import annotations
 
 import contextlib
-import logging
+import functools
 import math
 import multiprocessing
 import os
@@ -26,17 +26,20 @@ import threading
 import time
 import warnings
 from multiprocessing.connection import Connection
-from types import FrameType
 from typing import Any
 
-from sqstaskmaster._isolation import keeper, pipes, process_tree
+from sqstaskmaster._isolation import buffers, keeper, pipes, process_tree
 from sqstaskmaster._isolation.task import TaskProcess
 from sqstaskmaster._isolation.task_side import Function
 from sqstaskmaster._isolation.usage import Usage
-from sqstaskmaster._signals import state
+from sqstaskmaster._logging import get_logger
+from sqstaskmaster._signals import bounded, state
 from sqstaskmaster.errors import TaskNotPicklable, UnsupportedContext
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
+
+#: Said of a task that writes into its pipes, with its name.
+SPOILED = "Task %s broke its channel to the worker, which hears no more from it"
 
 START_METHODS = ("fork", "forkserver", "spawn")
 
@@ -62,6 +65,16 @@ class Child:
         self._method = start_method or default_start_method()
         self._term_grace = term_grace
         self._keeper: Any = None  # its pid, or its multiprocessing.Process
+        self._payload: bytes | None = None
+        self._warned = False
+
+    def prepare(self) -> None:
+        """Do what `start` would do first, and may take long: pickle the function, where it has to be.
+
+        :raises TaskNotPicklable: where the start method needs to pickle it and cannot.
+        """
+        if self._method != "fork" and self._payload is None:
+            self._payload = pickled(self._function, f"Task {self._name}", self._method)
 
     def start(self) -> None:
         """Start the processes.
@@ -69,9 +82,10 @@ class Child:
         :raises TaskNotPicklable: where the start method needs to pickle the function and cannot; nothing was started.
         :raises OSError: where the system has no process or no descriptor left; nothing was started, and none is open.
         """
-        payload = None if self._method == "fork" else self._pickled_function()
+        self.prepare()
+        payload = self._payload
         process_tree.load()
-        nothing = os.open(os.devnull, os.O_RDONLY)
+        nothing = pipes.open_nothing()
         try:
             ours, others = pipes.open_pipes()
             try:
@@ -94,20 +108,32 @@ class Child:
         finally:
             pipes.close(nothing)
 
-    def wait(self, seconds: float) -> bool:
-        """Attend to the child for at most `seconds`. True as soon as it and everything below it is gone."""
+    def wait(self, seconds: float, wakeup: int | None = None) -> bool:
+        """Attend to the child for at most `seconds`. True as soon as it and everything below it is gone.
+
+        :param wakeup: a descriptor that ends the wait when it is readable.
+        """
         task = self.task
-        until = time.monotonic() + seconds
+        now = time.monotonic()
+        until = now + seconds
         while task is not None and not task.gone:
-            task.step()
+            task.step(now)
             if task.gone:
                 break
-            now = time.monotonic()
-            left = min(until, task.next_step_at) - now
-            if left <= 0 and now >= until:
+            if now >= task.meter.next_look_at:
+                task.meter.look(now)
+            left = max(0.0, min(until, task.next_step_at, task.meter.next_look_at) - now)
+            if not left and now >= until:
                 return False
             # Rounded up: a little late is on time, a little early is a turn for nothing.
-            self._read_events(task, math.ceil(max(0.0, left) * 1000))
+            happened = self._read_events(task, math.ceil(left * 1000), wakeup)
+            if task.spoiled and not self._warned:
+                self._warned = True
+                logger.warning(SPOILED, self._name)
+            if wakeup in happened:
+                return task.gone
+            # What has been waited for is over, also by a clock that a test has stopped.
+            now = max(time.monotonic(), now if happened else now + left)
         return True
 
     def stop(self) -> None:
@@ -119,6 +145,11 @@ class Child:
         """SIGKILL to the task and everything below it, now. Does not wait."""
         if self.task is not None:
             self.task.kill()
+
+    def tell_stopping(self) -> None:
+        """Have `stopping` be true in the task from now on. It goes on."""
+        if self.task is not None:
+            self.task.tell_stopping()
 
     def result(self) -> Any:
         """What the function returned, once `wait` has said True; see `TaskProcess.result` for what it raises."""
@@ -153,7 +184,7 @@ class Child:
         return self.task.meter.usage if self.task else Usage()
 
     def memory(self, enough: int) -> int:
-        """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
+        """Bytes that it and everything below it hold beyond what it was started with; exact only above `enough`."""
         return self._started().meter.memory(enough)
 
     def _started(self) -> TaskProcess:
@@ -165,7 +196,8 @@ class Child:
 
     def _fork(self, ours: pipes.Ends, ends: pipes.Ends, nothing: int) -> None:
         warn_of_threads()
-        flush()
+        warn_of_what_is_lacking()
+        buffers.before_fork()
         # No signal handler of the worker's may run in the child, nor here before the pid is known.
         with state.held() as caught:
             pid = fork()
@@ -193,40 +225,38 @@ class Child:
         self._keeper = process
         self.task = TaskProcess(self._name, self._term_grace, ours, process.pid, process_tree.pidfd(process.pid))
 
-    def _pickled_function(self) -> bytes:
-        try:
-            return pickle.dumps(self._function)
-        except Exception as error:
-            raise TaskNotPicklable(
-                f"Task {self._name} cannot be sent to a process started by {self._method!r}, because something in it "
-                f"cannot be pickled ({type(error).__name__}: {error}): load it in run(), or use start_method='fork'"
-            ) from error
-
     # -- attending -----------------------------------------------------------------------------------------------
 
-    def _read_events(self, task: TaskProcess, milliseconds: int) -> None:
+    def _read_events(self, task: TaskProcess, milliseconds: int, wakeup: int | None) -> list[int]:
+        """The descriptors that were readable."""
         events = select.poll()
         for descriptor in task.descriptors():
             events.register(descriptor, select.POLLIN)
-        for descriptor, _ in _await_events(task, events, milliseconds):
+        if wakeup is not None:
+            events.register(wakeup, select.POLLIN)
+        happened = [descriptor for descriptor, _ in events.poll(milliseconds)]
+        for descriptor in happened:
             task.read(descriptor)
-
-
-def _await_events(task: TaskProcess, events: select.poll, milliseconds: int) -> list[tuple[int, int]]:
-    return events.poll(milliseconds)  # in a frame of its own: see `is_waiting`
-
-
-def is_waiting(frame: FrameType | None) -> bool:
-    """Whether `frame`, where a signal landed, is where a Child waits for a task that has not reported its end.
-
-    An exception raised there by the signal's handler does no harm: no process is half started, no result half read.
-    """
-    return frame is not None and frame.f_code is _await_events.__code__ and not frame.f_locals["task"].told
+        return happened
 
 
 def default_start_method() -> str:
     """Fork where it is safe: on Linux. The system libraries of macOS do not survive one."""
     return "fork" if process_tree.LINUX else "spawn"
+
+
+def pickled(function: Any, what: str, method: str) -> bytes:
+    """The function, for a process that was not forked. `what`: how it is called in the error.
+
+    :raises TaskNotPicklable: where it cannot be.
+    """
+    try:
+        return pickle.dumps(function)
+    except Exception as error:
+        raise TaskNotPicklable(
+            f"{what} cannot be sent to a process started by {method!r}, because something in it cannot be pickled "
+            f"({type(error).__name__}: {error}): load it in run(), or use start_method='fork'"
+        ) from error
 
 
 def require_processes() -> None:
@@ -237,16 +267,13 @@ def require_processes() -> None:
 
 def _keep_spawned(ends: list[Any], payload: bytes) -> None:
     """What a process started by spawn or forkserver runs: the keeper. The payload is the task's to load."""
+    buffers.before_fork()  # the main module has been imported
+    with contextlib.suppress(OSError):
+        # multiprocessing has opened another for it, and the task's is descriptor 0 as in every process: see `pipes`.
+        sys.stdin = open(0, encoding=sys.stdin.encoding, closefd=False)
     with state.held() as caught:  # the main module may have installed handlers
         *others, nothing = (end.fileno() for end in ends)
         keeper.keep(pipes.Ends(*others), nothing, lambda: pickle.loads(payload), caught)
-
-
-def flush() -> None:
-    """Lest what is buffered be written twice."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            stream.flush()
 
 
 def fork() -> int:
@@ -269,15 +296,21 @@ def warn_of_threads() -> None:
     global _warned_of_threads
     if _warned_of_threads:
         return
-    until = time.monotonic() + _THREADS_SECONDS
-    while (found := process_tree.threads() - _own_threads()) > 1:
-        if time.monotonic() > until:
-            _warned_of_threads = True
-            logger.warning(
-                "This process has %d threads and is about to fork: a task that it forks can hang in its first OpenMP "
-                "region, or on a lock that another thread holds. Run native code (NumPy, XGBoost, OR-Tools) in tasks "
-                "only, never in the worker itself, or use start_method='spawn'",
-                found,
-            )
+    for _ in bounded.looks(_THREADS_SECONDS, 0.001):
+        found = process_tree.threads() - _own_threads()
+        if found <= 1:
             return
-        time.sleep(0.001)
+    _warned_of_threads = True
+    logger.warning(
+        "This process has %d threads and is about to fork: a task that it forks can hang in its first OpenMP region, "
+        "or on a lock that another thread holds. Run native code (NumPy, XGBoost, OR-Tools) in tasks only, never in "
+        "the worker itself, or use start_method='spawn'",
+        found,
+    )
+
+
+@functools.cache
+def warn_of_what_is_lacking() -> None:
+    """Say once what this system, or its sandbox, does not offer."""
+    for what in process_tree.lacking():
+        logger.warning("Tasks are not fully supervised: %s", what)

@@ -36,6 +36,9 @@ _LOOK_MILLISECONDS = 1000
 # The same for the task, on systems that cannot tell at once when a process ends (no pidfd).
 _LOOK_WITHOUT_PIDFD_MILLISECONDS = 20
 
+# Of a task that is over by then, its start is told with its end.
+_SHORT_MILLISECONDS = 20
+
 
 def keep(ends: Ends, nothing: int, load: Callable[[], task_side.Function], caught: frozenset[int]) -> NoReturn:
     """The keeper's whole life, in a process that was started for it, in `state.held`.
@@ -56,11 +59,11 @@ def keep(ends: Ends, nothing: int, load: Callable[[], task_side.Function], caugh
             _be_task(ends, nothing, keeper, load, caught)
         os.close(ends.results)
         os.close(ends.stack)
-        news.say_started(ends.news, task)
+        news.say(ends.news, news.started(task))
         attend(task, ends.lifeline, parent=worker)
-        news.say_ended(ends.news, *bury(task))
+        news.say(ends.news, news.ended(*bury(task)))
     except BaseException as error:
-        news.say_failed(ends.news, error)
+        news.say(ends.news, news.failed(error))
     finally:
         os._exit(0)
 
@@ -86,38 +89,57 @@ def become_keeper() -> None:
     process_tree.mark_self()
 
 
-def attend(task: int, lifeline: int, *, parent: int | None = None, worker: int | None = None) -> bool:
+def attend(
+    task: int,
+    lifeline: int,
+    *,
+    parent: int | None = None,
+    worker: int | None = None,
+    told: int | None = None,
+    is_long: Callable[[], None] | None = None,
+) -> set[int]:
     """Until the task has ended, or was killed because the worker said so or is gone: it is not reaped here.
 
-    Whether it ended undisturbed: no order had come for it.
+    The signals that it was sent: none where it ended undisturbed.
 
     :param parent: the worker's pid, where it is this process's parent: whether it still is, is looked at once a second.
     :param worker: else a descriptor that is readable once the worker is gone.
+    :param told: a descriptor that is readable when the task is over in a process that stays.
+    :param is_long: called once, where it is not over after a moment, or is sent a signal.
     """
     events = select.poll()
     events.register(lifeline, select.POLLIN)
-    if worker is not None:
-        events.register(worker, select.POLLIN)
+    for other in (worker, told):
+        if other is not None:
+            events.register(other, select.POLLIN)
     end = process_tree.pidfd(task)
     if end is None:
         look: int | None = _LOOK_WITHOUT_PIDFD_MILLISECONDS
     else:
         look = None if parent is None else _LOOK_MILLISECONDS
         events.register(end, select.POLLIN)
-    undisturbed = True
+    sent: set[int] = set()
     try:
         while True:
-            happened = dict(events.poll(look))
-            if end in happened or end is None and os.waitid(os.P_PID, task, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return undisturbed
+            happened = dict(events.poll(look if is_long is None else _SHORT_MILLISECONDS))
+            if (
+                end in happened
+                or told in happened
+                or end is None
+                and os.waitid(os.P_PID, task, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            ):
+                return sent
+            if is_long is not None:
+                is_long()
+                is_long = None
             orders = os.read(lifeline, 64) if lifeline in happened else b""
             for number in orders:
-                undisturbed = False
+                sent.add(number)
                 process_tree.kill(task, number)
             orphaned = worker in happened or parent is not None and os.getppid() != parent
             if orphaned or lifeline in happened and not orders:
                 process_tree.kill(task, signal.SIGKILL)
-                return False
+                return sent | {signal.SIGKILL}
     finally:
         if end is not None:
             os.close(end)
@@ -125,7 +147,8 @@ def attend(task: int, lifeline: int, *, parent: int | None = None, worker: int |
 
 def bury(task: int) -> tuple[int, float, int]:
     """Kill and reap the task and all that is below this process: wait status, CPU seconds of all, peak bytes."""
-    with contextlib.suppress(OSError):
-        os.killpg(task, signal.SIGKILL)  # before it is reaped, while nobody else can be that group
+    if not process_tree.trackers(process_tree.descendants(os.getpid())):  # which are in its group
+        with contextlib.suppress(OSError):
+            os.killpg(task, signal.SIGKILL)  # before it is reaped, while nobody else can be that group
     _, status, used = os.wait4(task, 0)
     return status, process_tree.cpu_seconds(used) + process_tree.sweep(), process_tree.peak_bytes(used)

@@ -1,31 +1,57 @@
 """What a keeper tells its worker about a task, a line each.
 
-started PID
+started PID BEFORE...                   what there was before it, in a process that stays: see `Before`
+spent WHY                               its process stays no longer
+stays                                   its process stays, for the next
 ended STATUS CPU_SECONDS PEAK_BYTES     nothing of it is left
 failed WHY                              nothing of it ever was
+
+The end of one in a process that stays is said in one write, with its start where it was short: each write wakes the
+worker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from typing import NamedTuple
 
 
-def say_started(news: int, task: int) -> None:
-    _write(news, f"started {task}")
+class Before(NamedTuple):
+    """What a process that stays, and those that its initializer had started, used and held before a task began.
+
+    `cpu_seconds` of all; `helpers`: bytes resident in those that the initializer had started; `share`: the proportional
+    size of all; `image`: tells what was forked from the process, see `process_tree.image_of`; `resident`: bytes
+    resident in the process itself.
+    """
+
+    cpu_seconds: float = 0.0
+    helpers: int = 0
+    share: int = 0
+    image: int = 0
+    resident: int = 0
 
 
-def say_ended(news: int, status: int, seconds: float, peak: int) -> None:
-    _write(news, f"ended {status} {seconds:.6f} {peak}")
+def started(task: int, before: Before | None = None) -> str:
+    return f"started {task}" + ("" if before is None else " %.6f %d %d %d %d" % before)
 
 
-def say_failed(news: int, error: BaseException) -> None:
-    _write(news, f"failed {type(error).__name__}: {error}")
+def stays(spent: str) -> str:
+    """Whether the task's process takes another; `spent`: why it does not, "" where it does."""
+    return f"spent {' '.join(spent.split())[:500]}" if spent else "stays"
 
 
-def _write(news: int, line: str) -> None:
+def ended(status: int, seconds: float, peak: int) -> str:
+    return f"ended {status} {seconds:.6f} {peak}"
+
+
+def failed(error: BaseException) -> str:
+    return f"failed {type(error).__name__}: {error}"
+
+
+def say(news: int, *lines: str) -> None:
     with contextlib.suppress(OSError):  # nobody listens any more
-        os.write(news, f"{line}\n".encode(errors="replace"))
+        os.write(news, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
 
 
 class News:
@@ -33,6 +59,9 @@ class News:
 
     def __init__(self) -> None:
         self.pid: int | None = None
+        self.before: Before | None = None
+        self.stays = False
+        self.spent = ""
         self.status: int | None = None
         self.cpu_seconds: float | None = None
         self.resident_peak: int | None = None
@@ -50,7 +79,14 @@ class News:
         for line in lines:
             kind, _, words = line.decode(errors="replace").partition(" ")
             if kind == "started":
-                self.pid = int(words)
+                pid, *before = words.split()
+                self.pid = int(pid)
+                if before:
+                    self.before = Before(float(before[0]), *map(int, before[1:]))
+            elif kind == "stays":
+                self.stays = True
+            elif kind == "spent":
+                self.spent = words
             elif kind == "failed":
                 self.failure = words
             else:

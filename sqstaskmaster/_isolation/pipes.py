@@ -11,19 +11,27 @@ notice   ----------------------->  notice      readable: the worker is stopping
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import socket
+import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a producer imports the module that has the tasks, and nothing of this is called
+    pass
 
 # Tasks that close "all" descriptors mostly close those below this one.
 _OUT_OF_REACH = 512
 
 # The worker's ends, which no keeper may inherit: it would keep lifelines from ending.
 _own_ends: set[int] = set()
+
+# What tasks have for their standard input: a terminal is not for them to read from, but where one is run by hand.
+standard_input = os.devnull
 
 
 class Ends(NamedTuple):
@@ -36,11 +44,27 @@ class Ends(NamedTuple):
     notice: int
 
 
+def reserve_standard() -> None:
+    """Have something be open as descriptors 0, 1 and 2, lest what is opened next be taken for standard output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+
+
+def open_nothing() -> int:
+    """A descriptor of what tasks have for their standard input; none of the standard ones, as it is closed again."""
+    reserve_standard()
+    return os.open(standard_input, os.O_RDWR | os.O_NOCTTY)
+
+
 def open_pipes() -> tuple[Ends, Ends]:
     """The worker's ends, which do not block, and the others.
 
     :raises OSError: where there are no more descriptors to be had; none is left open then.
     """
+    reserve_standard()
     opened: list[tuple[int, int]] = []
     try:
         for _ in Ends._fields:
@@ -59,6 +83,11 @@ def open_pipes() -> tuple[Ends, Ends]:
 def keep_from_children(*descriptors: int) -> None:
     """Have `close_own_ends` close these too."""
     _own_ends.update(descriptors)
+
+
+def leave_to_children(*descriptors: int) -> None:
+    """No longer: they are about to be closed, and their numbers used anew."""
+    _own_ends.difference_update(descriptors)
 
 
 def close(*descriptors: int) -> None:
@@ -98,13 +127,50 @@ def out_of_reach(descriptor: int) -> int:
     return high
 
 
+def close_all_but(*kept: int) -> None:
+    """In a process that is about to be another program: these stay, and what is standard."""
+    # One by one: where the limit is a billion, and the system closes no ranges, a range takes minutes.
+    for descriptor in open_descriptors().difference(kept, range(3)):
+        close(descriptor)
+
+
+def open_descriptors() -> set[int]:
+    """Those of this process, with that of the listing itself, which is closed by now."""
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            found = set(map(int, os.listdir(folder)))
+        except OSError:
+            continue
+        return found
+    return set()
+
+
+def file_with(content: bytes) -> int:
+    """A descriptor of a file that only its descriptors know: it takes any length without blocking, whoever reads it."""
+    try:
+        file = os.memfd_create("order", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):  # a sandbox may refuse it
+        with tempfile.TemporaryFile() as named:
+            file = os.dup(named.fileno())
+    try:
+        unwritten = memoryview(content)
+        while unwritten:
+            unwritten = unwritten[os.write(file, unwritten) :]
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
 class Open:
     """Descriptors of one owner, written to and closed only while they are open: their numbers are used anew.
 
-    From any thread: a stack may be asked for while the owner's loop closes what it has read to its end.
+    From any thread: a stack may be asked for while the owner's loop closes what it has read to its end. `before_close`
+    is called with each before it is closed.
     """
 
     def __init__(self, descriptors: Iterable[int]) -> None:
+        self.before_close: Callable[[int], None] | None = None
         self._descriptors = set(descriptors)
         self._lock = threading.RLock()
 
@@ -119,6 +185,8 @@ class Open:
         with self._lock:
             if descriptor in self._descriptors:
                 self._descriptors.discard(descriptor)
+                if self.before_close is not None:
+                    self.before_close(descriptor)
                 close(descriptor)
 
     def close_all(self) -> None:

@@ -16,6 +16,7 @@ import datetime
 import decimal
 import fractions
 import json
+import math
 import pathlib
 import reprlib
 import uuid
@@ -48,21 +49,24 @@ def dump(value: Any) -> bytes:
     return _written(value, _refuse)
 
 
-def spoken(value: Any) -> bytes:
-    """The value, as text where it cannot be whole."""
+def spoken(value: Any, most: int | None = MAX_BYTES) -> bytes:
+    """The value, as text where it cannot be whole.
+
+    :param most: how many bytes it may have, None for any number: what comes up from a task is limited.
+    """
     try:
-        return _written(value, text_of)
+        return _written(value, text_of, most)
     except NotPlain:
         return _written(text_of(value), _refuse)
 
 
-def load(content: bytes) -> Any:
+def load(content: bytes, most: int | None = MAX_BYTES) -> Any:
     """What `dump` or `spoken` was given.
 
     :raises ValueError: for anything else.
     """
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{len(content):,} bytes are more than {MAX_BYTES:,}")
+    if most is not None and len(content) > most:
+        raise ValueError(f"{len(content):,} bytes are more than {most:,}")
     try:
         return json.loads(content.decode("utf-8", "surrogatepass"), object_hook=_untagged)
     except (RecursionError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
@@ -71,7 +75,7 @@ def load(content: bytes) -> Any:
 
 def text_of(value: Any, limit: int = MAX_TEXT) -> str:
     """The repr, cut; of collections only the beginning, since one can hold itself many times over."""
-    short = reprlib.Repr()
+    short = _Short()
     short.maxlevel = 4
     short.maxdict = short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = short.maxdeque = 20
     short.maxarray = short.maxlong = short.maxstring = short.maxother = limit
@@ -79,6 +83,13 @@ def text_of(value: Any, limit: int = MAX_TEXT) -> str:
         return cut(short.repr(value), limit)
     except Exception as error:
         return f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """Python's own refuses long ones, and its newer releases have words for them that name an address."""
+        bits = x.bit_length()
+        return f"<int of {bits:,} bits>" if bits > _MAX_BITS else super().repr_int(x, level)
 
 
 def cut(text: str, limit: int) -> str:
@@ -89,19 +100,19 @@ def cut(text: str, limit: int) -> str:
     return f"{text[:half]}\n... {len(text) - 2 * half:,} characters left out ...\n{text[-half:]}"
 
 
-def _written(value: Any, otherwise: Callable[[Any], Any]) -> bytes:
+def _written(value: Any, otherwise: Callable[[Any], Any], most: int | None = MAX_BYTES) -> bytes:
     try:
-        plain = _Walk(otherwise).plain(value, 0)
+        plain = _Walk(otherwise, most).plain(value, 0)
         content = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     except NotPlain:
         raise
     except Exception as error:  # a user's subclass whose methods raise
         raise NotPlain(f"{type(error).__name__}: {error}") from error
-    if len(content) > MAX_BYTES:
-        raise NotPlain(f"{len(content):,} bytes are more than {MAX_BYTES:,}")
+    if most is not None and len(content) > most:
+        raise NotPlain(f"{len(content):,} bytes are more than {most:,}")
     try:
         # A set of a user's hashable lists, say. Told here, since what the worker cannot read is no verdict there.
-        load(content)
+        load(content, most)
     except ValueError as error:
         raise NotPlain(f"it cannot be read again: {error}") from error
     return content
@@ -114,9 +125,9 @@ def _refuse(value: Any) -> Any:
 class _Walk:
     """From a value to what JSON can write. Ends early where it is too much, so that no value takes long."""
 
-    def __init__(self, otherwise: Callable[[Any], Any]) -> None:
+    def __init__(self, otherwise: Callable[[Any], Any], most: int | None) -> None:
         self._otherwise = otherwise
-        self._left = MAX_BYTES
+        self._left: float = math.inf if most is None else most
 
     def plain(self, value: Any, depth: int) -> Any:
         self._left -= 1 + (len(value) if isinstance(value, (str, bytes, bytearray)) else 0)

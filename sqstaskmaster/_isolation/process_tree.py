@@ -6,19 +6,25 @@ import contextlib
 import ctypes
 import functools
 import os
-import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows, where a producer imports the module that has the tasks, and nothing of this is called
+    pass
 
 LINUX = sys.platform == "linux"
 
 # https://man7.org/linux/man-pages/man2/prctl.2.html
 _PR_SET_PDEATHSIG = 1
+_PR_GET_PDEATHSIG = 2
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 
 # https://man7.org/linux/man-pages/man2/getrlimit.2.html: the number of file locks, without effect since Linux 2.4.25.
 _RLIMIT_LOCKS = 10
@@ -29,14 +35,21 @@ _MARKS = 1 << 40
 # The longest that the end of what was killed is waited for where processes cannot be listed, and so not be found.
 _BLIND_SECONDS = 1.0
 
+# Helpers that clean up after processes that were killed: multiprocessing's and loky's. They outlive the processes that
+# share the other end of a pipe with them, then unlink shared memory, semaphores and folders that are left, and end.
+_TRACKER = b"resource_tracker import main"
+
+# The longest that they may take for it. It takes them milliseconds.
+_TRACKER_SECONDS = 2.0
+
 # Between two looks at processes that were killed and are not gone yet: the kernel needs microseconds, or, to tear down
 # gigabytes, some tenths of a second.
 _LOOK_SECONDS = (0.001, 0.05)
 
 
 @functools.cache
-def _prctl() -> Callable[[int, int], int]:
-    function: Callable[[int, int], int] = ctypes.CDLL(None).prctl
+def _prctl() -> Callable[[int, Any], int]:
+    function: Callable[[int, Any], int] = ctypes.CDLL(None).prctl
     return function
 
 
@@ -46,10 +59,31 @@ def load() -> None:
         _prctl()
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when the thread that forked it ends. Linux only."""
+def die_with_parent(number: int | None = None) -> None:
+    """Have the kernel send this process a signal, SIGKILL where none is given, when the thread that forked it ends.
+
+    Linux only.
+    """
     if LINUX:
-        _prctl()(_PR_SET_PDEATHSIG, number)
+        _prctl()(_PR_SET_PDEATHSIG, signal.SIGKILL if number is None else number)
+
+
+def lacking() -> list[str]:
+    """What of all this is refused here, and what comes of it, for people: a sandbox may have no /proc, say."""
+    found: list[str] = []
+    if not LINUX:
+        return found
+    if not can_list():
+        found.append("there is no /proc: max_memory is not enforced, and daemons that a task made outlive it")
+    now = ctypes.c_int()
+    for name, get, put in (
+        ("PR_SET_CHILD_SUBREAPER", _PR_GET_CHILD_SUBREAPER, _PR_SET_CHILD_SUBREAPER),
+        ("PR_SET_PDEATHSIG", _PR_GET_PDEATHSIG, _PR_SET_PDEATHSIG),
+    ):
+        # As it is: only whether that is allowed is of interest.
+        if _prctl()(get, ctypes.byref(now)) or _prctl()(put, now.value):
+            found.append(f"prctl({name}) is refused: processes that a task leaves behind may outlive it")
+    return found
 
 
 def adopt_orphans() -> None:
@@ -58,13 +92,13 @@ def adopt_orphans() -> None:
         _prctl()(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes below `pid`, as of now. Empty where there is no /proc."""
+def descendants(pid: int, without: Collection[int] = ()) -> list[int]:
+    """The processes below `pid`, as of now; `without` some and what is below them. Empty where there is no /proc."""
     children_of = _children if _kernel_lists_children() else _children_by_parent()
     found: list[int] = []
     unseen = [pid]
     while unseen:
-        below = children_of(unseen.pop())
+        below = [child for child in children_of(unseen.pop()) if child not in without]
         found += below
         unseen += below
     return found
@@ -73,6 +107,11 @@ def descendants(pid: int) -> list[int]:
 @functools.cache
 def _kernel_lists_children() -> bool:
     return os.path.exists("/proc/thread-self/children")
+
+
+def children_of_self() -> list[int] | None:
+    """Of this process, which has one thread; None where the kernel lists only parents."""
+    return _children(os.getpid()) if _kernel_lists_children() else None
 
 
 def _children(pid: int) -> list[int]:
@@ -124,6 +163,14 @@ def send(pid: int, pidfd: int | None, number: int) -> bool:
     return True
 
 
+def has_pidfd() -> bool:
+    """Whether this system has such descriptors, and lets this process have them."""
+    own = pidfd(os.getpid())
+    if own is not None:
+        os.close(own)
+    return own is not None
+
+
 def pidfd(pid: int) -> int | None:
     """A descriptor that is readable once the process has ended; None where there is no such thing."""
     try:
@@ -139,23 +186,44 @@ def kill_all(pids: Iterable[int]) -> None:
             kill(pid, signal.SIGKILL)
 
 
+def trackers(pids: Iterable[int]) -> set[int]:
+    """Those of the processes that are there to clean up when the others have ended."""
+    return {pid for pid in pids if _is_tracker(pid)}
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as words:
+            return _TRACKER in words.read()
+    except OSError:
+        return False  # it has ended
+
+
 def sweep() -> float:
     """SIGKILL everything below this process, and reap it. Returns when nothing is left: the CPU seconds it had used.
+
+    Those that clean up after the others get a moment to do so once these are gone.
 
     With `adopt_orphans` that is every descendant: one that slips through between the look and the kill is orphaned, and
     thereby becomes a child of this process, to be found at the next look. One that is not ours to kill is waited for.
     Where processes cannot be listed (no /proc), what is not found is given up after a moment.
     """
     pause, longest = _LOOK_SECONDS
-    until = time.monotonic() + _BLIND_SECONDS
-    seconds = 0.0
+    # Pauses are counted, since a test may have stopped the clock of the process that this one was forked from.
+    waited = spared = seconds = 0.0
     while True:
         others, used = _reap()
         seconds += used
-        if not others or not can_list() and time.monotonic() > until:
+        if not others or not can_list() and waited > _BLIND_SECONDS:
             return seconds
-        kill_all(descendants(os.getpid()))
+        below = set(descendants(os.getpid()))
+        rest = below - trackers(below)
+        if not rest and not spared:
+            pause = _LOOK_SECONDS[0]
+        kill_all(rest if spared < _TRACKER_SECONDS else below)
         time.sleep(pause)
+        waited += pause
+        spared += 0.0 if rest else pause
         pause = min(pause * 2, longest)
 
 
@@ -171,21 +239,43 @@ def _reap() -> tuple[bool, float]:
     return False, seconds
 
 
+# The prefixes and suffixes are those of the builds that NumPy and SciPy bring along.
+_OPENBLAS_THREADS = tuple(
+    f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")
+)
+
+
 def threads() -> int:
-    """Of this process, as the system counts them, those of OpenMP included; as Python does where there is no /proc."""
+    """Of this process, as the system counts them, those of OpenMP included; as Python does where there is no /proc.
+
+    Not those of OpenBLAS, which puts its pool in order round a fork.
+    """
     try:
-        return len(os.listdir("/proc/self/task"))
+        number = len(os.listdir("/proc/self/task"))
     except OSError:
         return threading.active_count()
+    # A look takes as long as a tenth of a fork; what is loaded changes with what has been imported.
+    return number if number == 1 else number - _openblas_threads(len(sys.modules))
 
 
-def has_loaded(library: str) -> bool:
-    """Whether a library of that name is loaded in this process. False where that cannot be read."""
+@functools.lru_cache(maxsize=1)
+def _openblas_threads(modules: int) -> int:
+    """How many threads the pools of OpenBLAS have, each beside the one that calls it."""
+    number = 0
+    for path in loaded("openblas"):
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL(path)
+            number += next((getattr(library, name)() - 1 for name in _OPENBLAS_THREADS if hasattr(library, name)), 0)
+    return number
+
+
+def loaded(library: str) -> list[str]:
+    """The files of libraries of such a name that are loaded in this process. None where that cannot be read."""
     try:
         with open("/proc/self/maps") as maps:
-            return library in maps.read()
-    except OSError:
-        return False
+            return list(dict.fromkeys(line.split(None, 5)[5].strip() for line in maps if library in line))
+    except (OSError, IndexError):
+        return []
 
 
 def can_list() -> bool:
@@ -229,29 +319,32 @@ def _has_mark(pid: int, mark: bytes) -> bool:
         return False  # it has ended
 
 
+def is_dead(pid: int) -> bool:
+    """Whether the process has ended, reaped or not."""
+    try:
+        return _state_of(pid) in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True
+
+
 def _state_of(pid: int) -> bytes:
     with open(f"/proc/{pid}/stat", "rb") as stat:
         return stat.read().rpartition(b")")[2].split()[0]
 
 
-def catches(pid: int, number: int) -> bool | None:
-    """Whether the process has a handler for the signal; None where that cannot be read."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            mask = int(status.read().partition(b"SigCgt:")[2].split(None, 1)[0], 16)
-    except (OSError, IndexError):
-        return None
-    return bool(mask >> (number - 1) & 1)
-
-
 def prefer_for_oom_kill() -> None:
     """Have the kernel's out-of-memory killer choose this process before others. Needs no privilege. Linux only."""
+    _tell_kernel("oom_score_adj", b"1000")
+
+
+def _tell_kernel(name: str, text: bytes) -> None:
+    """Write to a file of this process's in /proc, where there is one and the kernel allows it."""
     with contextlib.suppress(OSError):
-        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(score, b"1000")
+            os.write(descriptor, text)
         finally:
-            os.close(score)
+            os.close(descriptor)
 
 
 # -- what processes use ----------------------------------------------------------------------------------------------
@@ -272,50 +365,73 @@ def peak_of_self() -> int:
     return peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
 
 
-def memory(pids: Iterable[int], enough: int) -> int:
-    """Bytes of memory that the processes hold together, exact only where that is over `enough`. Linux only.
+def resident_of_self() -> int:
+    """Bytes that this process has resident now; where that cannot be read, the most it has had."""
+    return resident_of(os.getpid()) or peak_of_self()
 
-    Resident sizes are cheap to read, but count shared pages once for each process. Where they say that it is too much,
-    the proportional sizes are asked, which cost a walk through the page tables and count every page once.
-    """
-    known = list(pids)
-    resident = sum(_resident(pid) for pid in known)
-    return resident if resident <= enough else sum(_proportional(pid) for pid in known)
+
+def forget_peak() -> None:
+    """Have `peak_of_self` begin anew with what is resident now, where the kernel allows that. Linux only."""
+    _tell_kernel("clear_refs", b"5")
+
+
+def cpu_seconds_of_self() -> float:
+    """Of this process, and of the children that it has reaped."""
+    return sum(cpu_seconds(resource.getrusage(who)) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def cpu_seconds_below(keeper: int) -> float:
     """CPU seconds of the processes below a keeper, and of those that they have reaped. Linux only; else 0."""
+    return cpu_seconds_of(descendants(keeper))
+
+
+def cpu_seconds_of(pids: Iterable[int]) -> float:
+    """CPU seconds of these, and of those that they have reaped."""
     ticks = 0
-    for pid in descendants(keeper):
+    for pid in pids:
         with contextlib.suppress(OSError, IndexError):  # it has ended
             with open(f"/proc/{pid}/stat", "rb") as stat:
                 ticks += sum(map(int, stat.read().rpartition(b")")[2].split()[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def own_memory(keeper: int, inherited: int) -> int:
+def own_memory(
+    keeper: int, inherited: int, enough: int = 0, helpers: int = 0, before: int | None = None, image: int | None = None
+) -> int:
     """Bytes that the processes below a keeper hold beyond what they were forked with. Linux only.
+
+    In a process that stays, beyond what there was before the task began: `helpers` was resident in processes of the
+    initializer's, `before` the proportional size of all, `image` is that process's.
 
     `inherited` is what was resident when the task began. Where there are several processes, each one's share of what
     was inherited is the keeper's, which has nothing else; those that have exec'ed a program have none of it.
+
+    Resident sizes are cheap to read, but count what processes share once for each. Where they say over `enough`, the
+    proportional sizes are asked, which cost a walk through the page tables and count every page once.
     """
     pids = descendants(keeper)
-    if len(pids) == 1:
-        return max(0, _resident(pids[0]) - inherited)
-    share, image = _proportional(keeper), _image(keeper)
-    return sum(max(0, _proportional(pid) - (share if _image(pid) == image else 0)) for pid in pids)
+    image = image_of(keeper) if image is None else image
+    forked = {pid: image_of(pid) == image for pid in pids}
+    resident = sum(max(0, resident_of(pid) - (inherited if forked[pid] else 0)) for pid in pids) - helpers
+    if len(pids) <= 1 or resident <= enough:
+        return max(0, resident)
+    if before is not None:
+        return max(0, sum(map(proportional_of, pids)) - before)
+    share = proportional_of(keeper)
+    return sum(max(0, proportional_of(pid) - (share if forked[pid] else 0)) for pid in pids)
 
 
-def _image(pid: int) -> bytes:
+def image_of(pid: int) -> int:
     """The same for processes that have forked from each other, another after exec: where the stack begins."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[25]
+            return int(stat.read().rpartition(b")")[2].split()[25])
     except (OSError, IndexError):
-        return b""
+        return 0
 
 
-def _resident(pid: int) -> int:
+def resident_of(pid: int) -> int:
+    """Bytes that a process has resident; 0 where it has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -323,7 +439,8 @@ def _resident(pid: int) -> int:
         return 0  # it has ended
 
 
-def _proportional(pid: int) -> int:
+def proportional_of(pid: int) -> int:
+    """The same, of each page its share among the processes that have it. Takes a walk through the page tables."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
             for line in rollup:
@@ -331,4 +448,4 @@ def _proportional(pid: int) -> int:
                     return int(line.split()[1]) * 1024
     except (OSError, ValueError):
         pass  # it has ended, or this kernel does not tell
-    return _resident(pid)
+    return resident_of(pid)

@@ -6,7 +6,7 @@ import os
 import socket
 
 from sqstaskmaster._isolation import pipes
-from sqstaskmaster._isolation.slot_keeper import ORDER
+from sqstaskmaster._isolation.slot_keeper import BEGIN, LAST, ORDER
 from sqstaskmaster._isolation.task import TaskProcess
 
 
@@ -34,29 +34,47 @@ class Slot:
         """Whether the keeper is there; False after `close`."""
         return self.descriptor >= 0 and not pipes.is_readable(self.descriptor)
 
-    def start(self, order: bytes, *, name: str, term_grace: float = 5.0) -> TaskProcess:
+    def begin(self, name: str, term_grace: float) -> TaskProcess:
+        """Have the slot make a process that stays, and that run the initializer: it ends as a task does.
+
+        :raises SlotLost, OSError: as `start`.
+        """
+        return self._start(BEGIN, b"", name, term_grace)
+
+    def start(self, order: bytes, *, name: str, term_grace: float = 5.0, last: bool = False) -> TaskProcess:
         """Have the slot run its function with the order. It starts at once, where the task before is gone.
 
         :param name: what the task is called in errors.
         :param term_grace: seconds between SIGTERM and SIGKILL.
+        :param last: whether its process is not to stay for another.
         :raises SlotLost: where the keeper is gone. Nothing was started.
         :raises OSError: where this process has no descriptor left. Nothing was started, and none is open.
         """
+        return self._start(LAST if last else ORDER, order, name, term_grace)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when a process that stays has ended between two tasks."""
+        return self._connection.fileno()
+
+    def heard(self) -> str:
+        """Why it has; "" where it has not."""
+        try:
+            return self._connection.recv(1 << 12).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def _start(self, word: bytes, order: bytes, name: str, term_grace: float) -> TaskProcess:
         if not self.alive:
             raise SlotLost(f"The keeper of the slot (pid {self.keeper}) has ended: open another slot")
         opened: list[int] = []
         try:
             ours, others = pipes.open_pipes()
             opened += [*ours, *others]
-            # A file in memory: it takes any length without blocking, and whoever reads it.
-            file = os.memfd_create("order", os.MFD_CLOEXEC)
+            file = pipes.file_with(order)
             opened.append(file)
-            unwritten = memoryview(order)
-            while unwritten:
-                unwritten = unwritten[os.write(file, unwritten) :]
             pidfd = os.dup(self.descriptor)
             opened.append(pidfd)
-            socket.send_fds(self._connection, [ORDER], [*others, file])
+            socket.send_fds(self._connection, [word], [*others, file])
         except (BrokenPipeError, ConnectionResetError) as error:
             pipes.close(*opened)
             raise SlotLost(f"The keeper of the slot (pid {self.keeper}) has ended: open another slot") from error
@@ -64,7 +82,7 @@ class Slot:
             pipes.close(*opened)
             raise
         pipes.close(*others, file)
-        return TaskProcess(name, term_grace, ours, self.keeper, pidfd)
+        return TaskProcess(name, term_grace, ours, self.keeper, pidfd, waiting=True)
 
     def close(self) -> None:
         """End the slot: the keeper kills what it runs, and ends. Does not wait."""

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -32,18 +34,26 @@ OrderFunction = Callable[[bytes, Channel], Any]
 
 #: What an order is on the socket: this word, and the descriptors of `pipes.Ends` and of a file with its content.
 ORDER = b"order"
+
+#: In a slot whose process stays: to make that process, and the order that is to be its last.
+BEGIN, LAST = b"begin", b"final"
+
 _DESCRIPTORS = len(pipes.Ends._fields) + 1
 
 # Between two tries to fork a spare, where the system has no process left.
-_FORK_AGAIN_MILLISECONDS = 200
+_FORK_AGAIN_SECONDS = 0.2
+
+# A spare that dies before it has an order is followed by another, later each time; an order has so many.
+_LONGEST_PAUSE_SECONDS = 60.0
+_MOST_SPARES = 3
 
 
 def keep_slot(
     orders: socket.socket,
     worker: int,
-    function: OrderFunction,
     environment: Mapping[str, str],
     caught: frozenset[int],
+    kind: Kind,
 ) -> NoReturn:
     """The keeper's whole life, in a process that was forked for it.
 
@@ -56,29 +66,37 @@ def keep_slot(
         gc.disable()
         keeper.become_keeper()
         os.environ.update(environment)
-        slot = _SlotKeeper(orders, worker, function, caught)
+        slot = kind(orders, worker, caught)
         slot.live()
     finally:
         process_tree.sweep()
         os._exit(0)
 
 
-class _SlotKeeper:
-    def __init__(self, orders: socket.socket, worker: int, function: OrderFunction, caught: frozenset[int]) -> None:
+class SlotKeeper:
+    """That of a slot whose tasks have a process each.
+
+    :param function: what runs in the task's process.
+    """
+
+    def __init__(self, function: OrderFunction, orders: socket.socket, worker: int, caught: frozenset[int]) -> None:
         self._orders = orders
         self._worker = worker
         self._function = function
         self._caught = caught
         self._pid = os.getpid()
-        self._nothing = os.open(os.devnull, os.O_RDONLY)
+        self._nothing = pipes.open_nothing()
         self._to_spare, self._from_keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._spare: int | None = None
+        self._deaths = 0  # of spares without an order, in a row
+        self._fork_at = 0.0
         self._problem = OSError()
 
     def live(self) -> None:
+        """Until the end of the slot or of the worker."""
         try:
             while True:
-                if self._spare is None:
+                if self._spare is None and time.monotonic() >= self._fork_at:
                     self._fork_spare()
                 if not self._await():
                     return
@@ -96,7 +114,8 @@ class _SlotKeeper:
         if end is not None:
             events.register(end, select.POLLIN)
         try:
-            happened = dict(events.poll(None if self._spare is not None else _FORK_AGAIN_MILLISECONDS))
+            pause = max(_FORK_AGAIN_SECONDS, self._fork_at - time.monotonic())
+            happened = dict(events.poll(None if self._spare is not None else math.ceil(pause * 1000)))
         finally:
             if end is not None:
                 os.close(end)
@@ -105,6 +124,8 @@ class _SlotKeeper:
         if end in happened and self._spare is not None:
             keeper.bury(self._spare)
             self._spare = None
+            self._deaths += 1
+            self._fork_at = time.monotonic() + min(2.0 ** (self._deaths - 1), _LONGEST_PAUSE_SECONDS)
         elif self._orders.fileno() in happened:
             return self._take_order()
         return True
@@ -114,37 +135,42 @@ class _SlotKeeper:
             said, descriptors, _, _ = socket.recv_fds(self._orders, len(ORDER), _DESCRIPTORS)
         except ConnectionResetError:
             return False
-        if said != ORDER:
+        if not descriptors:
             return False
         *ends, order = descriptors
         try:
-            return self._see_to(pipes.Ends(*ends), order)
+            return self._see_to(said, pipes.Ends(*ends), order)
         finally:
             for end in (ends[2], ends[3]):  # news and lifeline
                 os.close(end)
 
-    def _see_to(self, ends: pipes.Ends, order: int) -> bool:
+    def _see_to(self, said: bytes, ends: pipes.Ends, order: int) -> bool:
         """One task, from its order to its end. False where the worker is gone."""
         socket.send_fds(self._to_spare, [ORDER], [ends.results, ends.stack, ends.notice, order])
         for descriptor in (ends.results, ends.stack, ends.notice, order):
             os.close(descriptor)
-        while True:
+        for _ in range(_MOST_SPARES):
             if self._spare is None:
                 self._fork_spare(ends.news, ends.lifeline)
             if self._spare is None:
                 self._forget_order()
-                news.say_failed(ends.news, self._problem)
+                news.say(ends.news, news.failed(self._problem))
                 return True
             task, self._spare = self._spare, None
-            news.say_started(ends.news, task)
-            undisturbed = keeper.attend(task, ends.lifeline, worker=self._worker)
+            news.say(ends.news, news.started(task))
+            sent = keeper.attend(task, ends.lifeline, worker=self._worker)
             status, seconds, peak = keeper.bury(task)
             if not self._order_is_untaken():
+                self._deaths, self._fork_at = 0, 0.0
                 break
-            if not undisturbed:
+            if sent:
                 self._forget_order()
                 break
-        news.say_ended(ends.news, status, seconds, peak)
+        else:
+            self._forget_order()
+            news.say(ends.news, news.failed(RuntimeError(f"its process died {_MOST_SPARES} times before it began")))
+            return True
+        news.say(ends.news, news.ended(status, seconds, peak))
         return True
 
     def _order_is_untaken(self) -> bool:
@@ -181,11 +207,16 @@ class _SlotKeeper:
         _, descriptors, _, _ = socket.recv_fds(self._from_keeper, len(ORDER), _DESCRIPTORS)
         results, stack, notice, order = map(pipes.out_of_reach, descriptors)
         self._from_keeper.close()
-        function = functools.partial(self._function, _content(order))
+        function = functools.partial(self._function, content_of(order))
         task_side.perform(pipes.Ends(results, stack, -1, -1, notice), lambda: function, self._caught)
 
 
-def _content(order: int) -> bytes:
+def content_of(order: int) -> bytes:
+    """What an order says; the descriptor is closed."""
     with open(order, "rb") as file:
         file.seek(0)
         return file.read()
+
+
+#: Makes the keeper of a slot's socket, the worker's pidfd and its signals.
+Kind = Callable[[socket.socket, int, frozenset[int]], SlotKeeper]

@@ -21,10 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 from sqstaskmaster._isolation import pipes, process_tree, task_side, verdict
-from sqstaskmaster._isolation.channel import MessageReader
+from sqstaskmaster._isolation.channel import DONE, MessageReader
 from sqstaskmaster._isolation.news import News
 from sqstaskmaster._isolation.stacks import Dump
 from sqstaskmaster._isolation.usage import Meter
+from sqstaskmaster._signals import state
 
 # A stack takes under a millisecond to write, from a signal handler in C; a machine that is busy, a little longer. What
 # comes later is read all the same, SIGTERM does not wait for it.
@@ -37,6 +38,10 @@ _LAST_SECONDS = 5.0
 # A keeper that was told to kill, and has not after this time, is being stopped by its task.
 _KEEPER_SECONDS = 0.5
 _KILL_AGAIN_SECONDS = 0.05
+
+# The keeper of a slot says within a millisecond that a task has started. One that is silent for so long hangs, or is
+# stopped: it is killed, with all that is below it.
+_SILENT_SECONDS = 2.0
 
 # One that has not ended after this time hangs: in what a library does round a fork, say (os.register_at_fork). What is
 # left below it is found by its mark.
@@ -61,6 +66,11 @@ class _Plan:
     def step_in(self, seconds: float, step: Callable[[], None]) -> None:
         self.step, self.at = step, time.monotonic() + seconds
 
+    def drop(self, step: Callable[[], None]) -> None:
+        """It is not to be taken, if it is the next."""
+        if self.step == step:
+            self.step, self.at = None, math.inf
+
     def take(self, now: float) -> None:
         """Take it, if it is due."""
         if now >= self.at and self.step:
@@ -71,27 +81,37 @@ class _Plan:
 class TaskProcess:
     """One task below a keeper, as the worker sees it.
 
-    `gone`: it and everything below the keeper has ended. `meter`: what it uses.
+    `done`: it has told that its function has returned. `gone`: it and everything below the keeper has ended.
+    `meter`: what it uses. `open`: its descriptors here.
+    `stays`: its process is there for another task, once this one is gone. `spent`: why not, for people, where that is
+    known; for its driver to say, too.
+    `spoiled`: it has written to what is not its own, and nothing more is heard of it but its end.
 
     :param name: what the task is called in errors.
     :param term_grace: seconds between SIGTERM and SIGKILL.
     :param ends: the worker's ends of the task's pipes; closed when the task is gone.
     :param keeper: the keeper's pid.
+    :param waiting: whether the keeper is there and waits for a task, as that of a slot.
     :param pidfd: a descriptor that tells of the keeper's end, also where another process has inherited ends of the
         pipes; None where there is no such thing. Closed when the task is gone.
     """
 
-    def __init__(self, name: str, term_grace: float, ends: pipes.Ends, keeper: int, pidfd: int | None) -> None:
+    def __init__(
+        self, name: str, term_grace: float, ends: pipes.Ends, keeper: int, pidfd: int | None, waiting: bool = False
+    ) -> None:
         self.name = name
         self.gone = False
+        self.done = self.stays = False
+        self.spent = ""
         self._began = time.monotonic()
         self.meter = Meter(self._began, keeper)
         self._term_grace = term_grace
         self._ends = ends
         self._keeper = keeper
         self._pidfd = pidfd
-        self._open = pipes.Open(ends if pidfd is None else (*ends, pidfd))
-        self._messages = MessageReader(name)
+        self.open = pipes.Open(ends if pidfd is None else (*ends, pidfd))
+        self.spoiled = False
+        self._messages = MessageReader()
         self._dump = Dump()
         self._news = News()
         self._readers: dict[int, Callable[[bytes], None]] = {
@@ -103,6 +123,9 @@ class TaskProcess:
         self._plan = _Plan()
         self._keeper_until = math.inf
         self._past_keeper = False
+        self._failure = ""
+        if waiting:
+            self._plan.step_in(_SILENT_SECONDS, self._give_up_keeper)
 
     # -- for the driver ------------------------------------------------------------------------------------------
 
@@ -128,14 +151,11 @@ class TaskProcess:
     @property
     def next_step_at(self) -> float:
         """When `step` has something to do, by `time.monotonic`; infinity where nothing is."""
-        return math.inf if self.gone else min(self._plan.at, self.meter.next_look_at)
+        return math.inf if self.gone else self._plan.at
 
     def step(self, now: float | None = None) -> None:
         """Do what is due."""
-        now = time.monotonic() if now is None else now
-        self._plan.take(now)
-        if now >= self.meter.next_look_at and not self.gone:
-            self.meter.look(now)
+        self._plan.take(time.monotonic() if now is None else now)
 
     # -- what is known of it -------------------------------------------------------------------------------------
 
@@ -143,11 +163,6 @@ class TaskProcess:
     def pid(self) -> int | None:
         """None until it is known."""
         return self._news.pid
-
-    @property
-    def ready(self) -> bool:
-        """Whether the task's own function has been called."""
-        return self._messages.started
 
     @property
     def told(self) -> bool:
@@ -187,14 +202,15 @@ class TaskProcess:
         :raises TaskNotStarted: where the system has no process for it.
         """
         news = self._news
-        death = verdict.Death(self.name, news.pid, self.seconds, self.stack, news.status, news.failure)
+        failure = news.failure or self._failure
+        death = verdict.Death(self.name, news.pid, self.seconds, self.stack, news.status, failure)
         return verdict.value_of(self._messages.verdict, death)
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
     def tell_stopping(self) -> None:
         """Have `stopping` be true in the task from now on. It goes on."""
-        self._open.write(self._ends.notice, 1)
+        self.open.write(self._ends.notice, 1)
 
     def ask_stack(self, unseen: bool = False) -> bool:
         """Have the task write where it is, without stopping it; `stack` tells, some milliseconds later.
@@ -205,8 +221,8 @@ class TaskProcess:
         """
         if self.gone or self.pid is None and not unseen:
             return False
-        catches = None if self.pid is None else process_tree.catches(self.pid, task_side.STACK_SIGNAL)
-        if not (self.ready if catches is None else catches):
+        caught = None if self.pid is None else state.mask_of_caught(self.pid)
+        if not (self._messages.started if caught is None else caught >> (task_side.STACK_SIGNAL - 1) & 1):
             return False
         self._dump.begin_anew()
         self._order(task_side.STACK_SIGNAL)
@@ -233,7 +249,7 @@ class TaskProcess:
             return
         # In so many words, since the lifeline does not end while another process has inherited this end of it.
         self._order(signal.SIGKILL)
-        self._open.close(self._ends.lifeline)
+        self.open.close(self._ends.lifeline)
         self._keeper_until = time.monotonic() + _HUNG_KEEPER_SECONDS
         self._plan.step_in(_KEEPER_SECONDS, self._kill_past_keeper)
 
@@ -248,13 +264,22 @@ class TaskProcess:
             return
         if process_tree.wake(self._keeper, self._pidfd):
             self._past_keeper = True
-            process_tree.kill_all(process_tree.descendants(self._keeper))
+            below = set(process_tree.descendants(self._keeper))
+            process_tree.kill_all(below - process_tree.trackers(below))  # the keeper gives those a moment
             if time.monotonic() >= self._keeper_until:
                 process_tree.send(self._keeper, self._pidfd, signal.SIGKILL)
         self._plan.step_in(_KILL_AGAIN_SECONDS, self._kill_past_keeper)
 
+    def _give_up_keeper(self) -> None:
+        """It was there, waiting, and has not said that the task has started."""
+        self.read(self._ends.news)
+        if not self.gone and self._news.pid is None:
+            self._failure = f"its keeper (pid {self._keeper}) has not answered in {_SILENT_SECONDS:g} s"
+            process_tree.kill_all(process_tree.descendants(self._keeper))
+            process_tree.send(self._keeper, self._pidfd, signal.SIGKILL)
+
     def _order(self, number: int) -> None:
-        self._open.write(self._ends.lifeline, number)
+        self.open.write(self._ends.lifeline, number)
         process_tree.wake(self._keeper, self._pidfd)  # lest the task has stopped it
 
     # -- reading, and the end ------------------------------------------------------------------------------------
@@ -267,22 +292,29 @@ class TaskProcess:
             return False
         if not content:
             del self._readers[descriptor]
-            self._open.close(descriptor)
+            self.open.close(descriptor)
             if descriptor == self._ends.news and not self._news.over:
                 self._lose_keeper()
             return False
         self._readers[descriptor](content)
-        self.meter.inherited = self._messages.inherited
+        self.spoiled, before = self._messages.spoiled, self._news.before
+        self.meter.before = before
+        self.meter.inherited = self._messages.inherited if before is None else before.resident
+        if self._news.pid is not None:
+            self._plan.drop(self._give_up_keeper)
         if descriptor == self._ends.stack and self._plan.step == self._terminate:
             self._plan.step_in(_STACK_PAUSE_SECONDS, self._terminate)
-        if self._messages.verdict is not None and self._plan.step is None:
-            self._plan.step_in(_LAST_SECONDS, self.kill)
+        told = self._messages.verdict
+        if told is not None:
+            self.done = told[0] == DONE
+            if self._plan.step is None:
+                self._plan.step_in(_LAST_SECONDS, self.kill)
         return True
 
     def _lose_keeper(self) -> None:
         """The keeper has ended. Where it did not say that all is gone, it was killed; the task died with it."""
         if self._pidfd is not None:
-            self._open.close(self._pidfd)
+            self.open.close(self._pidfd)
             self._pidfd = None
         if self._ends.news in self._readers:
             self._read(self._ends.news)
@@ -305,7 +337,9 @@ class TaskProcess:
             while reads < _LAST_READS and self._read(descriptor):
                 reads += 1
         self.gone = True
+        self.stays = self._news.stays and not self.spent
+        self.spent = self.spent or self._news.spent
         self._ended = time.monotonic()
         self.meter.end(self._news.cpu_seconds, self._news.resident_peak)
-        self._open.close_all()
+        self.open.close_all()
         self._pidfd = None

@@ -7,28 +7,39 @@ import faulthandler
 import gc
 import multiprocessing.process
 import os
+import shutil
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from sqstaskmaster._isolation import carried, channel, plain, process_tree
+from sqstaskmaster._isolation import buffers, carried, channel, pipes, plain, process_tree
 from sqstaskmaster._isolation.pipes import Ends
-from sqstaskmaster._signals import state
+from sqstaskmaster._signals import forks, state
 
 #: Makes the task write its Python stack. A real-time signal where there are any, since tasks use the other two.
-STACK_SIGNAL: int = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
+STACK_SIGNAL: int = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else getattr(signal, "SIGUSR2", 0)
 
 #: Called in the task with its channel.
 Function = Callable[[channel.Channel], Any]
 
 
+# That of the worker, which its tasks go on using.
+_inherited_folder: str | None = None
+
+
+def _temporary_folder() -> str | None:
+    """multiprocessing's, of which it makes one for each process that needs it."""
+    return multiprocessing.process.current_process()._config.get("tempdir")  # type: ignore[attr-defined, no-any-return]
+
+
 def settle(keeper: int, nothing: int) -> None:
     """The first acts of a process that will be a task: part from what it inherited. Signals stay as they are.
 
-    `nothing` is an open os.devnull, for its standard input: a terminal is not for it to read from.
+    `nothing` is its standard input: see `pipes.standard_input`.
     """
     # What was inherited stays: a collection that visits it would copy every page of it.
     gc.enable()
@@ -38,8 +49,11 @@ def settle(keeper: int, nothing: int) -> None:
         os._exit(1)
     os.setpgid(0, 0)
     process_tree.prefer_for_oom_kill()
+    global _inherited_folder
+    _inherited_folder = _temporary_folder()
     multiprocessing.process._children.clear()  # type: ignore[attr-defined]  # the worker's
     os.dup2(nothing, 0)
+    pipes.reserve_standard()
     if "numpy.random" in sys.modules:
         # Forked processes would all draw the same; Python's own generator takes care of itself.
         sys.modules["numpy.random"].seed()
@@ -50,13 +64,27 @@ def perform(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) ->
 
     Only `results`, `stack` and `notice` of the ends are used. `caught` are the signals the worker had handlers for.
     """
+
+    def run(owner: int) -> None:
+        begin(ends.stack, caught)
+        run_one(load, ends, owner, _end_as_python_does, says_start=True)
+
+    exit_after(run)
+
+
+def begin(stack: int, caught: frozenset[int]) -> None:
+    """The state of signals and logging with which the user's code begins. Where it is, is written to `stack`."""
+    state.start_afresh(caught)
+    _write_stacks_to(stack)
+    buffers.carry_records()
+
+
+def exit_after(body: Callable[[int], Any]) -> NoReturn:
+    """Call `body` with this process's pid, and end the process, however that ends."""
     code = 1
     owner = os.getpid()
     try:
-        faulthandler.enable(ends.stack)
-        faulthandler.register(STACK_SIGNAL, ends.stack, all_threads=True)
-        state.start_afresh(caught)
-        _run(load, ends, owner)
+        body(owner)
         code = 0
     except state.Terminated as terminated:
         code = int(terminated.code or 1)
@@ -74,28 +102,69 @@ def perform(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) ->
         os._exit(code)
 
 
-def _run(load: Callable[[], Function], ends: Ends, owner: int) -> None:
+def run_one(
+    load: Callable[[], Function], ends: Ends, owner: int, end: Callable[[], Any], says_start: bool = False
+) -> bool:
+    """Run the function, and tell how it ended. Whether it has returned.
+
+    :param end: called when it has returned, before that is told: to write what is buffered, at least.
+    :param says_start: whether to tell that it begins, too: in a process that stays, the keeper knows.
+    """
     own: channel.Channel | None = None
     try:
         function = load()
         if os.getpid() != owner:
             os._exit(0)
         own = channel.current = channel.Channel(ends.results, ends.notice, function)
-        own.send(channel.STARTED, plain.dump(process_tree.peak_of_self()))
+        if says_start:
+            own.send(channel.STARTED, plain.dump(process_tree.peak_of_self()))
         value = function(own)
         if os.getpid() == owner:
-            _end_as_python_does()
+            end()
     except BaseException as error:
         if os.getpid() != owner:
             os._exit(_exit_code(error))
         own = own or channel.Channel(ends.results, ends.notice, load)
-        _tell(error, own)
+        _tell(_written_down(error), own)
         if isinstance(error, state.Terminated):
             raise
-    else:
-        if os.getpid() != owner:
-            os._exit(0)
-        _send(own, channel.DONE, plain.spoken(value))
+        return False
+    if os.getpid() != owner:
+        os._exit(0)
+    _send(own, channel.DONE, plain.spoken(value))
+    return True
+
+
+class _StackFile:
+    """Held by faulthandler alone: gone as soon as the task has given it another."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def flush(self) -> None:
+        pass
+
+
+def _write_stacks_to(descriptor: int) -> None:
+    """Of this process only: what a process that the task forks writes there would be taken for the task's."""
+    was_enabled = faulthandler.is_enabled()
+    on_crash, on_signal = _StackFile(descriptor), _StackFile(descriptor)
+    faulthandler.enable(on_crash)
+    faulthandler.register(STACK_SIGNAL, on_signal, all_threads=True)
+    crash_is_ours, signal_is_ours = weakref.ref(on_crash), weakref.ref(on_signal)
+
+    def put_back() -> None:
+        if signal_is_ours() is not None:
+            faulthandler.unregister(STACK_SIGNAL)
+        if crash_is_ours() is not None:
+            faulthandler.disable()
+            if was_enabled:
+                faulthandler.enable()
+
+    forks.undo_in_child(put_back)
 
 
 class _Untold(Exception):
@@ -110,7 +179,7 @@ def _send(own: channel.Channel, kind: bytes, content: bytes) -> None:
 
 
 #: Where the task is called from, for whoever reads its stack.
-STARTER = (_run.__code__.co_filename, _run.__name__)
+STARTER = (run_one.__code__.co_filename, run_one.__name__)
 
 
 def _end_as_python_does() -> None:
@@ -119,9 +188,36 @@ def _end_as_python_does() -> None:
     Not what was registered with atexit: most of that is the worker's.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # sends idle pools home first
+    end_multiprocessing()
+    buffers.write_all()
+
+
+def end_multiprocessing(stays: Collection[Any] = (), least: int | None = None) -> None:
+    """What multiprocessing does at the end of a process.
+
+    :param stays: children that are not waited for.
+    :param least: of the finalizers that are run, the least priority. None: all, and it forgets those without one, which
+        are to run when their objects go.
+    """
+    # Those of this process only: pools and managers are ended, then queues written, the temporary folder removed.
+    finalize = getattr(sys.modules.get("multiprocessing.util"), "_run_finalizers", lambda least=None: None)
+    finalize(0)
     for process in multiprocessing.process.active_children():
-        if not process.daemon:
+        if not process.daemon and process not in stays:
             process.join()
+    finalize(least)
+
+
+def _written_down(error: BaseException) -> BaseException:
+    """The error that the task has ended with. One that says that its work is done is not true of work that is lost."""
+    folder = _temporary_folder()
+    if folder is not None and folder != _inherited_folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        buffers.write_all()
+    except OSError as lost:
+        return lost if getattr(error, "crosses_processes", False) else error
+    return error
 
 
 def _tell(error: BaseException, own: channel.Channel) -> None:

@@ -11,26 +11,29 @@ with the worker.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
-import logging
 import os
 import select
 import signal
 import socket
 import threading
-import time
 from collections.abc import Mapping
 from typing import NoReturn
 
-from sqstaskmaster._isolation import pipes, process_tree
-from sqstaskmaster._isolation.child import flush, fork
+from sqstaskmaster._isolation import buffers, fresh, pipes, process_tree
+from sqstaskmaster._isolation.child import fork, warn_of_what_is_lacking
 from sqstaskmaster._isolation.slot import Slot, SlotLost
-from sqstaskmaster._isolation.slot_keeper import OrderFunction, keep_slot
-from sqstaskmaster._signals import state
+from sqstaskmaster._isolation.slot_keeper import Kind, OrderFunction, SlotKeeper, keep_slot
+from sqstaskmaster._isolation.warm import Warm
+from sqstaskmaster._isolation.warm_keeper import WarmKeeper
+from sqstaskmaster._logging import get_logger
+from sqstaskmaster._signals import bounded, state
+from sqstaskmaster._signals.bounded import looks
 from sqstaskmaster.errors import UnsupportedContext
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # An environment is a few lines. A message of this kind of socket can be longer still.
 _MOST_BYTES = 1 << 16
@@ -39,16 +42,24 @@ _MOST_BYTES = 1 << 16
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 0.001
 
+# A thread that has ended is still there for a moment as the system sees it.
+_THREADS_SECONDS = 0.05
+
 
 class Template:
     """What slots are made from.
 
     :param function: called in each task's process with the order's bytes and its `channel.Channel`.
+    :param warm: where processes stay, what is wanted of them.
+    :raises TaskNotPicklable: for an initializer that cannot be sent, where processes are spawned.
     """
 
-    def __init__(self, function: OrderFunction) -> None:
+    def __init__(self, function: OrderFunction, warm: Warm | None = None) -> None:
         self.pid: int | None = None
-        self._function = function
+        self._kind: Kind = functools.partial(SlotKeeper, function)
+        if warm is not None:
+            carries = fresh.carried(warm.initializer) if warm.spawned else None
+            self._kind = functools.partial(WarmKeeper, warm, carries, function)
         self._control: socket.socket | None = None
 
     def start(self) -> None:
@@ -59,14 +70,17 @@ class Template:
         :raises UnsupportedContext: without Linux 5.3 or later.
         :raises OSError: where the system has no process left.
         """
-        if not process_tree.LINUX or not hasattr(os, "memfd_create"):
+        if not process_tree.LINUX:
             raise UnsupportedContext("More than one slot needs Linux")
+        pipes.reserve_standard()
         worker = process_tree.pidfd(os.getpid())
         if worker is None:
             raise UnsupportedContext("More than one slot needs Linux 5.3 or later (pidfd_open)")
         _warn_of_threads()
+        warn_of_what_is_lacking()
         process_tree.load()
-        flush()
+        buffers.before_fork()
+        _warn_of_queues()
         control, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with state.held() as caught:
@@ -74,7 +88,7 @@ class Template:
                 if pid == 0:
                     try:
                         control.close()
-                        _be_template(its_end, worker, self._function, caught)
+                        _be_template(its_end, worker, self._kind, caught)
                     finally:
                         os._exit(1)
         except OSError:
@@ -125,12 +139,10 @@ class Template:
         if control is not None:
             pipes.hang_up(control)
         if self.pid is not None:
-            until = time.monotonic() + _END_SECONDS
             with contextlib.suppress(ChildProcessError):
-                while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-                    if time.monotonic() >= until:
-                        os.kill(self.pid, signal.SIGKILL)
-                    time.sleep(_LOOK_SECONDS)
+                if not any(os.waitpid(self.pid, os.WNOHANG)[0] for _ in looks(_END_SECONDS, _LOOK_SECONDS)):
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
             self.pid = None
 
     def _ask_for_keeper(
@@ -155,7 +167,7 @@ class Template:
         return int(answer), descriptors[0]
 
 
-def _be_template(control: socket.socket, worker: int, function: OrderFunction, caught: frozenset[int]) -> NoReturn:
+def _be_template(control: socket.socket, worker: int, kind: Kind, caught: frozenset[int]) -> NoReturn:
     """The template's whole life. Signals stay blocked, as at the fork: it ends when the worker does."""
     gc.disable()
     gc.freeze()
@@ -179,7 +191,7 @@ def _be_template(control: socket.socket, worker: int, function: OrderFunction, c
             pid = os.fork()
             if pid == 0:
                 control.close()
-                keep_slot(orders, worker, function, json.loads(said), caught)
+                keep_slot(orders, worker, json.loads(said), caught, kind)
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             control.send(json.dumps([error.errno, error.strerror]).encode())
@@ -190,15 +202,40 @@ def _be_template(control: socket.socket, worker: int, function: OrderFunction, c
             orders.close()
 
 
+def _foreign_threads() -> tuple[list[str], int]:
+    """Threads that are not this package's: their names, and how many more native code has started."""
+    mine = threading.current_thread()
+    # A dummy stands for a thread that `threading` has not started, and stays when that has ended.
+    others = [t for t in threading.enumerate() if t is not mine and not isinstance(t, threading._DummyThread)]
+    # Those of a worker that ran here before wait for an answer, and hold nothing.
+    foreign = [thread for thread in others if thread.ident not in bounded.running()]
+    named = [thread.name for thread in foreign if not thread.name.startswith("sqstaskmaster-")]
+    known = bounded.running() | {thread.ident for thread in others}
+    return named, process_tree.threads() - 1 - len(known)
+
+
 def _warn_of_threads() -> None:
     """A fork copies one thread, and every lock that the others held."""
-    named = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
-    native = process_tree.threads() - 1 - len(named)
-    if native > 0 and not process_tree.has_loaded("openblas"):  # which puts its pool in order round a fork
+    for _ in looks(_THREADS_SECONDS, _LOOK_SECONDS):
+        named, native = _foreign_threads()
+        if not named and native <= 0:
+            return
+    if native > 0:
         named.append(f"{native} started by native code")
     if named:
         logger.warning(
-            "Importing the worker's module has started threads (%s). Tasks are forked from this process and can hang "
-            "on what those hold: start them when a task needs them",
+            "Importing the worker's module has started threads (%s). Tasks are forked from this process and can "
+            "hang on locks that those threads hold, and work for one of them is lost (except records of "
+            "logging.handlers.QueueHandler, which tasks write themselves): start them when a task needs them",
             ", ".join(dict.fromkeys(named)),
+        )
+
+
+def _warn_of_queues() -> None:
+    for handler in buffers.unread_queues():
+        logger.warning(
+            "What tasks log to %r will be lost: it puts records into a queue in memory, and no QueueListener for that "
+            "queue was there when the worker's module had been imported. Make the listener at import (it may be "
+            "started in on_start): tasks then write to its handlers themselves",
+            handler,
         )

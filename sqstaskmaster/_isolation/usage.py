@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sqstaskmaster._isolation import process_tree
+from sqstaskmaster._isolation.news import Before
 
 # Between two looks at the memory of a task: a quarter of a second at first, then a tenth of its age, up to 10 seconds.
 # A hundred sleeping tasks cost a thousandth of a core so.
@@ -34,33 +35,43 @@ class Meter:
     def __init__(self, began: float, keeper: int) -> None:
         self.next_look_at = began + _LOOK_SECONDS[0]
         self.inherited: int | None = None  # the bytes that it was forked with, known once it has started
+        self.before: Before | None = None  # what was there already, in a process that stays
         self._began = began
         self._keeper = keeper
         self._peak = 0
         self._used: Usage | None = None
 
     @property
+    def is_over(self) -> bool:
+        """Whether the task is gone."""
+        return self._used is not None
+
+    @property
     def usage(self) -> Usage:
         """While it runs, CPU seconds as of now and memory as of the last sample."""
-        return self._used or Usage(process_tree.cpu_seconds_below(self._keeper), self._peak)
+        if self._used is not None:
+            return self._used
+        before = 0.0 if self.before is None else self.before.cpu_seconds
+        return Usage(max(0.0, process_tree.cpu_seconds_below(self._keeper) - before), self._peak)
 
     @property
     def held(self) -> int | None:
         """Bytes that it and everything below it hold now, beyond what it was forked with; None where not known."""
-        if self._used is not None or self.inherited is None or not process_tree.LINUX:
-            return None
-        return process_tree.own_memory(self._keeper, self.inherited)
+        known = self._used is None and self.inherited is not None and process_tree.LINUX
+        return self.memory(0) if known else None
 
     def memory(self, enough: int) -> int:
-        """Bytes that the task and everything below it hold; exact only above `enough`. Linux only."""
-        return process_tree.memory(process_tree.descendants(self._keeper), enough)
+        """The same, exact only above `enough`; 0 before the task has begun. Linux only."""
+        if self.inherited is None:
+            return 0
+        more = () if self.before is None else self.before[1:4]
+        return process_tree.own_memory(self._keeper, self.inherited, enough, *more)
 
     def look(self, now: float) -> None:
         """Take a sample, and set when to take the next."""
         shortest, longest = _LOOK_SECONDS
         self.next_look_at = now + min(longest, max(shortest, (now - self._began) * _LOOK_SHARE))
-        if process_tree.LINUX and self.inherited is not None:
-            self._peak = max(self._peak, process_tree.own_memory(self._keeper, self.inherited))
+        self._peak = max(self._peak, self.held or 0)
 
     def end(self, cpu_seconds: float | None, resident_peak: int | None) -> None:
         """The task is gone: what its keeper said of it, None for what that did not say."""

@@ -54,4 +54,4 @@ def _silent(death: Death, facts: dict[str, Any]) -> Exception:
     code = os.waitstatus_to_exitcode(death.status)
     if code < 0:
         return TaskKilled(-code, **facts)
-    return TaskExited(code, "it called os._exit, perhaps, or closed all its descriptors", **facts)
+    return TaskExited(code, "perhaps it called os._exit, or closed all its descriptors", **facts)

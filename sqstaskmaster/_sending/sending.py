@@ -8,22 +8,25 @@ the caller's thread:  waits for room, tells of progress, and at the end returns 
 from __future__ import annotations
 
 import contextvars
-import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from botocore.exceptions import ClientError
+
+from sqstaskmaster._logging import get_logger
 from sqstaskmaster._sending.batches import Entry, GroupedLine, Line
 from sqstaskmaster._sending.concurrency import Concurrency
 from sqstaskmaster._signals import state
-from sqstaskmaster._sqs.answers import code_of, is_about_queue, is_busy, is_transient
+from sqstaskmaster._sqs.answers import code_of, is_about_queue, is_transient
+from sqstaskmaster._sqs.confirmation import batch_results
 from sqstaskmaster._sqs.limits import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES
 from sqstaskmaster.errors import Failure, SubmitInterrupted, TasksNotSent
 from sqstaskmaster.results import SubmitResult
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Prepare = Callable[[Any, Any], tuple[dict[str, Any], int]]
 Send = Callable[[list[dict[str, Any]]], Any]
@@ -80,6 +83,7 @@ class Sending:
     :param tasks: the iterable of `(task, kwargs)`.
     :param prepare: `prepare(task, kwargs)` gives the parameters of SendMessage and the size in bytes, or raises.
     :param send: sends a list of entries, and returns what SendMessageBatch answers. Called from several threads.
+    :param of_boto3: whether boto3's own method makes the requests, whose answers are then SQS's.
     :param line: where entries wait, which decides what may leave together.
     """
 
@@ -88,6 +92,7 @@ class Sending:
         tasks: Iterable[Any],
         prepare: Prepare,
         send: Send,
+        of_boto3: bool,
         line: Line | GroupedLine,
         threads: int,
         on_progress: Progress | None,
@@ -96,6 +101,7 @@ class Sending:
         self._tasks = iter(tasks)
         self._prepare = prepare
         self._send = send
+        self._of_boto3 = of_boto3
         self._line = line
         self._threads = threads
         self._most_entries = _AHEAD * threads * MAX_BATCH_ENTRIES
@@ -211,10 +217,12 @@ class Sending:
 
     def _await(self, waiting: Callable[[], bool], pressed: bool, seconds: float = float("inf")) -> None:
         """Wait for as long as `waiting()` says, and `seconds` at most."""
-        deadline = time.monotonic() + seconds
+        deadline, waited = time.monotonic() + seconds, 0.0
         while True:
+            if self._send_here():
+                continue
             with self._lock:
-                if not waiting() or time.monotonic() > deadline:
+                if not waiting() or time.monotonic() > deadline or waited > seconds:
                     self._is_hurried = False
                     return
                 if pressed and not self._is_hurried:
@@ -222,6 +230,7 @@ class Sending:
                     self._work.notify_all()
                 answered = self.result.sent + self.result.failed
                 in_time = self._room.wait(_TICK_SECONDS)
+                waited += 0.0 if in_time else _TICK_SECONDS
                 hangs = not in_time and answered == self.result.sent + self.result.failed
                 missing = 1 if hangs and len(self._line) else 0
             self._start_threads(missing)
@@ -264,7 +273,7 @@ class Sending:
             failures = sorted(self._failures, key=lambda failure: failure.index)
             self.result.message_ids.grow(self.result.taken)
         if self._down is not None:
-            why += f"Nothing got through any more ({self._down}). "
+            why += f"Requests no longer got through ({self._down}). "
         return kind(why, failures, self._tasks, self.result)
 
     def _tell(self, now: bool = False) -> None:
@@ -295,29 +304,42 @@ class Sending:
             run = contextvars.copy_context().run
             thread = threading.Thread(target=run, args=(self._serve,), name="submit_many", daemon=True)
             try:
-                thread.start()
+                with state.starting_thread():
+                    thread.start()
             except RuntimeError:
-                if not self._started:
-                    raise
+                # No more threads to be had; none at all in an atexit function, from Python 3.12 on.
+                self._threads = len(self._started)
                 logger.warning("No further thread can be started", extra={"action": "no_thread"})
                 return
             self._started.append(thread)
 
+    def _send_here(self) -> bool:
+        """Without any sender thread: make the next request in the caller's. False where nothing waits to be sent."""
+        if self._started:
+            return False
+        with self._lock:
+            entries = self._line.take()
+            self._flying.update(entries)
+        if entries:
+            self._deliver_or_fail(entries)
+        return bool(entries)
+
     def _serve(self) -> None:
-        # Signals are the main thread's, and one that lands here would not wake it.
-        state.block_all()
         while True:
             entries = self._next()
             if not entries:
                 return
-            try:
-                self._deliver(entries)
-            except (
-                BaseException
-            ) as error:  # SystemExit of a user's queue too: whoever waits for the entries must be told
-                logger.exception("A sender failed", extra={"action": "sender_failed"})
-                left = [entry for entry in entries if entry in self._flying]
-                self._record_answer([], [(entry, type(error).__name__, str(error)) for entry in left], [])
+            self._deliver_or_fail(entries)
+
+    def _deliver_or_fail(self, entries: list[Entry]) -> None:
+        try:
+            self._deliver(entries)
+        except BaseException as error:  # SystemExit of a user's queue too: whoever waits for the entries must be told
+            if not self._started and not isinstance(error, Exception):
+                raise  # it is the caller's thread
+            logger.exception("A sender failed", extra={"action": "sender_failed"})
+            left = [entry for entry in entries if entry in self._flying]
+            self._record_answer([], [(entry, type(error).__name__, str(error)) for entry in left], [])
 
     def _next(self) -> list[Entry]:
         """The entries of the next request, when there is one; none when there will be no more."""
@@ -395,7 +417,9 @@ class Sending:
                 answer.refused = [(entry, code, reason) for entry in entries]
             return answer
         self._watch(time.perf_counter() - wall, time.thread_time() - computing)
-        _read(response, dict(zip(_IDS, entries)), answer)
+        bodies = {entry["Id"]: entry["MessageBody"] for entry in requests}
+        results = batch_results("SendMessageBatch", response, bodies, self._of_boto3)
+        _read(results, dict(zip(_IDS, entries)), answer)
         return answer
 
     def _watch(self, wall: float, computing: float) -> None:
@@ -444,7 +468,7 @@ class Sending:
             if self._streak < _DOWN_AFTER or self._settled or self._down is not None:
                 return
             _, code, reason = (answer.refused + answer.again)[0]
-            self._down = f"not tried, since {_DOWN_AFTER} requests before it came to nothing: {code}: {reason}"
+            self._down = f"not tried, because the {_DOWN_AFTER} requests before it failed: {code}: {reason}"
             self._fail([(entry, "NotTried", self._down) for entry in self._line.clear()])
             self._room.notify()
             self._work.notify_all()
@@ -462,17 +486,17 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return task, kwargs
 
 
-def _read(response: Any, entries: Mapping[str, Entry], answer: _Answer) -> None:
-    """What an answer of SendMessageBatch says of each of the entries."""
-    left = dict(entries)
-    for good in response.get("Successful", ()):
-        if good["Id"] in left:
-            answer.sent.append((left.pop(good["Id"]), good.get("MessageId")))
-    for bad in response.get("Failed", ()):
-        if bad["Id"] in left:
-            entry = left.pop(bad["Id"])
-            code = str(bad.get("Code", "")).rpartition(".")[2]
-            may_yet = not bad.get("SenderFault") or is_busy(code)
-            (answer.again if may_yet else answer.refused).append((entry, code, str(bad.get("Message", ""))))
-    for entry in left.values():
-        answer.again.append((entry, "NoAnswer", "SQS's answer does not say what became of it"))
+def _read(results: Mapping[str, Mapping[str, Any] | Exception], entries: Mapping[str, Entry], answer: _Answer) -> None:
+    """What the results of SendMessageBatch say of each of the entries."""
+    for number, result in results.items():
+        if isinstance(result, Exception):
+            code = code_of(result) or type(result).__name__
+            (answer.again if is_transient(result) else answer.refused).append((entries[number], code, _reason(result)))
+        else:
+            answer.sent.append((entries[number], result.get("MessageId")))
+
+
+def _reason(error: Exception) -> str:
+    """What SQS said, without botocore's words round it."""
+    said = error.response.get("Error", {}).get("Message") if isinstance(error, ClientError) else None
+    return str(error) if said is None else str(said)

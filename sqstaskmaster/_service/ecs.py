@@ -6,16 +6,23 @@ https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-scale-in-protec
 from __future__ import annotations
 
 import _thread
-import fcntl
 import json
-import logging
 import math
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
-from sqstaskmaster._signals.bounded import BoundedCall
+try:
+    import fcntl
+except ImportError:  # Windows, where this is imported and not called
+    pass
 
-logger = logging.getLogger(__name__)
+from sqstaskmaster._isolation import pipes
+
+from sqstaskmaster._logging import get_logger
+from sqstaskmaster._signals.bounded import BoundedCall, looks
+
+logger = get_logger(__name__)
 
 # The agent is on the same machine. Longer than this and it is not going to answer.
 _CALL_SECONDS = 2.0
@@ -76,7 +83,7 @@ class ScaleInProtection:
     def __enter__(self) -> ScaleInProtection:
         if self._url:
             # Loaded here and not in the thread: a task that is forked meanwhile would find the import half done.
-            import urllib.request  # noqa: F401
+            import http.client  # noqa: F401
 
             self.idle()  # a worker that was killed here before may have left it
         return self
@@ -84,7 +91,7 @@ class ScaleInProtection:
     def __exit__(self, *exception: object) -> None:
         self.idle()
         if self._teller is not None and not self._teller.wait(_LAST_CALL_SECONDS):
-            _warn("ECS scale-in protection: the agent does not answer, it will last until it expires")
+            _warn("ECS scale-in protection: the agent does not answer; the protection lasts until it expires")
 
     def busy(self, seconds: float) -> None:
         """Work starts that may take so long."""
@@ -156,28 +163,36 @@ class ScaleInProtection:
 
     def _share(self) -> None:
         """Wait until no other process is just returning the protection: at most for its bounded call."""
-        until = time.monotonic() + self._call_seconds
-        while self._lock is not None:
+        if self._lock is None:
+            return
+        for _ in looks(self._call_seconds, _LOOK_AGAIN_SECONDS):
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return
             except OSError as error:
-                if time.monotonic() > until:
-                    _warn("Another worker process may return this one's scale-in protection: %s", error)
-                    return
-                time.sleep(_LOOK_AGAIN_SECONDS)
+                problem = error
+        _warn("Another worker process may return this one's scale-in protection: %s", problem)
 
 
 def _request(url: str, state: dict[str, object], seconds: float) -> None:
-    import urllib.request
+    import http.client
 
-    request = urllib.request.Request(
-        url, json.dumps(state).encode(), {"Content-Type": "application/json"}, method="PUT"
-    )
-    # The agent's address is link-local: no proxy leads there.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=seconds) as response:
-        answer = json.loads(response.read() or b"{}")
+    parts = urlsplit(url)
+    # No proxy is asked: the agent's address is link-local, and none leads there.
+    connection = http.client.HTTPConnection(parts.netloc, timeout=seconds)
+    connection.connect()
+    descriptor = connection.sock.fileno()
+    pipes.keep_from_children(descriptor)  # a call that hangs is abandoned, and its socket is not for tasks to inherit
+    try:
+        connection.request("PUT", parts.path, json.dumps(state), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        content = response.read()
+    finally:
+        pipes.leave_to_children(descriptor)
+        connection.close()
+    if response.status >= 300:
+        raise OSError(f"the agent answered {response.status} {response.reason}")
+    answer = json.loads(content or b"{}")
     failed = answer.get("failure") or answer.get("error")
     if failed:
         raise OSError(f"the agent answered {failed}")

@@ -1,20 +1,23 @@
-"""The extensions of many claims: those due together leave as one request, and none waits for another's answer.
+"""The extensions of one queue's claims: those due together leave as one request, and none waits for another's answer.
 
-due ----------+--> one batch a queue, up to ten --> a thread --> each claim is told its own answer
-due soon -----+                                      | no answer within the patience
-                                                     +--> another batch, from another thread; a late answer counts
+due ----------+--> one batch, up to ten --> a thread --> each claim is told its own answer
+due soon -----+                              | no answer within the patience
+                                             +--> another batch, from another thread; a late answer counts
 """
 
 from __future__ import annotations
 
 import functools
+import heapq
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
-from sqstaskmaster._claim.claim import Answer, Request
-from sqstaskmaster._service.job import Job
-from sqstaskmaster._service.threads import Threads
+from sqstaskmaster._claim.attempt import Attempt
+from sqstaskmaster._claim.claim import Answer, Claim, Request
+from sqstaskmaster._service.world import Timer, World
+from sqstaskmaster._sqs.queues import QueueCalls
 from sqstaskmaster.errors import NoAnswer
 
 # How early an extension may be sent to join a batch, as a part of the time between two.
@@ -23,91 +26,186 @@ _EARLY = 0.25
 # SQS answers in milliseconds. A batch that has not by then is sent again.
 _PATIENCE_SECONDS = 2.0
 
+# A machine that was suspended: claims ran on, and the timer stood still. So long it may be asleep after that.
+_LOOK_SECONDS = 5.0
+
+# Of a claim that ends in this very moment.
+_SOON_SECONDS = 0.001
+
 
 class _Batch(NamedTuple):
-    requests: list[tuple[Job, Request]]
-    give_up_at: float
+    requests: list[tuple[Attempt, Claim, Request]]
+    timer: Timer
 
 
 class Heartbeat:
-    """Keeps the claims of all jobs that want theirs kept.
+    """Keeps the claims of the attempts that it is given, until they let go.
 
-    :param clock: the claims' clock.
-    :param on_lost: called where SQS says that a claim is gone.
+    :param pool: whose threads make the requests. An attribute too.
+    :param on_lost: called with an attempt whose claim is gone, once.
     :param on_failure: called where an extension failed and the claim is held yet.
     """
 
     def __init__(
         self,
-        threads: Threads,
-        clock: Callable[[], float],
-        on_lost: Callable[[Job], None],
-        on_failure: Callable[[Job, BaseException], None],
+        world: World,
+        pool: str,
+        calls: QueueCalls,
+        on_lost: Callable[[Attempt], None],
+        on_failure: Callable[[Attempt, BaseException], None],
     ) -> None:
-        self._threads = threads
-        self._clock = clock
+        self._world = world
+        self.pool = pool
+        self._calls = calls
         self._on_lost = on_lost
         self._on_failure = on_failure
-        self._batches: list[_Batch] = []
+        # When something is due about each, and the same in order; what is there no more, or at another time, is stale.
+        self._due: dict[Attempt, float] = {}
+        self._order: list[tuple[float, int, Attempt]] = []
+        self._numbers = itertools.count()
+        self._under_way: dict[Attempt, int] = {}
+        self._quiet: dict[Attempt, Callable[[], None]] = {}
+        self._timer = Timer(None)
+        self._timer_at = math.inf
 
-    def due(self, jobs: Iterable[Job], now: float) -> float:
-        """When `attend` has something to do."""
-        return min(
-            min((job.claim.due(now) for job in jobs if job.keeps_claim), default=math.inf),
-            min((batch.give_up_at for batch in self._batches), default=math.inf),
-        )
+    def keep(self, attempt: Attempt) -> None:
+        """From now on its claim is kept; also once more, after its times have changed."""
+        self._plan(attempt)
+        self._wake()
 
-    def attend(self, jobs: Iterable[Job], now: float) -> None:
-        """Send what is due, find what has lapsed, and wait no longer for what has not answered."""
-        held = [job for job in jobs if job.keeps_claim]
-        for job in held:
-            if job.claim.lapsed(now):
-                self._on_lost(job)
-        self._give_up(now)
-        while True:
-            first = next((job for job in held if job.claim.extension_is_due(now)), None)
-            if first is None:
-                return
-            self._send(first, [job for job in held if job.source is first.source], now)
+    def let_go(self, attempt: Attempt, seconds: float, then: Callable[[], None]) -> None:
+        """Extend it no more. `then()` once no extension is under way, or after so many seconds."""
+        self._due.pop(attempt, None)
+        if not seconds or attempt not in self._under_way:
+            then()
+            return
+        timer = self._world.at(self._world.now() + seconds, lambda: self._is_quiet(attempt))
 
-    def _send(self, first: Job, others: list[Job], now: float) -> None:
-        """One batch: the first, and whoever of the others is due now or soon, the most urgent first."""
-        early = _EARLY * first.claim.alarm_timeout
-        joining = [job for job in others if job is not first and job.claim.extension_is_due(now, early)]
-        joining.sort(key=lambda job: job.claim.due(now))
-        calls = first.source.calls
-        most = calls.most(first.message)
-        batch = [first, *(job for job in joining if calls.most(job.message) == most)][:most]
-        requests = [(job, request) for job in batch if (request := job.claim.begin_extension(now)) is not None]
+        def once() -> None:
+            timer.cancel()
+            then()
+
+        self._quiet[attempt] = once
+
+    def due_in(self) -> float:
+        """Seconds until a claim needs something; 0 where it does now, inf where none does."""
+        earliest = self._next()
+        return math.inf if earliest is None else max(0.0, earliest[0] - self._world.claim_now())
+
+    def look(self) -> None:
+        """The clock of claims has moved: do what is due."""
+        self._timer.cancel()
+        self._attend()
+
+    # -- what is due ---------------------------------------------------------------------------------------------
+
+    def _plan(self, attempt: Attempt, earliest: float = -math.inf) -> None:
+        before = self._due.get(attempt)
+        self._due[attempt] = due = max(attempt.claim.due(self._world.claim_now()), earliest)
+        if due < math.inf and due != before:  # else it is there already, and would be extended twice
+            heapq.heappush(self._order, (due, next(self._numbers), attempt))
+
+    def _next(self) -> tuple[float, Attempt] | None:
+        """The earliest that is not stale."""
+        while self._order:
+            due, _, attempt = self._order[0]
+            if self._due.get(attempt) == due:
+                return due, attempt
+            heapq.heappop(self._order)
+        return None
+
+    def _wake(self) -> None:
+        """Have `_attend` called when the earliest is due."""
+        earliest = self._next()
+        due = math.inf if earliest is None else earliest[0]
+        if due != self._timer_at:
+            self._timer.cancel()
+            self._timer_at = due
+            if due < math.inf:
+                when = self._world.now() + min(_LOOK_SECONDS, max(0.0, due - self._world.claim_now()))
+                self._timer = self._world.at(when, self._attend)
+
+    def _attend(self) -> None:
+        self._timer_at = math.inf
+        now = self._world.claim_now()
+        while (earliest := self._next()) is not None and earliest[0] <= now:
+            attempt = earliest[1]
+            if attempt.claim.lapsed(now):
+                self._lost(attempt)
+            elif attempt.claim.extension_is_due(now):
+                self._send(attempt, now)
+            else:
+                self._plan(attempt, now + _SOON_SECONDS)
+        self._wake()
+
+    def _send(self, first: Attempt, now: float) -> None:
+        """One batch: the first, and whoever else is due now or soon, the most urgent first."""
+        most = self._calls.most(first.message)
+        until = now + _EARLY * first.claim.alarm_timeout
+        batch: list[Attempt] = []
+        others: list[Attempt] = []
+        while len(batch) < most and (earliest := self._next()) is not None and earliest[0] <= until:
+            attempt = earliest[1]
+            heapq.heappop(self._order)
+            del self._due[attempt]
+            alike = self._calls.most(attempt.message) == most and attempt.claim.extension_is_due(until)
+            (batch if alike or attempt is first else others).append(attempt)
+        for attempt in others:
+            self._plan(attempt)
+        begun = [(each, each.claim, each.claim.begin_extension(now)) for each in batch]
+        requests = [(each, claim, request) for each, claim, request in begun if request is not None]
+        for attempt in batch:
+            self._plan(attempt)
         if not requests:
             return
-        for job, _ in requests:
-            job.extensions += 1
-        patience = min(_PATIENCE_SECONDS, *(job.claim.alarm_timeout / 2 for job, _ in requests))
-        sent = _Batch(requests, now + patience)
-        self._batches.append(sent)
-        changes = [(job.message, request.seconds) for job, request in requests]
-        self._threads.call(lambda: calls.change_visibility(changes), functools.partial(self._answered, sent))
+        for attempt, _, _ in requests:
+            self._under_way[attempt] = self._under_way.get(attempt, 0) + 1
+        patience = min(_PATIENCE_SECONDS, *(claim.alarm_timeout / 2 for _, claim, _ in requests))
+        sent = _Batch(requests, self._world.at(self._world.now() + patience, lambda: self._give_up(sent)))
+        changes = [(attempt.message, request.seconds) for attempt, _, request in requests]
+        answered = functools.partial(self._answered, sent)
+        self._world.call(self.pool, lambda: self._calls.change_visibility(changes), answered)
 
-    def _give_up(self, now: float) -> None:
-        for batch in [batch for batch in self._batches if batch.give_up_at <= now]:
-            self._batches.remove(batch)
-            for job, request in batch.requests:
-                job.claim.unanswered(request, now)
-                text = f"SQS has not answered the extension of the claim on {job.message}; trying another"
-                self._on_failure(job, NoAnswer(text))
+    # -- what came back ------------------------------------------------------------------------------------------
+
+    def _give_up(self, batch: _Batch) -> None:
+        now = self._world.claim_now()
+        for attempt, claim, request in batch.requests:
+            claim.unanswered(request, now)
+            text = f"SQS has not answered the extension of the claim on {attempt.report.subject}; trying another"
+            if attempt in self._due:
+                self._plan(attempt)
+                self._on_failure(attempt, NoAnswer(text))
+        self._wake()
 
     def _answered(self, batch: _Batch, errors: list[BaseException | None] | None, error: BaseException | None) -> None:
-        if batch in self._batches:
-            self._batches.remove(batch)
-        now = self._clock()
-        for (job, request), failed in zip(batch.requests, errors or [error] * len(batch.requests)):
-            job.extensions -= 1
-            if job.claim.lapsed(now):
-                self._on_lost(job)
-            elif failed is None:
-                job.claim.extended(request, now)
-            elif job.claim.failed(request, failed, now) is Answer.LOST:
-                self._on_lost(job)
-            else:
-                self._on_failure(job, failed)
+        batch.timer.cancel()
+        now = self._world.claim_now()
+        for (attempt, claim, request), failed in zip(batch.requests, errors or [error] * len(batch.requests)):
+            self._under_way[attempt] -= 1
+            if not self._under_way[attempt]:
+                del self._under_way[attempt]
+            if claim is not attempt.claim:
+                pass  # of an earlier receipt: the message was received again since
+            elif not claim.lapsed(now):
+                if failed is None:
+                    claim.extended(request, now)
+                elif claim.failed(request, failed, now) is not Answer.LOST and attempt in self._due:
+                    self._on_failure(attempt, failed)
+            if attempt in self._due:
+                if attempt.claim.lost is None:
+                    self._plan(attempt)
+                else:
+                    self._lost(attempt)
+            if attempt not in self._under_way:
+                self._is_quiet(attempt)
+        self._wake()
+
+    def _lost(self, attempt: Attempt) -> None:
+        del self._due[attempt]
+        self._on_lost(attempt)
+
+    def _is_quiet(self, attempt: Attempt) -> None:
+        then = self._quiet.pop(attempt, None)
+        if then is not None:
+            then()

@@ -1,42 +1,61 @@
 """Which queue is polled next, and how long after a failure: decisions only, whoever asks makes the requests.
 
 Queues are in order of priority: a later one is polled only after an empty poll of each earlier one. No poll lasts over
-a second while several queues are waited for, so that a message in the first never waits longer behind the others.
+a second while several queues are waited for, so that a message in the first never waits longer behind the others. One
+poll is under way at a time; one that is overdue holds back no other queue any more, and its own until it has ended.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from sqstaskmaster._sqs.answers import code_of, remedy_for
+from sqstaskmaster._sqs.answers import code_of, is_failed_poll, remedy_for
 from sqstaskmaster.backoff import ExponentialBackoff
+from sqstaskmaster.errors import PollRefused
 
 Queue = TypeVar("Queue")
 Log = Callable[..., Any]
 
-# Between polls that fail.
-_BACKOFF = ExponentialBackoff(first=1.0, longest=60.0)
+# Between polls that fail: 1 to 60 seconds.
+_BACKOFF = ExponentialBackoff(first=1.0, longest=60.0, uniform=lambda _, longest: random.uniform(1.0, longest))
 
 # Where several queues are waited for.
 _SHARED_WAIT_SECONDS = 1
 
+# A poll that has not answered so long after its wait no longer holds back the other queues.
+_OVERDUE_SECONDS = 2.0
 
-class Failing(Generic[Queue]):
+# A queue that could be polled before, and is refused for so long, is refused for good: rights and keys that are changed
+# take a while to be known everywhere.
+_REFUSED_SECONDS = 300.0
+
+_WRONG_QUEUE = "correct the object that queue_constructor returns, or the AWS configuration"
+
+
+class _State(Generic[Queue]):
     """One queue, and how its polls go."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.failures = 0
-        self.last_code = ""
+        self.told: set[str] = set()
         self.retry_at = -math.inf
+        self.polled = False
+        self.refused_since = math.inf
+        self.refused: PollRefused | None = None
         self.empty = False
+        self.holds_until = -math.inf
+        self.is_out = False
 
 
 class Polling(Generic[Queue]):
     """The order of polls over one queue or several.
+
+    `refused`: why no queue can be polled any more, which is what the first of them said; None while one can.
 
     :param queues: in order of priority.
     :param wait_time: seconds that a poll of a single queue waits, 0 to 20.
@@ -45,9 +64,10 @@ class Polling(Generic[Queue]):
 
     def __init__(self, queues: Sequence[Queue], wait_time: int, log: Log) -> None:
         self._log = log
-        self._states = [Failing(queue) for queue in queues]
+        self._states = [_State(queue) for queue in queues]
         self._wait_time = wait_time if len(queues) == 1 else min(wait_time, _SHARED_WAIT_SECONDS)
         self._place = 0
+        self.refused: PollRefused | None = None
 
     @property
     def wait_time(self) -> int:
@@ -56,8 +76,23 @@ class Polling(Generic[Queue]):
 
     @property
     def all_empty(self) -> bool:
-        """Whether the last poll of every queue brought nothing."""
-        return all(state.empty for state in self._states)
+        """Whether the last poll of every queue that can be polled brought nothing."""
+        return all(state.empty or state.refused is not None for state in self._states)
+
+    @property
+    def first_refused(self) -> PollRefused | None:
+        """Why the first of those queues that are refused for good cannot be polled."""
+        return next((state.refused for state in self._states if state.refused is not None), None)
+
+    @property
+    def out(self) -> int:
+        """How many polls are under way."""
+        return sum(state.is_out for state in self._states)
+
+    def ends_in(self, queue: Queue, now: float) -> float:
+        """Seconds until the poll of the queue that is under way can end; 0 where there is none."""
+        state = self._state_of(queue)
+        return max(0.0, state.holds_until - _OVERDUE_SECONDS - now) if state.is_out else 0.0
 
     def busy(self) -> None:
         """Something may have come since: the queues are no longer known to be empty."""
@@ -65,17 +100,30 @@ class Polling(Generic[Queue]):
             state.empty = False
 
     def next(self, now: float) -> Queue | None:
-        """The queue to poll now; None while all of them wait for their next try."""
+        """The queue to poll now; None while there is none."""
+        if any(state.is_out and now < state.holds_until for state in self._states):
+            return None
         for _ in self._states:
             state = self._states[self._place]
-            if state.retry_at <= now:
+            if state.refused is None and not state.is_out and state.retry_at <= now:
                 return state.queue
             self._pass_over()
         return None
 
-    def due(self) -> float:
-        """When `next` has a queue again, where it had none."""
-        return min(state.retry_at for state in self._states)
+    def due(self, now: float) -> float:
+        """When `next` has a queue again, where it had none; inf where only the answer to a poll can tell."""
+        held = max((state.holds_until for state in self._states if state.is_out), default=-math.inf)
+        free = (state.retry_at for state in self._states if state.refused is None and not state.is_out)
+        return max(held if held > now else -math.inf, min(free, default=math.inf))
+
+    def sent(self, queue: Queue, now: float) -> None:
+        """A poll of the queue is under way."""
+        state = self._state_of(queue)
+        state.is_out, state.holds_until = True, now + self._wait_time + _OVERDUE_SECONDS
+
+    def ended(self, queue: Queue) -> None:
+        """The poll of the queue that was under way is over."""
+        self._state_of(queue).is_out = False
 
     def answered(self, queue: Queue, number: int) -> None:
         """A poll of the queue brought so many messages."""
@@ -83,7 +131,9 @@ class Polling(Generic[Queue]):
         if state.failures:
             text = "Polling %s again, after %d failures"
             self._log(logging.INFO, text, queue, state.failures, extra={"action": "poll_recovered"})
-        state.failures, state.last_code, state.retry_at = 0, "", -math.inf
+        state.failures, state.retry_at, state.refused_since = 0, -math.inf, math.inf
+        state.told.clear()
+        state.polled, state.is_out = True, False
         if number:
             self._place = 0
             self.busy()
@@ -91,26 +141,45 @@ class Polling(Generic[Queue]):
             state.empty = True
             self._pass_over()
 
-    def failed(self, queue: Queue, error: Exception, now: float) -> str | None:
-        """A poll of the queue failed. Gives what to do about it where trying again does not help."""
+    def failed(self, queue: Queue, error: Exception, url: str, now: float) -> None:
+        """A poll of the queue failed: it is tried again, unless that does not help."""
         state = self._state_of(queue)
+        state.is_out = False
         state.failures += 1
         state.retry_at = now + _BACKOFF(error, state.failures)
         code = code_of(error) or type(error).__name__
         remedy = remedy_for(error)
-        # A single queue that cannot be polled ends the worker, which says why.
-        if code != state.last_code and (remedy is None or len(self._states) > 1):
-            facts = {"action": "poll_failed", "code": code}
-            if remedy is None:
-                self._log(logging.WARNING, "Polling fails, trying again: %s: %s", queue, error, extra=facts)
-            else:
-                self._log(logging.ERROR, "Polling fails: %s: %s: %s", queue, error, remedy, extra=facts)
-        state.last_code = code
+        if remedy is None and not is_failed_poll(error):
+            remedy = _WRONG_QUEUE
+        if remedy is None:
+            state.refused_since = math.inf
+        else:
+            state.refused_since = min(state.refused_since, now)
+            if not state.polled or now >= state.refused_since + _REFUSED_SECONDS:
+                state.refused = PollRefused(error, code, remedy, url)
+                state.refused.__cause__ = error
+                if all(each.refused is not None for each in self._states):
+                    self.refused = self._states[0].refused
+        # What ends the worker is said at its end.
+        if self.refused is None and (code not in state.told or state.refused is not None):
+            state.told.add(code)
+            self._tell(state, error, code, remedy)
         self._pass_over()
-        return remedy
+
+    def _tell(self, state: _State[Queue], error: Exception, code: str, remedy: str | None) -> None:
+        facts = {"action": "poll_failed", "code": code}
+        # Where SQS itself said so, its words are enough.
+        trace = None if code_of(error) else error
+        if remedy is None:
+            text = "Polling fails, trying again: %s: %s"
+            self._log(logging.WARNING, text, state.queue, error, extra=facts, exc_info=trace)
+        else:
+            end = "this queue is no longer polled" if state.refused is not None else "trying again"
+            text = "Polling fails, %s: %s: %s: %s"
+            self._log(logging.ERROR, text, end, state.queue, error, remedy, extra=facts, exc_info=trace)
 
     def _pass_over(self) -> None:
         self._place = (self._place + 1) % len(self._states)
 
-    def _state_of(self, queue: Queue) -> Failing[Queue]:
+    def _state_of(self, queue: Queue) -> _State[Queue]:
         return next(state for state in self._states if state.queue is queue)

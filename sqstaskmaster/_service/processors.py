@@ -12,15 +12,19 @@ from pathlib import Path
 _METADATA_SECONDS = 2.0
 
 
-def available(ecs_metadata_uri: str | None = None, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The CPU limit of the ECS task where there is one, else the cgroup's quota, else the affinity; at least 1.
+def available(
+    ecs_metadata_uri: str | None = None,
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    own: Path = Path("/proc/self/cgroup"),
+) -> int:
+    """The least of the CPU limit of the ECS task, the quotas of the control groups, and the affinity; at least 1.
 
     :param ecs_metadata_uri: what ECS puts into ECS_CONTAINER_METADATA_URI_V4.
 
     https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-metadata-endpoint-v4-response.html
     """
     limits = [_affinity()]
-    for limit in (_of_ecs_task(ecs_metadata_uri), _of_cgroup(cgroup)):
+    for limit in (_of_ecs_task(ecs_metadata_uri), _of_cgroups(cgroup, own)):
         if limit is not None:
             limits.append(max(1, math.floor(limit)))
     return min(limits)
@@ -39,14 +43,41 @@ def _of_ecs_task(uri: str | None) -> float | None:
     return None
 
 
-def _of_cgroup(folder: Path) -> float | None:
-    """The quota of cgroup v2, or of v1, in processors; None where there is none."""
+def own_cgroups(
+    root: Path = Path("/sys/fs/cgroup"), controller: str = "", own: Path = Path("/proc/self/cgroup")
+) -> list[Path]:
+    """The folders of this process's control group and of all above it, which limit it too; at least the root.
+
+    A container's root is its own; a service's (systemd), or that of a container which shares the host's, is not.
+
+    :param controller: one of cgroup v1, which has a hierarchy for each; "" for v2.
+
+    https://man7.org/linux/man-pages/man7/cgroups.7.html
+    """
+    root = root / controller
+    path = ""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
+        for line in own.read_text().splitlines():
+            _, controllers, found = line.split(":", 2)
+            if controller in controllers.split(","):
+                path = found
+    parts = [part for part in path.split("/") if part and part != ".."]
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _of_cgroups(root: Path, own: Path) -> float | None:
+    """The least quota of cgroup v2, or of v1, in processors; None where there is none."""
+    newer = [_quota(folder / "cpu.max") for folder in own_cgroups(root, "", own)]
+    older = [
+        _quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") for folder in own_cgroups(root, "cpu", own)
+    ]
+    return min((quota for quota in (*newer, *older) if quota is not None), default=None)
+
+
+def _quota(*files: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota_us = int((folder / "cpu" / "cpu.cfs_quota_us").read_text())
-        return quota_us / int((folder / "cpu" / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
+        quota, period = " ".join(file.read_text() for file in files).split()
+        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
     return None
 
 

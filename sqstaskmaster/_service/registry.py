@@ -38,19 +38,21 @@ Notify = Callable[..., Any] | None
 class Entry(NamedTuple):
     """One task: `fits(kwargs)` raises TypeError where they do not; `make(message, kwargs, notify)` gives the handler.
 
-    `slotted`: it can run in a slot: a process of its own, forked. `quick`: making it runs nothing of the user's.
-    `hard_timeout` is what is known of its limit, in seconds; `dead_letters`, whether it names exceptions without retry,
-    `without_max_memory`, whether it is known to have no limit of its memory.
+    `isolated`: it runs in a process of its own. `start_method`: how that is known to be started; None where that is not
+    known, or not decided. `quick`: making it runs nothing of the user's. `hard_timeout` is what is known of its limit,
+    in seconds; `dead_letters`, whether it names exceptions without retry, `without_max_memory`, whether it is known to
+    have no limit of its memory.
     """
 
     fits: Callable[[Mapping[str, Any]], object]
     make: Callable[[Any, Mapping[str, Any], Notify], MessageHandler]
     expected: str
-    slotted: bool
+    isolated: bool
     quick: bool
     hard_timeout: float
     dead_letters: bool = False
     without_max_memory: bool = False
+    start_method: str | None = None
 
 
 class Registry:
@@ -109,7 +111,7 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
     if not callable(handler):
         raise TypeError(f"The handler of task {name!r} must be a handler class, not {handler!r}")
     called = getattr(handler, "__name__", repr(handler))
-    slotted = False
+    isolated = False
     if isinstance(handler, type):
         if not issubclass(handler, MessageHandler):
             raise TypeError(
@@ -118,7 +120,7 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
             )
         _check_runs(f"{called}.run(), of task {name!r},", handler.run)
         if issubclass(handler, ProcessMessageHandler):
-            slotted = True
+            isolated = True
             _check_block_is_ours(name, handler)
     signature = inspect.signature(handler)
     set_already = handler.keywords if isinstance(handler, functools.partial) else {}
@@ -130,20 +132,34 @@ def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mappin
             f"The handler of task {name!r} cannot be constructed as {called}(message, {'=..., '.join(given)}=..., "
             f"**kwargs): {error}"
         ) from error
-    named = {p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    named = _names(signature)
 
     def fits(kwargs: Mapping[str, Any]) -> object:
         _check_not_lifted(kwargs, _own_names(handler, named - set(given)))
+        _check_known(signature, {**given, **kwargs})
         return signature.bind(None, **given, **kwargs)
 
     return Entry(
         fits=fits,
         make=lambda message, kwargs, notify: handler(message, **given, **kwargs),
         expected=f"{called}{signature}",
-        slotted=slotted,
+        isolated=isolated,
+        start_method=_default_of(signature, "start_method"),
         quick=False,
         hard_timeout=timeouts["hard_timeout"],
     )
+
+
+def _names(signature: inspect.Signature) -> set[str]:
+    return {p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+
+def _check_known(signature: inspect.Signature, kwargs: Mapping[str, Any]) -> None:
+    """:raises TypeError: for names that it does not take: a misspelt one, which a missing one would hide in `bind`."""
+    known = _names(signature)
+    unknown = [name for name in kwargs if name not in known]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
 
 
 def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> Entry:
@@ -162,11 +178,17 @@ def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, 
             f"Task {name!r}: {called}{signature} takes {', '.join(unnamed)} by position only, and tasks are called "
             "with keyword arguments"
         )
+
+    def fits(kwargs: Mapping[str, Any]) -> object:
+        _check_known(signature, kwargs)
+        return signature.bind(**kwargs)
+
     return Entry(
-        fits=lambda kwargs: signature.bind(**kwargs),
+        fits=fits,
         make=lambda message, kwargs, notify: FunctionHandler(message, function, kwargs, notify=notify, **settings),
         expected=f"{called}{signature}",
-        slotted=settings["start_method"] in (None, "fork"),
+        isolated=True,
+        start_method=settings["start_method"],
         quick=True,
         hard_timeout=settings["hard_timeout"],
         dead_letters=bool(settings.get("dead_letter")),
@@ -177,6 +199,12 @@ def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """:raises TypeError, ValueError: for settings of a function's task that are none."""
     FunctionHandler(_NO_MESSAGE, check_settings, {}, **settings)
+
+
+def _default_of(signature: inspect.Signature, name: str) -> Any:
+    """What a constructor has for a parameter that it names; None where it has nothing."""
+    parameter = signature.parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _taken(signature: inspect.Signature, timeouts: Mapping[str, Any]) -> dict[str, Any]:

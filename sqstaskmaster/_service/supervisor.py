@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import selectors
@@ -28,25 +27,31 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sqstaskmaster._logging import get_logger
 from sqstaskmaster._service.exit_codes import Exit
 from sqstaskmaster._signals.wakeup import SignalWakeup
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # What a worker process says over its socket. DRAINED: its burst has found the queue empty. What is said last of all by
 # one that knows that the next would end the same way is longer, so that no stray byte of a task is taken for it.
-LOADED, POLLED, BUSY, IDLE, DRAINED = b"l", b"p", b"b", b"i", b"d"
+LOADED, POLLED, BUSY, IDLE, DRAINED, READY = b"l", b"p", b"b", b"i", b"d", b"r"
 FATAL = b"#FATAL#"
 
 # The exit codes that FATAL can stand for: they are about what the process was told to do. The code alone says nothing,
 # since a task can end its process with any.
-FATAL_CODES = frozenset({Exit.USAGE, Exit.MODULE, Exit.QUEUE})
+FATAL_CODES = frozenset({Exit.USAGE, Exit.MODULE, Exit.QUEUE, Exit.NOT_READY})
+
+# Where another process has had a slot that was ready, one in which none gets ready is started again after so long.
+_NOT_READY_SECONDS = 60.0
 
 # A process that was last heard of longer ago is not alive, unless it is busy: the longest poll (20 s), its longest
 # answer (10 s more) and a pause after an error (up to a minute).
 POLL_PATIENCE_SECONDS = 90.0
 
 _TOUCH_SECONDS = 1.0
+
+_SHELLS = {"sh", "bash", "dash", "ash", "busybox", "zsh", "ksh"}
 
 # After the second signal a worker process ends its task and gives its message back; one that has not by then is killed.
 _LAST_GRACE_SECONDS = 15.0
@@ -83,7 +88,7 @@ class _Process:
         self.socket: socket.socket | None = ours
         self.started = now
         self.heard = -math.inf
-        self.loaded = self.polled = self.busy = self.drained = self.killed = False
+        self.loaded = self.polled = self.busy = self.drained = self.killed = self.ready = False
         self._last_words = b""
 
     @property
@@ -95,6 +100,7 @@ class _Process:
         self.loaded = self.loaded or LOADED in said
         self.polled = self.polled or POLLED in said
         self.drained = self.drained or DRAINED in said
+        self.ready = self.ready or READY in said
         self._last_words = (self._last_words + said)[-len(FATAL) :]
         last = max(said.rfind(BUSY), said.rfind(IDLE))
         if last >= 0:
@@ -112,7 +118,7 @@ class _Slot:
         self.number = number
         self.backoff = Backoff()
         self.due = 0.0
-        self.finished = False
+        self.finished = self.has_been_ready = False
         self.process: _Process | None = None
 
 
@@ -123,8 +129,8 @@ class Supervisor:
         descriptor to speak on and this process's id.
     :param burst: a process that has found the queue empty, and ended, is not restarted.
     :param alive_file: touched once a second while every process has begun to poll, and has polled in the last 90
-        seconds or is busy with a task. So it grows old when one of them hangs, or cannot reach the queue; a container's
-        health check looks at it.
+        seconds or is busy with a task; during a stop, every process that has not ended yet. So it grows old when one of
+        them hangs, or cannot reach the queue; a container's health check looks at it.
     :param shared: descriptors that every process inherits.
     """
 
@@ -147,6 +153,7 @@ class Supervisor:
         self._slots = [_Slot(number) for number in range(processes)]
         self._proven = False
         self._stop_signals = 0
+        self._gave_up = False
         self._kill_at: float | None = None
         self._start_deaths = 0
         self._code = Exit.OK
@@ -154,6 +161,13 @@ class Supervisor:
 
     def run(self) -> Exit:
         """Supervise until every process has ended for good."""
+        if os.getppid() == 1 and (shell := _shell_of_process_1()):
+            logger.warning(
+                "Process 1 of this container is a shell (%s), which passes no signal on: SIGTERM never arrives here. "
+                "Use the exec form of CMD and ENTRYPOINT, or 'exec sqstaskmaster worker' in the script",
+                shell,
+                extra={"action": "shell_above"},
+            )
         stops = (signal.SIGTERM, signal.SIGINT)
         with SignalWakeup(*stops, signal.SIGCHLD) as inbox, self._selector:
             self._selector.register(inbox, selectors.EVENT_READ, None)
@@ -173,15 +187,19 @@ class Supervisor:
 
     # -- starting ------------------------------------------------------------------------------------------------
 
+    def _is_ending(self) -> bool:
+        """Whether nothing is started any more."""
+        return self._gave_up or bool(self._stop_signals)
+
     def _is_over(self) -> bool:
-        return bool(self._stop_signals) or all(slot.finished for slot in self._slots)
+        return self._is_ending() or all(slot.finished for slot in self._slots)
 
     def _start_due(self) -> None:
-        if self._stop_signals:
+        if self._is_ending():
             return
         now = self._clock()
         for slot in self._vacant():
-            if slot.due <= now:
+            if slot.due <= now and not self._is_ending():  # one that cannot be started may end it
                 self._start(slot)
 
     def _vacant(self) -> list[_Slot]:
@@ -243,6 +261,9 @@ class Supervisor:
                 return
             read += len(said)
             process.take_in(said, self._clock())
+            slot = next((slot for slot in self._slots if slot.process is process), None)
+            if slot is not None and process.ready:
+                slot.has_been_ready = True
             self._proven = self._proven or process.loaded
             if process.polled:
                 self._start_deaths = 0
@@ -257,7 +278,11 @@ class Supervisor:
         now = self._clock()
         if self._alive_file is None or now - self._touched < _TOUCH_SECONDS:
             return
-        if all(slot.finished or (slot.process is not None and slot.process.is_alive(now)) for slot in self._slots):
+        processes = [slot.process for slot in self._slots if not slot.finished]
+        if self._is_ending():
+            # One that has stopped, while others still run their tasks, is not missing.
+            processes = [process for process in processes if process is not None] or [None]
+        if all(process is not None and process.is_alive(now) for process in processes):
             self._touched = now
             try:
                 self._alive_file.touch()
@@ -272,8 +297,8 @@ class Supervisor:
         name = signal.Signals(number).name
         if self._stop_signals == 1:
             what = (
-                "no more tasks are taken; running ones may finish, and idle processes wait for their long poll (up to "
-                "20 s); a second signal means now"
+                "no more tasks are taken; running ones may finish, and idle processes wait for their long poll (up "
+                "to 20 s); a second signal stops them at once"
             )
         else:
             what = "running tasks are stopped now"
@@ -330,17 +355,23 @@ class Supervisor:
         slot.process = None
         lived = self._clock() - process.started
         how = _exit_text(code, lived, process.killed)
-        if self._stop_signals:
+        if self._is_ending():
             logger.info("Worker process %d %s", slot.number, how, extra={"action": "process_stopped"})
         elif process.drained and code == Exit.OK and self._burst:
             slot.finished = True
-        elif process.is_fatal and code in FATAL_CODES:
+        elif process.is_fatal and code in FATAL_CODES and not (code == Exit.NOT_READY and self._others_ready(slot)):
             self._give_up(Exit(code))
         else:
             how = f"(pid {process.popen.pid}) {how}"
-            self._restart_later(slot, how, lived, process.polled, exit_code=code)
+            least = _NOT_READY_SECONDS if process.is_fatal and code == Exit.NOT_READY else 0.0
+            self._restart_later(slot, how, lived, process.polled, least, exit_code=code)
 
-    def _restart_later(self, slot: _Slot, how: str, lived: float, proved: bool, **facts: object) -> None:
+    def _others_ready(self, slot: _Slot) -> bool:
+        return any(other.has_been_ready for other in self._slots if other is not slot)
+
+    def _restart_later(
+        self, slot: _Slot, how: str, lived: float, proved: bool, least: float = 0.0, **facts: object
+    ) -> None:
         # Where one has polled and lives on, busy for hours perhaps, there is nothing wrong that ending it would mend.
         proved = proved or any(slot.process is not None and slot.process.polled for slot in self._slots)
         self._start_deaths = 0 if proved else self._start_deaths + 1
@@ -352,8 +383,9 @@ class Supervisor:
                 extra={"action": "crashing"},
             )
             self._give_up(Exit.CRASHING)
+            self._send(signal.SIGTERM)  # none of them has polled, so none of them runs a task
             return
-        pause = slot.backoff.after(lived)
+        pause = max(least, slot.backoff.after(lived))
         slot.due = self._clock() + pause
         logger.warning(
             "Worker process %d %s; another starts in %.1f s",
@@ -364,20 +396,29 @@ class Supervisor:
         )
 
     def _give_up(self, code: Exit) -> None:
-        """Stop the other processes, as the first signal does, and end with this code."""
+        """Start no process again, and end with this code when the others have come to their own end."""
         self._code = code
-        self._stop_signals += 1
-        self._send(signal.SIGTERM)
+        self._gave_up = True
 
     def _seconds_to_next(self) -> float | None:
         """Until a restart, a kill or a touch is due; None where only an event can change anything."""
         now = self._clock()
-        due = [slot.due - now for slot in self._vacant()]
+        due = [] if self._is_ending() else [slot.due - now for slot in self._vacant()]
         if self._kill_at is not None:
             due.append(self._kill_at - now)
         if self._alive_file is not None:
             due.append(_TOUCH_SECONDS)
-        return max(0.0, min(due)) if due and not (self._stop_signals and self._kill_at is None) else None
+        return max(0.0, min(due)) if due else None
+
+
+def _shell_of_process_1() -> str:
+    """The name of the shell that is process 1, or nothing."""
+    try:
+        with open("/proc/1/comm") as comm:
+            name = comm.read().strip()
+    except OSError:
+        return ""
+    return name if name in _SHELLS else ""
 
 
 def _exit_text(code: int, lived: float, killed: bool) -> str:

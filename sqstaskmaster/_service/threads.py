@@ -11,7 +11,6 @@ import _thread
 import collections
 import contextlib
 import functools
-import logging
 import os
 import queue
 import threading
@@ -19,11 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 from sqstaskmaster._claim import owner
+from sqstaskmaster._logging import get_logger
 from sqstaskmaster._signals import state
 
 Then = Callable[[Any, "BaseException | None"], None]
 
-logger = logging.getLogger("sqstaskmaster.worker")
+logger = get_logger("sqstaskmaster.worker")
 
 # A thread that has had nothing to do for so long ends; one is always kept.
 _IDLE_SECONDS = 30.0
@@ -89,12 +89,23 @@ class Threads:
         """
         with self._lock:
             self._unfinished += 1
-            start = self._unfinished > self._threads and self._threads < self._most
-            self._threads += start
         self._calls.put((function, then))
-        if start:
+        self.attend()
+
+    def attend(self) -> bool:
+        """Start a thread, where one is wanted. False where calls wait, and the system has no thread for any of them."""
+        with self._lock:
+            if self._unfinished <= self._threads or self._threads >= self._most:
+                return True
+            self._threads += 1
+        try:
             with state.starting_thread():
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:  # no more threads to be had: those that there are go on
+            with self._lock:
+                self._threads -= 1
+                return self._threads > 0
+        return True
 
     def close(self) -> None:
         """No more calls: each thread ends, one that hangs when it has its answer."""
@@ -108,7 +119,6 @@ class Threads:
         return self._unfinished
 
     def _work(self) -> None:
-        state.block_all()
         while True:
             try:
                 call = self._calls.get(timeout=_IDLE_SECONDS)

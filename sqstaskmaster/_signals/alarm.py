@@ -11,15 +11,12 @@ The real timer is always set to the earliest of them, and the signal handler on 
 
 from __future__ import annotations
 
-import contextlib
-import dis
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from types import CodeType, FrameType, FunctionType, GeneratorType
+from types import FrameType
 from typing import Any
 
 from sqstaskmaster.errors import UnsupportedContext
@@ -142,6 +139,13 @@ class Alarm:
             self._set_timer()
         return not due
 
+    def send(self) -> None:
+        """From another thread: have the handler called now, not when the timer ends."""
+        main = threading.main_thread().ident
+        # Where the task has taken SIGALRM for itself, there is nothing to be sent to.
+        if main is not None and self._is_installed():
+            signal.pthread_kill(main, signal.SIGALRM)
+
     def give_back(self) -> bool:
         """Disarm; put back the handler and the timer that were found. False where somebody had taken them meanwhile.
 
@@ -207,11 +211,15 @@ class Unborrowed:
     """
 
     def arm(self, seconds: float) -> None:
-        if Alarm._top is None:
+        # What is remembered may never have been installed: by a test that patched signal.signal, and left no block.
+        if Alarm._top is None or not Alarm._top._is_installed():
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def hand_down(self, signum: int, frame: FrameType | None, may_raise: bool = True) -> bool:
         return False
+
+    def send(self) -> None:
+        pass
 
     def give_back(self) -> bool:
         self.arm(0)
@@ -232,76 +240,3 @@ def require_alarm(who: str, instead: str) -> None:
             f"{who} must be entered in the main thread, because Python runs signal handlers only there (this is "
             f"{threading.current_thread().name!r}): {instead}"
         )
-
-
-def is_outside_body(frame: FrameType | None, kind: type) -> bool:
-    """Whether `frame`, where a signal landed, is entering or leaving a `with` block of a manager of that kind.
-
-    An exception raised there would not reach the block: it would escape, and `__exit__` would never run or be cut off.
-    """
-    if isinstance(frame, FrameType) and (_is_unwinding(frame) or _is_passing_on(frame)):
-        return True
-    while isinstance(frame, FrameType):  # whoever calls a handler by hand may pass anything
-        code = frame.f_code
-        if code.co_name in ("__enter__", "__exit__") and code.co_argcount:
-            if isinstance(frame.f_locals.get(code.co_varnames[0]), kind):
-                return True
-        frame = frame.f_back
-    return False
-
-
-def _is_passing_on(frame: FrameType) -> bool:
-    """Whether contextlib is, in this frame, about to enter or leave a block for somebody, or has just done so.
-
-    Steps of microseconds, while this frame is the one that runs and what it calls is written in Python. Where it waits
-    for C code (a lock, a callback), a task may hang for ever, and an exception goes where it should.
-    """
-    inside: FrameType | None = frame
-    while inside is not None and inside.f_code.co_filename == contextlib.__file__:
-        manager = inside.f_locals.get("self")
-        if isinstance(manager, (contextlib.ExitStack, contextlib.AsyncExitStack)):
-            if inside.f_code.co_name == "enter_context":
-                called = getattr(type(inside.f_locals.get("cm")), "__enter__", None)
-            elif inside.f_lineno in _CALLBACK_LINES.get(inside.f_code, ()):
-                called = inside.f_locals.get("cb")
-            else:
-                return True
-            return inside is frame and _is_of_python(called)
-        if isinstance(manager, contextlib._GeneratorContextManager) and isinstance(manager.gen, GeneratorType):
-            decorated = inside.f_locals.get("func")
-            return decorated is None or inside is not frame or _is_of_python(decorated)
-        inside = inside.f_back
-    return False
-
-
-def _is_of_python(called: Any) -> bool:
-    return isinstance(getattr(called, "__func__", called), FunctionType)
-
-
-def _lines_that_load(code: CodeType, name: str) -> frozenset[int]:
-    """The lines on which a function reads one of its local variables."""
-    offsets = {
-        instruction.offset
-        for instruction in dis.get_instructions(code)
-        if instruction.opname.startswith("LOAD_FAST")
-        and name in (instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,))
-    }
-    return frozenset(line for start, end, line in code.co_lines() if line and not offsets.isdisjoint(range(start, end)))
-
-
-# Where an ExitStack calls what was pushed, inside the `try` round it. A version of Python that names it otherwise has
-# no such lines: a task that hangs there is asked again and again, as if contextlib were leaving the block.
-_CALLBACK_LINES = {
-    code: _lines_that_load(code, "cb")
-    for code in (contextlib.ExitStack.__exit__.__code__, contextlib.AsyncExitStack.__aexit__.__code__)
-}
-
-
-def _is_unwinding(frame: FrameType) -> bool:
-    """Whether an exception has just been raised in `frame`, and its `except`, `finally` or `__exit__` not begun.
-
-    Python 3.10 runs signal handlers there; later ones do so only at the end of calls, the start of functions and jumps
-    back, where a `with` block is either whole or in its `__exit__`.
-    """
-    traceback = sys.exc_info()[2]
-    return traceback is not None and traceback.tb_frame is frame and traceback.tb_lasti == frame.f_lasti

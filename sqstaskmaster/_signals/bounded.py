@@ -1,4 +1,4 @@
-"""One call in a thread of its own, so that waiting for it can end before the call does.
+"""One call in a thread of its own, so that waiting for it can end before the call does; and loops that end in any case.
 
 Needed round calls to SQS: a client's own bounds (60 s to connect, 60 s to read, up to five tries) are far longer than a
 claim can wait, they belong to the user, and they do not cover everything (name resolution, a lock of botocore's that
@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import _thread
 import contextvars
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sqstaskmaster._signals import state
+
+_running: set[int] = set()
+
+
+def running() -> frozenset[int]:
+    """The threads of calls that have not ended, by their idents: `threading` does not know them."""
+    return frozenset(_running)
 
 
 class BoundedCall:
@@ -46,9 +54,11 @@ class BoundedCall:
         return self.done
 
     def _run_apart(self, function: Callable[[], Any]) -> None:
-        # A signal that the kernel handed to this thread would not wake the main thread from a system call.
-        state.block_all()
-        self._run(function)
+        _running.add(_thread.get_ident())
+        try:
+            self._run(function)
+        finally:
+            _running.discard(_thread.get_ident())
 
     def _run(self, function: Callable[[], Any]) -> None:
         try:
@@ -58,3 +68,17 @@ class BoundedCall:
         finally:
             self.done = True
             self._running.release()
+
+
+def looks(seconds: float, pause: float) -> Iterator[None]:
+    """Yield at once and then every `pause` seconds, for so many seconds: a turn of a loop that waits for something.
+
+    Pauses are counted too: a test may have stopped the clock.
+    """
+    began, waited = time.monotonic(), 0.0
+    while True:
+        yield
+        if max(waited, time.monotonic() - began) >= seconds:
+            return
+        time.sleep(pause)
+        waited += pause

@@ -1,162 +1,160 @@
-"""The request to stop: SIGTERM and SIGINT are recorded, and what runs is told at a point where it can be.
+"""The request to stop: its signals are recorded, and whoever waits is woken. Nothing is raised here.
 
-    first signal     recorded; whoever waits is woken; a task that runs gets `grace` seconds, then ShutdownRequested
-    second signal    the same, now; a long poll is abandoned too
+SIGTERM and SIGINT, and SIGHUP and SIGQUIT where they would end the process (a terminal that closes, process 1 of a
+container that is stopped with them): what runs is given back then too.
 
-The exception is raised in the main thread by the alarm that is armed for it, and only inside `interruptible`: never
-between two steps of the worker, never while a message is deleted.
+first signal     a task that runs gets `grace` seconds: `stop_at` says when they are over
+second signal    they are over now; a poll is abandoned too
 """
 
 from __future__ import annotations
 
-import _thread
-import logging
+import contextlib
 import math
+import os
+import select
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
-from sqstaskmaster._signals import alarm, state
+from sqstaskmaster._logging import get_logger
+from sqstaskmaster._signals import state
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster.errors import ShutdownRequested
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Result = TypeVar("Result")
-StopsAt = Callable[["FrameType | None"], bool]
 
-# At a point where nothing may be raised, the alarm asks again this soon.
-_ASK_AGAIN_SECONDS = 0.01
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_WHERE_FREE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
+
+# From the first signal on, a wait is looked after this often.
+_TICK_SECONDS = 1.0
 
 
 class Shutdown:
-    """SIGTERM and SIGINT, borrowed for a `with` block in the main thread. What was there before is put back.
+    """The signals, borrowed for a `with` block in the main thread. What was there before is put back.
+
+    `requested`: whether a signal has come. `stop_at`: when running tasks are to be stopped, inf before the first one.
+    `on_signal`: called in the signal handler, with how many have come. `fileno()` is readable once one has, until
+    `clear`.
 
     :param grace: seconds that a running task gets after the first signal.
-    :raises UnsupportedContext: on entering outside the main thread, or without SIGALRM.
     """
 
     def __init__(self, grace: float) -> None:
-        self.requested = False
-        self._now = False
+        self.stop_at = self._requested_at = math.inf
+        self.on_signal: Callable[[str, int], Any] = _nothing
         self._grace = grace
-        self._due = math.inf
-        self._bell = _thread.allocate_lock()
-        self._bell.acquire()
-        self._stops_at: StopsAt | None = None
-        self._raise_again: float | None = None
-        self._patient = False
-        self._poll_seconds = 0.0
-        self._alarm = alarm.Alarm(self._on_alarm)
-        self._handlers = state.Handlers(self._record, signal.SIGTERM, signal.SIGINT)
+        self._names: list[str] = []
+        self._unread: list[str] = []
+        self._written: list[int] = []
+        self._ends = (-1, -1)
+        self._found = -1
+        free = [number for number in _WHERE_FREE if signal.getsignal(number) is signal.SIG_DFL]
+        self._numbers = (*_NUMBERS, *free)
+        self._handlers = state.Handlers(self._record, *self._numbers)
 
     def __enter__(self) -> Shutdown:
-        alarm.require_alarm(
-            "A worker",
-            "run it there and what else you have in threads, or run it as 'sqstaskmaster worker MODULE:WORKER'",
-        )
-        self._alarm.borrow(math.inf)
-        try:
-            self._handlers.install()
-        except BaseException:
-            self._alarm.give_back()
-            raise
+        self._ends = os.pipe()
+        for end in self._ends:
+            os.set_blocking(end, False)
+        # The system writes to it, at once: between the last look at signals and a wait, Python would not.
+        self._found = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+        self._handlers.install()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._handlers.put_back()
-        self._alarm.give_back()
+        signal.set_wakeup_fd(self._found)
+        self._close()
+
+    def _close(self) -> None:
+        ends, self._ends = self._ends, (-1, -1)
+        for end in ends:
+            os.close(end)
+
+    @property
+    def requested(self) -> bool:
+        return bool(self._names)
+
+    def fileno(self) -> int:
+        return self._ends[0]
+
+    def clear(self) -> list[str]:
+        """The names of the signals that have come since the last call, in order."""
+        with contextlib.suppress(BlockingIOError):
+            self._written += [number for number in os.read(self._ends[0], 4096) if number in self._numbers]
+        # Of two that come at once Python calls the handler for one; the system has written both.
+        for number in self._written[len(self._names) :]:
+            self._record(number, None)
+        names, self._unread = self._unread, []
+        return names
 
     def renew(self) -> None:
         """Take the signals again from a task that ran in this process and took, or blocked, them for itself."""
+        signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)  # asyncio.run takes that for itself, too
         if not self._handlers.are_installed():
             logger.warning(
-                "A task took SIGTERM or SIGINT for itself: a worker that is told to stop while it runs does not "
-                "notice. Use ProcessMessageHandler for such tasks",
+                "A task took SIGTERM, SIGINT, SIGHUP or SIGQUIT for itself: while it runs, the worker does not "
+                "notice a request to stop. Use ProcessMessageHandler for such tasks",
                 extra={"action": "signals_taken"},
             )
             self._handlers.install()
 
     def wait(self, seconds: float) -> None:
-        """Let `seconds` pass, or less: until a stop is requested."""
-        if not self.requested:
-            self._bell.acquire(timeout=seconds)
+        """Let `seconds` pass, or less: until a signal has come, or a call of `poll` has its answer."""
+        if seconds > 0:
+            events = select.poll()
+            events.register(self._ends[0], select.POLLIN)
+            events.poll(None if seconds == math.inf else math.ceil(seconds * 1000))
+        self.clear()
 
-    def poll(self, function: Callable[[], Result], seconds: float = 20) -> Result:
-        """Call `function`, which only the second signal interrupts.
+    def poll(self, function: Callable[[], Result], last: float = math.inf) -> Result:
+        """Call `function` in a thread, and wait for it; the second signal ends the wait, or `last` seconds after the
+        first.
 
-        :param seconds: it takes at most about so long; told to whoever asks for a stop meanwhile.
-        :raises ShutdownRequested: by the second signal, or, before anything is called, after the first.
+        :raises ShutdownRequested: then, or, before anything is called, after the first.
         """
-        self._patient, self._poll_seconds = True, seconds
-        try:
-            return self.interruptible(function)
-        finally:
-            self._patient = False
+        if self.requested:
+            raise ShutdownRequested("The worker is stopping")
+        answers: list[tuple[Result | None, BaseException | None]] = []
 
-    def interruptible(
-        self, function: Callable[[], Result], stops_at: StopsAt | None = None, raise_again: float | None = None
-    ) -> Result:
-        """Call `function`, and raise ShutdownRequested in it when its grace is over.
+        def answer() -> None:
+            try:
+                answers.append((function(), None))
+            except BaseException as error:
+                answers.append((None, error))
+            self.wake()
 
-        :param stops_at: whether it can be raised at a frame inside the function; None: at any.
-        :param raise_again: after so many seconds it is raised once more where the function goes on; None: only by the
-            next signal.
-        :raises ShutdownRequested: also where a stop is requested already; the function is not called then.
-        """
-        try:
-            self._stops_at, self._raise_again = stops_at or _anywhere, raise_again
-            if self.requested:
-                raise ShutdownRequested("The worker is stopping")
-            return function()
-        finally:
-            self._stops_at = None
+        BoundedCall(answer)
+        while not answers:
+            if len(self._names) > 1 or time.monotonic() >= self._requested_at + last:
+                raise ShutdownRequested("The worker is stopping now, and a poll under way is abandoned")
+            self.wait(_TICK_SECONDS if self.requested else math.inf)
+        result, error = answers[0]
+        if error is not None:
+            raise error
+        return cast(Result, result)
 
-    # -- in signal handlers --------------------------------------------------------------------------------------
+    def wake(self) -> None:
+        """End a wait. From any thread."""
+        with contextlib.suppress(OSError):  # full, or closed
+            os.write(self._ends[1], b"\0")
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
-        self._now = self.requested
-        self.requested = True
-        self._due = time.monotonic() + (0.0 if self._now else self._grace)
-        if self._bell.locked():
-            self._bell.release()
-        self._alarm.arm(self._due - time.monotonic())
-        if self._now:
-            what = "stopping now"
-        elif self._patient:
-            what = f"taking no more work; waiting for the poll under way (up to {self._poll_seconds:g} s)"
-        else:
-            what = f"taking no more work; a running task gets {self._grace:g} seconds"
-        if not self._now:
-            what += "; a second signal means now"
-        # In a thread: the main thread may be inside a log handler, whose lock is taken.
-        BoundedCall(lambda: _tell(signum, what))
-
-    def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
-        if self._alarm.hand_down(signum, frame):
-            return
-        if time.monotonic() < self._due:
-            self._alarm.arm(self._due - time.monotonic())
-            return
-        stops_at = self._stops_at
-        if stops_at is None or (self._patient and not self._now):
-            self._alarm.arm(math.inf)  # nothing that could be stopped: `interruptible` looks before it calls the next
-            return
-        if frame is None or frame.f_code is Shutdown.interruptible.__code__ or not stops_at(frame):
-            # The function has not begun, or has returned, or is at a point where an exception would do harm.
-            self._alarm.arm(_ASK_AGAIN_SECONDS)
-            return
-        self._due = math.inf if self._raise_again is None else time.monotonic() + self._raise_again
-        self._alarm.arm(self._due - time.monotonic())
-        raise ShutdownRequested("The worker is stopping, and the task's time to finish is over")
+        """The signal handler: it records, and those who wait act."""
+        name = signal.Signals(signum).name
+        self._names.append(name)
+        self._unread.append(name)
+        now, grace = time.monotonic(), self._grace if len(self._names) == 1 else 0.0
+        self._requested_at, self.stop_at = min(self._requested_at, now), min(self.stop_at, now + grace)
+        self.wake()
+        self.on_signal(name, len(self._names))
 
 
-def _anywhere(frame: FrameType | None) -> bool:
-    return True
-
-
-def _tell(signum: int, what: str) -> None:
-    name = signal.Signals(signum).name
-    logger.info("%s: %s", name, what, extra={"action": "stopping", "signal": name})
+def _nothing(name: str, number: int) -> None:
+    pass

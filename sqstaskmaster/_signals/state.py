@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from sqstaskmaster._signals import forks, frames
 from sqstaskmaster._signals.alarm import Alarm, SignalHandler
 
 
@@ -25,21 +26,20 @@ _HOLDABLE = _ALL - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
 # What a terminal or a service manager sends to all processes of a group.
 _STOP_REQUESTS = _numbers("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
-# What programs install handlers for.
-_HANDLED = _numbers("SIGALRM", "SIGCHLD", "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")
-
-
-def block_all() -> None:
-    """Keep every signal from being delivered to the calling thread."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+# What programs install handlers for. To block all there are takes ten times as long.
+_HANDLED = _numbers(
+    *("SIGALRM", "SIGCHLD", "SIGCONT", "SIGHUP", "SIGINT", "SIGIO", "SIGPROF", "SIGQUIT", "SIGTERM", "SIGTSTP"),
+    *("SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH"),
+)
 
 
 @contextlib.contextmanager
 def starting_thread() -> Iterator[None]:
     """A thread that is started in this block takes none of the signals that programs handle, from its first moment.
 
-    A thread begins with the mask of the one that starts it: blocked from inside, it would be too late for one signal.
+    One that the kernel handed to it would not wake the main thread from a system call. A thread begins with the mask of
+    the one that starts it: blocked from inside, it would be too late for one signal, and where threads are greenlets
+    (gevent) it would be the main thread's mask for ever.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -72,20 +72,30 @@ def held() -> Iterator[frozenset[int]]:
 def start_afresh(caught: frozenset[int]) -> None:
     """In a new child process: the signal state of a Python process that has just started, nothing inherited.
 
-    SIGTERM raises Terminated. `caught` are the signals the parent had handlers for, held until here.
+    SIGTERM raises Terminated, here and in no process that is forked from this one. `caught` are the signals the parent
+    had handlers for, held until here.
     """
     Alarm._top = None
+    forks.forget_all()
     for number in caught - {signal.SIGINT, signal.SIGTERM}:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminate)
+    take_stops()
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def take_stops() -> None:
+    """Have SIGTERM raise Terminated, whatever it did, here and in no process that is forked from this one."""
+    signal.signal(signal.SIGTERM, _terminate)
+    forks.keep_handler(signal.SIGTERM, _terminate, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 def await_orders(caught: frozenset[int]) -> None:
     """The same, while nothing runs yet that SIGTERM would have to be raised in: it ends the process."""
     start_afresh(caught)
+    forks.forget_all()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -107,15 +117,25 @@ def _caught() -> frozenset[int]:
 
     Asked of the kernel where that can be: asking Python for each of 64 signals takes longer than some tasks do.
     """
-    try:
-        with open("/proc/self/status", "rb") as status:
-            mask = int(status.read().partition(b"SigCgt:")[2].split(None, 1)[0], 16)
-    except (OSError, IndexError):
+    mask = mask_of_caught("self")
+    if mask is None:
         return frozenset(number for number in _HOLDABLE if callable(signal.getsignal(number)))
     return frozenset(number for number in _HOLDABLE if mask >> (number - 1) & 1)
 
 
+def mask_of_caught(pid: int | str) -> int | None:
+    """The signals that a process has handlers for, bit by bit from signal 1 on; None where that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            return int(status.read().partition(b"SigCgt:")[2].split(None, 1)[0], 16)
+    except (OSError, IndexError):
+        return None
+
+
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    if frames.is_forking(frame):
+        forks.send_again(signum)
+        return
     raise Terminated(128 + signum)
 
 
@@ -132,7 +152,7 @@ class Handlers:
         """Install the handler, and unblock its signals; once more where somebody has taken or blocked them."""
         for number in self._numbers:
             found = signal.signal(number, self._handler)
-            self._found.setdefault(number, found)
+            forks.keep_handler(number, self._handler, self._found.setdefault(number, found))
         blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
         if not self._blocked:
             self._blocked = {number for number in self._numbers if number in blocked}
@@ -143,6 +163,16 @@ class Handlers:
 
     def put_back(self) -> None:
         for number, found in self._found.items():
+            forks.forget_handler(number)
             signal.signal(number, signal.SIG_DFL if found is None else found)
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         self._found, self._blocked = {}, set()
+
+
+def late_alarms() -> Handlers:
+    """For a run of a worker: an alarm that was sent to a task which has just ended does not end the process."""
+    return Handlers(_ignore, signal.SIGALRM)
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    pass

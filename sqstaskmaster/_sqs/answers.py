@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import re
 import traceback
 from types import FrameType
 from typing import TypeGuard
@@ -9,21 +11,29 @@ from typing import TypeGuard
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError as NotConnected,
     HTTPClientError,
     NoCredentialsError,
     NoRegionError,
     ParamValidationError,
     PartialCredentialsError,
+    SSLError,
 )
 from botocore.parsers import ResponseParserError
 
+from sqstaskmaster._sqs.confirmation import is_foreign
+from sqstaskmaster.errors import NoAnswer
+
 # ClientError: SQS answered with an error. BotoCoreError: there was no answer, or no request: a lost connection, a read
-# timeout, missing or expired credentials.
-SQS_ERRORS = (ClientError, BotoCoreError)
+# timeout, missing or expired credentials. NoAnswer: what came is none of SQS's, or came too late.
+SQS_ERRORS = (ClientError, BotoCoreError, NoAnswer)
 
 # What a poll may meet: the same, and an answer that was cut off or came from something else in between, a proxy's page
 # that is no UTF-8 perhaps.
 _POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, UnicodeDecodeError, OSError)
+
+# What servers that are not AWS's say to an operation that they do not know.
+_LACKING = {"InvalidAction", "UnknownOperationException", "NotImplemented", "UnsupportedOperation"}
 
 # Where botocore reads what it has parsed.
 _ENDPOINT = {"botocore.endpoint._do_get_response", "botocore.endpoint._send_request"}
@@ -32,8 +42,10 @@ _ENDPOINT = {"botocore.endpoint._do_get_response", "botocore.endpoint._send_requ
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors
 _NO_QUEUE = "check the queue's URL, its region and its account, and AWS_ENDPOINT_URL where it is set"
 _NO_PERMISSION = "grant sqs:ReceiveMessage, DeleteMessage, ChangeMessageVisibility and GetQueueAttributes to this role"
-_NO_SUCH_KEY = "AWS does not know the access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE or the role"
-_NO_KEY_ACCESS = "the queue is encrypted: grant kms:Decrypt on its key to this role, and check that the key is enabled"
+_NO_SUCH_KEY = (
+    "AWS does not know the access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE or the role; for another server set "
+    "AWS_ENDPOINT_URL_SQS"
+)
 _REMEDIES = {
     "QueueDoesNotExist": _NO_QUEUE,
     "NonExistentQueue": _NO_QUEUE,
@@ -49,11 +61,15 @@ _REMEDIES = {
     "InvalidSignature": "check AWS_SECRET_ACCESS_KEY, the region, and this machine's clock",
     "IncompleteSignature": "check AWS_SECRET_ACCESS_KEY, and whatever stands between here and SQS",
     "InvalidSecurity": "SQS takes requests over HTTPS only, signed with AWS signature version 4",
-    "KmsAccessDenied": _NO_KEY_ACCESS,
-    "KmsDisabled": _NO_KEY_ACCESS,
-    "KmsInvalidState": _NO_KEY_ACCESS,
-    "KmsNotFound": _NO_KEY_ACCESS,
-    "KmsOptInRequired": _NO_KEY_ACCESS,
+    # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-key-management.html
+    "KmsAccessDenied": "the queue is encrypted: grant kms:Decrypt on its key to this role, and, to send, "
+    "kms:GenerateDataKey",
+    "KmsDisabled": "the key that encrypts the queue is disabled: enable it in KMS",
+    "KmsInvalidKeyUsage": "the key of the queue cannot encrypt it: set KmsMasterKeyId to a symmetric encryption key",
+    "KmsInvalidState": "the key that encrypts the queue cannot be used (to be deleted, or not imported yet): check "
+    "it in KMS, or set another KmsMasterKeyId",
+    "KmsNotFound": "the key that encrypts the queue does not exist: set KmsMasterKeyId of the queue to one that does",
+    "KmsOptInRequired": "the AWS account may not use KMS: activate it for this region",
 }
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
@@ -67,12 +83,58 @@ _CLAIM_LOST = {
     "NonExistentQueue",
 }
 
+# Of those, what a message that was deleted answers: the last is AWS's, the others are servers'.
+_DELETED = {"ReceiptHandleIsInvalid", "InvalidReceiptHandle", "InvalidParameterValue"}
+
+
+# The query protocol's spelling of what the model calls KmsAccessDenied, say: KMS.AccessDeniedException.
+_KMS = re.compile(r"KMS\.(?:KMS)?(\w+?)(?:Exception)?")
+
+
+class Kind(enum.Enum):
+    """What an error says of the request that met it."""
+
+    REFUSED_FOR_NOW = "nothing has happened, and asking again may help: throttled, or no connection was made"
+    REFUSED = "nothing has happened, and asking again does not help: SQS said so"
+    UNKNOWN = "it may have been carried out: no answer, a fault of the service (5xx), or an answer that is not SQS's"
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Which of the three it is. Of the last try only: a client that tries again by itself tells nothing of the others.
+
+    An exception that is not botocore's, out of a queue of the user's own making, is unknown.
+    """
+    if isinstance(error, ClientError):
+        code, status = code_of(error), _status(error)
+        if code in _THROTTLED or status == 429:
+            return Kind.REFUSED_FOR_NOW
+        return Kind.UNKNOWN if status >= 500 or code in _FAULTS or is_of_another(error) else Kind.REFUSED
+    if isinstance(error, ParamValidationError):
+        return Kind.REFUSED
+    if isinstance(error, (SSLError, HTTPClientError)):
+        return Kind.UNKNOWN  # cut off, perhaps after the request had arrived
+    # What else botocore raises, it raises before there is a connection.
+    return Kind.REFUSED_FOR_NOW if isinstance(error, (BotoCoreError, ConnectionRefusedError)) else Kind.UNKNOWN
+
 
 def code_of(error: BaseException) -> str:
-    """The error code SQS answered with, without the prefix of the query protocol; "" where SQS did not answer."""
+    """The error code SQS answered with, without the prefix of the query protocol; "" where SQS did not answer.
+
+    Where botocore's model of SQS knows the code, it is the model's name for it.
+    """
     if not isinstance(error, ClientError):
         return ""
-    return str(error.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
+    found = error.response.get("Error", {})
+    modelled = str(found.get("QueryErrorCode") or "")
+    # What is in no model has another name there: InvalidParameterValueException.
+    code = modelled if modelled and not modelled.endswith("Exception") else str(found.get("Code") or "")
+    kms = _KMS.fullmatch(code)
+    return f"Kms{kms[1]}" if kms else code.removeprefix("AWS.SimpleQueueService.")
+
+
+def is_of_another(error: BaseException) -> bool:
+    """Whether an error was answered by something that is not SQS."""
+    return isinstance(error, ClientError) and is_foreign(error.response)
 
 
 def is_failed_poll(error: BaseException) -> TypeGuard[Exception]:
@@ -80,7 +142,12 @@ def is_failed_poll(error: BaseException) -> TypeGuard[Exception]:
 
     Over JSON that is not what SQS says, botocore stumbles where it reads the answer.
     """
-    if isinstance(error, _POLL_ERRORS):
+    return isinstance(error, _POLL_ERRORS) or is_unreadable(error)
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether botocore stumbled over an answer."""
+    if isinstance(error, ResponseParserError):
         return True
     places = [_place(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
     in_parser = any(place.startswith("botocore.parsers.") for place in places)
@@ -93,7 +160,14 @@ def _place(frame: FrameType) -> str:
 
 def is_answer(error: BaseException) -> bool:
     """Whether SQS itself said no. Anything else may have taken effect, its answer lost on the way."""
-    return isinstance(error, ClientError)
+    return isinstance(error, ClientError) and kind_of(error) is not Kind.UNKNOWN
+
+
+def is_lacking(error: BaseException) -> bool:
+    """Whether a server that is not AWS's said that it does not know the operation, or gave a page that says so."""
+    if not isinstance(error, ClientError):
+        return False
+    return code_of(error) in _LACKING or _status(error) == 501 or is_of_another(error)
 
 
 def is_beyond_total(error: BaseException) -> bool:
@@ -104,6 +178,11 @@ def is_beyond_total(error: BaseException) -> bool:
 def is_claim_lost(error: BaseException) -> bool:
     """Whether SQS said that this receipt handle holds no claim any more."""
     return code_of(error) in _CLAIM_LOST and not is_beyond_total(error)
+
+
+def is_deleted(error: BaseException) -> bool:
+    """Whether SQS answered an extension as it does where the message has been deleted."""
+    return is_claim_lost(error) and code_of(error) in _DELETED and "expired" not in str(error)
 
 
 def is_missing_queue(error: BaseException) -> bool:
@@ -124,7 +203,7 @@ def remedy_for(error: BaseException) -> str | None:
 
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html and SendMessageBatch's own
-_BUSY = {
+_THROTTLED = {
     "Throttling",
     "ThrottlingException",
     "ThrottledException",
@@ -134,32 +213,33 @@ _BUSY = {
     "RequestLimitExceeded",
     "SlowDown",
     "KmsThrottled",
+    "KmsThrottling",
+}
+_FAULTS = {
     "InternalError",
     "InternalFailure",
     "InternalServerError",
     "ServiceUnavailable",
     "RequestTimeout",
+    "RequestTimeoutException",
+    "RequestAbortedException",
 }
-_ABOUT_QUEUE = {"QueueDoesNotExist", "NonExistentQueue", "QueueDeletedRecently", "InvalidAddress", "InvalidSecurity"}
-
-
-def is_busy(code: str) -> bool:
-    """Whether an error code says that the same request may succeed later: throttling, and faults of the service."""
-    return code.rpartition(".")[2] in _BUSY
+# Beside those that have a remedy here.
+_ABOUT_QUEUE = {"QueueDeletedRecently", "ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: throttling, faults of the service, troubles of the network."""
     if isinstance(error, ClientError):
-        return is_busy(code_of(error)) or _status(error) >= 500 or _status(error) == 429
+        return kind_of(error) is not Kind.REFUSED
     # ConnectionError and TimeoutError: a queue of the user's own making. An answer that cannot be read was cut off.
-    return isinstance(error, (HTTPClientError, ResponseParserError, ConnectionError, TimeoutError))
+    return isinstance(error, (NotConnected, HTTPClientError, ConnectionError, TimeoutError)) or is_unreadable(error)
 
 
 def is_about_queue(error: BaseException) -> bool:
     """Whether any request to this queue with these credentials meets the same error, whatever is in it."""
     if isinstance(error, ClientError):
-        return _status(error) in (401, 403) or code_of(error) in _ABOUT_QUEUE
+        return code_of(error) in _REMEDIES or code_of(error) in _ABOUT_QUEUE
     return isinstance(error, BotoCoreError) and not isinstance(error, ParamValidationError)
 
 

@@ -42,6 +42,12 @@ def is_sendable(text: str) -> bool:
     return bool(text) and not _NOT_SENDABLE.search(text)
 
 
+def first_not_sendable(text: str) -> str:
+    """The first character that SQS refuses in bodies and attributes, "" where there is none."""
+    found = _NOT_SENDABLE.search(text)
+    return "" if found is None else found.group()
+
+
 def message_bytes(request: Mapping[str, Any]) -> int:
     """The bytes of a message as SQS counts them: its body, and the names, types and values of its attributes."""
     return _text_bytes(request["MessageBody"]) + attributes_bytes(request.get("MessageAttributes", {}))

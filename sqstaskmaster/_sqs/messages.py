@@ -12,11 +12,11 @@ from typing import Any
 from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import InvalidTask, MalformedMessage
 
-_lenient = Writer()
+LENIENT = Writer()
 _decode_text = json.JSONDecoder().decode  # without what json.loads looks for in every text first
 
 
-def encode(task: str, kwargs: Mapping[str, Any], writer: Writer = _lenient) -> str:
+def encode(task: str, kwargs: Mapping[str, Any], writer: Writer = LENIENT) -> str:
     """The body for a task, ASCII only. What becomes of values JSON cannot hold is the writer's to decide: see there.
 
     Raises InvalidTask (a ValueError) where the task is no non-empty string, where a strict writer refuses a value, or
@@ -42,18 +42,18 @@ def decode(body: Any) -> tuple[str, dict[str, Any]]:
     # ValueError: no JSON, bytes that are no UTF-8, an integer of more digits than Python converts.
     # TypeError: a body that is no text. RecursionError: a few thousand opening brackets.
     except (ValueError, TypeError, RecursionError) as error:
-        raise MalformedMessage(f"The message body is no JSON: {error}") from error
+        raise MalformedMessage(f"The message body is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise MalformedMessage(f"The message body is JSON, but no object: it is a {type(content).__name__}")
+        raise MalformedMessage(f"The message body is JSON, but not an object: it is a {type(content).__name__}")
     missing = [field for field in ("task", "kwargs") if field not in content]
     if missing:
         raise MalformedMessage(f"The message body has no {' and no '.join(missing)}")
     task, kwargs = content["task"], content["kwargs"]
     # Types, not values: this text is logged, and what is in a body is not.
     if not isinstance(task, str):
-        raise MalformedMessage(f"The message's task is no string: it is a {type(task).__name__}")
+        raise MalformedMessage(f"The message's task is not a string: it is a {type(task).__name__}")
     if not task:
         raise MalformedMessage("The message's task is an empty string")
     if not isinstance(kwargs, dict):
-        raise MalformedMessage(f"The message's kwargs are no object: they are a {type(kwargs).__name__}")
+        raise MalformedMessage(f"The message's kwargs are not an object: they are a {type(kwargs).__name__}")
     return task, kwargs

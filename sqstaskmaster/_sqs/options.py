@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,6 +79,27 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
+def _check(options: Mapping[str, Given]) -> None:
+    for name, value in options.items():
+        if not callable(value):
+            _CHECKS[name][1](value)
+
+
+def _added(before: Given, more: Given) -> Given:
+    """Message attributes, some of which a function may give, and more of them."""
+    if callable(before) or callable(more):
+        return functools.partial(_both, before, more)  # picklable where the functions are
+    return {**before, **more}
+
+
+def _both(before: Given, more: Given, task: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    given = [value(task, kwargs) if callable(value) else value for value in (before, more)]
+    for value in given:
+        if value is not None:
+            _attributes(value)
+    return {name: value for each in given for name, value in (each or {}).items()}
+
+
 _NO_GROUP = (
     "A FIFO queue needs a message group, within which it keeps the order: "
     'manager.options(message_group_id="...").submit(...)'
@@ -104,11 +126,16 @@ class Options:
             )
 
     def replaced(self, fifo: bool, **given: Given) -> Options:
-        """These options with others in their place where those are given, checked for the kind of queue."""
-        options = dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
-        for name, value in given.items():
-            if value is not None and not callable(value):
-                _CHECKS[name][1](value)
+        """These options with others in their place where those are given, checked for the kind of queue.
+
+        Message attributes are added, and replace those of the same name.
+        """
+        new = {name: value for name, value in given.items() if value is not None}
+        _check(new)
+        if self.message_attributes is not None and "message_attributes" in new:
+            new["message_attributes"] = _added(self.message_attributes, new["message_attributes"])
+            _check(new)  # there may be too many now
+        options = dataclasses.replace(self, **new)
         if fifo and options.delay_seconds is not None:
             raise ValueError(
                 f"delay_seconds is {options.delay_seconds!r}, and SQS takes no delay for single messages of a FIFO "

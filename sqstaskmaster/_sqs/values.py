@@ -23,16 +23,16 @@ refuses keys of a dictionary that are no strings: those are the one change that 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sqstaskmaster._logging import get_logger
 from sqstaskmaster.errors import InvalidTask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # numpy's kinds of data that are JSON's too: bool, signed, unsigned, float, text; and objects, which are looked at
 # one by one.
@@ -54,6 +54,9 @@ class Writer:
         self._write = json.JSONEncoder(default=self._known_text, allow_nan=False).encode
         self._write_all = json.JSONEncoder(default=_text).encode
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Writer, (self.strict,)
+
     def write(self, task: str, kwargs: Mapping[str, Any]) -> str:
         """The JSON of the message body.
 
@@ -63,7 +66,7 @@ class Writer:
         content = {"task": task, "kwargs": kwargs}
         if self.strict:
             for path, _, what in _foreign(kwargs, "", ()):
-                raise InvalidTask(f"Task {task!r} cannot be sent in strict mode: {path} is {what}, which is no JSON")
+                raise InvalidTask(f"Task {task!r} cannot be sent in strict mode: {path} is {what}, which is not JSON")
         try:
             return self._write(content)
         except (_Unsaid, ValueError):
@@ -91,7 +94,7 @@ class Writer:
             else:
                 said = "%s of task %r is %s, which JSON cannot hold: it is sent as str(value) and arrives as text."
             logger.warning(
-                said + " Said once for each type; TaskManager(..., strict=True) refuses instead",
+                said + " Logged once for each type; TaskManager(..., strict=True) refuses instead",
                 path,
                 task,
                 what,

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sqstaskmaster._claim.claim import Answer, Claim, Request
-from sqstaskmaster.errors import ClaimLapsed
+from sqstaskmaster.errors import ClaimLapsed, NoAnswer
 from tests.support.handling import BEYOND_TOTAL, NO_ANSWERS, client_error
 
 TWELVE_HOURS = 43200
@@ -74,6 +74,15 @@ class ExtensionTest(unittest.TestCase):
         claim.extended(first, 116)  # late, and it counts all the same
         self.assertEqual((140, 146), (claim.earliest_end, claim.latest_end))
         self.assertEqual((Request(30, 110), Request(30, 115)), (first, second))
+
+    def test_the_late_failure_of_an_old_one_does_not_put_off_the_next(self):
+        claim = held(100)
+        old = claim.begin_extension(110)
+        claim.unanswered(old, 112)
+        claim.begin_extension(115)
+        due = claim.due(115)
+        claim.failed(old, NoAnswer("cut off, long after it was given up"), due - 0.1)
+        self.assertEqual(due, claim.due(115))
 
     def test_of_two_that_crossed_either_may_have_been_the_last(self):
         claim = held(100)

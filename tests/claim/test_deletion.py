@@ -48,14 +48,14 @@ class DeletionTest(unittest.TestCase):
         self.assertIs(Deleted.GIVE_UP, deletion().answered(GONE, 100))
 
     def test_a_try_whose_answer_was_lost_may_have_deleted_it(self):
-        for error in (NO_ANSWERS[0], UNREADABLE, NoAnswer("late")):
+        for error in (NO_ANSWERS[0], UNREADABLE, NoAnswer("late"), client_error("InternalError")):
             tries = deletion()
             tries.answered(error, 100)
             self.assertIs(Deleted.DONE, tries.answered(GONE, 101))
 
     def test_an_answer_that_said_no_has_not_deleted_it(self):
         tries = deletion()
-        tries.answered(client_error("InternalError"), 100)
+        tries.answered(client_error("RequestThrottled"), 100)
         self.assertIs(Deleted.GIVE_UP, tries.answered(GONE, 101))
 
     def test_the_wait_for_an_answer_ends_with_the_claim(self):

@@ -1,15 +1,18 @@
 """What is sent on of a message: its successor, or itself with the reason why it is given up."""
 
+import itertools
 import json
 import unittest
 
 from sqstaskmaster import LocalMessage
 from sqstaskmaster._claim import forwarding
-from sqstaskmaster._claim.forwarding import Chain, chain_of, dead_letter, reason_of, successor
+from sqstaskmaster._claim.forwarding import Chain, chain_of, dead_letter, reason_of, redriven, successor
 from sqstaskmaster._sqs.limits import MAX_MESSAGE_BYTES, message_bytes
 from sqstaskmaster.errors import CannotContinue
 
 TRACE = {"StringValue": "00-abc", "DataType": "String"}
+FIFO = {"MessageGroupId": "g", "MessageDeduplicationId": "d"}
+HEADER = "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1"
 BLOB = {"BinaryValue": b"\x00\xff", "DataType": "Binary.gzip"}
 
 
@@ -17,6 +20,10 @@ def message(system=None, **attributes):
     made = LocalMessage('{"task": "T", "kwargs": {"a": 1}}', system or {"SentTimestamp": "1700000000000"}, attributes)
     made.message_id = "first-id"
     return made
+
+
+def attributes(count):
+    return {f"a{n}": TRACE for n in range(count)}
 
 
 def received(request):
@@ -59,19 +66,19 @@ class SuccessorTest(unittest.TestCase):
         fair = continued(message({"MessageGroupId": "g"}))
         self.assertEqual("g", fair["MessageGroupId"])
         self.assertNotIn("MessageDeduplicationId", fair)
-        fifo = continued(message({"MessageGroupId": "g", "MessageDeduplicationId": "d"}))
+        fifo = continued(message(FIFO))
         self.assertEqual(("g", "first-id-1"), (fifo["MessageGroupId"], fifo["MessageDeduplicationId"]))
 
     def test_a_delay_is_sent_and_refused_on_fifo(self):
         self.assertEqual(60, continued(message(), delay=60)["DelaySeconds"])
         with self.assertRaisesRegex(CannotContinue, "FIFO"):
-            continued(message({"MessageGroupId": "g", "MessageDeduplicationId": "d"}), delay=60)
+            continued(message(FIFO), delay=60)
 
     def test_what_sqs_would_refuse_is_refused_before_anything_is_sent(self):
         with self.assertRaisesRegex(CannotContinue, "1,048,576"):
             continued(message(), text="x" * MAX_MESSAGE_BYTES)
         with self.assertRaisesRegex(CannotContinue, "10 message attributes"):
-            continued(message(**{f"a{n}": TRACE for n in range(10)}))
+            continued(message(**attributes(10)))
         cycle = []
         cycle.append(cycle)
         with self.assertRaisesRegex(CannotContinue, "cannot be written as JSON"):
@@ -82,6 +89,49 @@ class SuccessorTest(unittest.TestCase):
             found = chain_of(message(sqstaskmaster={"StringValue": value, "DataType": "String"}))
             self.assertEqual(Chain(), found)
         self.assertEqual(Chain(), chain_of(LocalMessage("x")))
+
+
+class SentOnTest(unittest.TestCase):
+    """What holds for all three: a successor, a dead letter, and one that is redriven."""
+
+    def requests(self, of):
+        yield continued(of)
+        yield dead_letter(of, "T", ValueError("why"), "host")
+        yield redriven(of, fifo="MessageDeduplicationId" in of.attributes)
+
+    def test_where_ours_has_no_room_the_senders_name_gives_way_and_nothing_of_the_users(self):
+        for request in itertools.islice(self.requests(message(service_name=TRACE, **attributes(9))), 2):
+            self.assertEqual({*attributes(9), "sqstaskmaster"}, set(request["MessageAttributes"]))
+        for request in itertools.islice(self.requests(message(service_name=TRACE, **attributes(8))), 2):
+            self.assertEqual({*attributes(8), "service_name", "sqstaskmaster"}, set(request["MessageAttributes"]))
+
+    def test_the_trace_header_of_aws_goes_along(self):
+        for request in self.requests(message({"AWSTraceHeader": HEADER})):
+            self.assertEqual(
+                {"AWSTraceHeader": {"StringValue": HEADER, "DataType": "String"}}, request["MessageSystemAttributes"]
+            )
+        for request in self.requests(message()):
+            self.assertNotIn("MessageSystemAttributes", request)
+
+    def test_two_messages_of_one_deduplication_id_are_sent_on_by_two(self):
+        first, second = message(FIFO), message(FIFO)
+        second.message_id = "second-id"
+        for one, other in zip(self.requests(first), self.requests(second)):
+            self.assertNotEqual(one["MessageDeduplicationId"], other["MessageDeduplicationId"])
+        for one, again in zip(self.requests(first), self.requests(first)):
+            self.assertEqual(one["MessageDeduplicationId"], again["MessageDeduplicationId"])
+
+    def test_a_message_without_an_id_of_sqs_goes_by_its_own(self):
+        nameless = message(FIFO)
+        nameless.message_id = None
+        self.assertEqual(["d-1", "d", "d"], [each["MessageDeduplicationId"] for each in self.requests(nameless)])
+
+    def test_an_id_that_sqs_would_not_take_is_hashed(self):
+        for odd in ("x" * 128, "two words", "\ud800"):
+            nameless = message({**FIFO, "MessageDeduplicationId": odd})
+            nameless.message_id = None
+            for request in self.requests(nameless):
+                self.assertRegex(request["MessageDeduplicationId"], "^([0-9a-f]{64}|x{128})$")
 
 
 class DeadLetterTest(unittest.TestCase):
@@ -116,11 +166,10 @@ class DeadLetterTest(unittest.TestCase):
         self.assertEqual({}, reason_of(message()))
         self.assertEqual({}, reason_of(received(continued(message()))))
 
-    def test_on_fifo_it_keeps_its_group_and_its_id(self):
-        request = dead_letter(
-            message({"MessageGroupId": "g", "MessageDeduplicationId": "d"}), "T", ValueError(), "host"
-        )
-        self.assertEqual(("g", "d"), (request["MessageGroupId"], request["MessageDeduplicationId"]))
+    def test_on_fifo_it_keeps_its_group_and_its_id_is_the_message_id_as_where_sqs_moves_it(self):
+        """By the id that it came with, the second message of that id to die within five minutes would be dropped."""
+        request = dead_letter(message(FIFO), "T", ValueError(), "host")
+        self.assertEqual(("g", "first-id"), (request["MessageGroupId"], request["MessageDeduplicationId"]))
 
     def test_ours_is_one_attribute(self):
         self.assertEqual("sqstaskmaster", forwarding.ATTRIBUTE)

@@ -5,6 +5,7 @@ import threading
 import unittest
 from unittest import mock
 
+from sqstaskmaster._claim import forwarding
 from sqstaskmaster._claim.report import FactsFilter, Report, attributes_of, printable
 from sqstaskmaster.errors import ShutdownRequested
 from tests.support.handling import ATTRIBUTES, BODY, Clock, FakeMessage
@@ -99,12 +100,13 @@ class ReportTest(unittest.TestCase):
             self.assertEqual(("ERROR", error), (logs.records[0].levelname, logs.records[0].exc_info[1]))
 
     def test_the_finished_line_has_more_where_more_is_known_as_fields_and_in_words(self):
-        report = self.report(message=FakeMessage(attributes={}))
+        message = FakeMessage(attributes={})
+        report = self.report(message=message)
         report.outcome = "done"
         with self.assertLogs(logger) as logs:
             report.finished()
             report.used = {"cpu_seconds": 2.0, "peak_memory": 3 * 1024**2}
-            report.continuation = 4
+            message.message_attributes = {forwarding.ATTRIBUTE: {"StringValue": '{"continuation": 4}'}}
             report.finished()
         plain, more = logs.records
         self.assertRegex(plain.getMessage(), r"^Task Train done: message id-\d+, receive \?, queued \? s, ran 0.000 s$")

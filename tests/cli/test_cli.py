@@ -13,10 +13,11 @@ import threading
 import unittest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, free_port, stop
+from tests.support import DEADLINE_SECONDS, ENVIRONMENT, ServerTestCase, endpoint, free_port, stop
 from tests.support.commands import Command, command, offline, online, read, run
+from tests.support.faults import Faulty
 
-COMMANDS = ("worker", "run", "ps", "submit", "status", "dead", "redrive", "purge", "doctor", "demo")
+COMMANDS = ("worker", "run", "ps", "stop", "submit", "status", "dead", "redrive", "purge", "doctor", "demo")
 
 
 class CommandTestCase(ServerTestCase):
@@ -47,6 +48,13 @@ class TestHelp(unittest.TestCase):
                 shown = run(name, "--help", environ=offline())
                 self.assertEqual(0, shown.returncode, shown.stderr)
                 self.assertIn(f"\n  sqstaskmaster {name}", shown.stdout.split("examples:")[1])
+
+    def test_help_fits_a_terminal_of_80_columns_but_for_commands_to_copy(self):
+        for name in ("", *COMMANDS):
+            with self.subTest(name):
+                shown = run(*name.split(), "--help", environ=offline(COLUMNS="80")).stdout
+                long = [line for line in shown.splitlines() if len(line) > 80]
+                self.assertEqual([], [line for line in long if not line.startswith("  sqstaskmaster ")])
 
     def test_every_exit_code_has_a_meaning(self):
         from sqstaskmaster._service.exit_codes import MEANINGS, Exit
@@ -98,7 +106,10 @@ class TestErrors(CommandTestCase):
         self.assert_refused(finished, 4, "No AWS region", "AWS_DEFAULT_REGION")
 
     def test_a_url_that_is_none_is_a_usage_error(self):
-        self.assert_refused(run("status", "tasks", environ=offline(**ENVIRONMENT)), 2, "'tasks' is no queue URL")
+        for url in ("tasks", "local://tasks"):
+            finished = run("status", url, environ=offline(**ENVIRONMENT))
+            self.assert_refused(finished, 2, f"'{url}' is not a queue URL")
+            self.assertNotIn("LocalQueue", finished.stderr)
 
     def test_a_queue_that_is_not_there_is_one_sentence_with_the_remedy(self):
         finished = run("status", self.create_queue() + "-not")
@@ -171,8 +182,8 @@ class TestSubmit(CommandTestCase):
         url = self.create_queue()
         for arguments, text in (
             ([], "Nothing to submit"),
-            (["Train", "epochs"], "'epochs' is no key=value"),
-            (["Train", "=3"], "'=3' is no key=value"),
+            (["Train", "epochs"], "'epochs' is not key=value"),
+            (["Train", "=3"], "'=3' is not key=value"),
             (["epochs=3"], "'epochs=3' stands where the TASK name belongs"),
             (["Train", "--json", "{"], "--json is not JSON"),
             (["Train", "--json", "[1]"], "--json must be an object"),
@@ -326,6 +337,28 @@ class TestStatus(CommandTestCase):
         self.assertEqual(["queue", url.rpartition("/")[2], "2", "1", "1"], queue.split())
         self.assertEqual(["dead", "letters", self.dead_letters.rpartition("/")[2], "1", "0", "0"], dead_letters.split())
 
+    def test_a_dead_letter_queue_that_does_not_answer_hides_nothing_of_the_queue_and_is_named(self):
+        url = self.create_queue(max_receive_count=1)
+        self.sqs.delete_queue(QueueUrl=self.dead_letters)
+        for arguments in ([], ["--json"]):
+            finished = run("status", url, *arguments)
+            self.assertEqual(4, finished.returncode, finished.stderr)
+            self.assertIn(url.rpartition("/")[2], finished.stdout)
+            self.assertIn(self.dead_letters, finished.stderr)
+
+    def test_a_server_that_is_not_sqs_is_told_as_that(self):
+        for fault in ("a page", "a page, 404", "{}", "nothing"):
+            proxy = Faulty(self, endpoint(), "GetQueueAttributes", fault)
+            for action in ("status", "dead", "purge"):
+                with self.subTest(fault, action=action):
+                    finished = run(action, f"{proxy.url}/1/tasks", environ=online(AWS_ENDPOINT_URL=proxy.url))
+                    self.assert_refused(finished, 5, proxy.url, "AWS_ENDPOINT_URL_SQS", "SQS")
+                    self.assertNotIn("<", finished.stderr)
+            finished = run("doctor", f"{proxy.url}/1/tasks", environ=online(AWS_ENDPOINT_URL=proxy.url))
+            self.assertEqual(9, finished.returncode, finished.stderr)
+            self.assertNotIn("<", finished.stdout)
+            self.assertIn("AWS_ENDPOINT_URL_SQS", finished.stdout)
+
     def test_status_and_doctor_have_json_for_programs(self):
         url = self.create_queue()
         self.sqs.send_message(QueueUrl=url, MessageBody="{}")
@@ -337,9 +370,14 @@ class TestStatus(CommandTestCase):
         levels = {finding["check"]: finding["level"] for finding in json.loads(found.stdout)}
         self.assertEqual("warning", levels["redrive policy"])
 
+    def test_a_number_after_watch_is_an_error_that_names_every(self):
+        for words in (["status", "http://127.0.0.1:1/1/a", "--watch", "2"], ["ps", "--watch", "0.5"]):
+            with self.subTest(words):
+                self.assert_refused(run(*words, environ=offline()), 2, f"--watch --every {words[-1]}")
+
     def test_watch_shows_the_counts_again_until_ctrl_c(self):
         url = self.create_queue()
-        watching = Command(self, "status", url, "--watch", "0.1", cwd=None)
+        watching = Command(self, "status", url, "--watch", "--every", "0.1", cwd=None)
         watching.wait_for(" 0  ")
         self.assertRegex(watching.lines()[0], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$")
         self.sqs.send_message(QueueUrl=url, MessageBody="{}")
@@ -375,12 +413,12 @@ class TestStatus(CommandTestCase):
         self.assertIn("queue", written)
         self.assertTrue(written.isascii(), written)
 
-    def test_a_terminal_gets_a_drawn_table_where_the_library_is_there(self):
+    def test_a_terminal_gets_a_table_in_colour_where_the_library_is_there(self):
         try:
             import rich  # noqa: F401
         except ImportError:
             self.skipTest("rich is not installed: pip install -e '.[cli]'")
-        self.assertFalse(self.on_a_terminal("status", self.create_queue()).isascii())
+        self.assertIn("\x1b[1mrole", self.on_a_terminal("status", self.create_queue()))
 
 
 class TestPurge(CommandTestCase):
@@ -412,13 +450,13 @@ class TestDoctor(CommandTestCase):
     def test_a_queue_that_is_not_there_is_an_error(self):
         finished = run("doctor", self.create_queue() + "-not")
         self.assertEqual(9, finished.returncode, finished.stderr)
-        self.assertRegex(finished.stdout, r"queue +error +SQS refused GetQueueAttributes")
+        self.assertRegex(finished.stdout, r"(?m)^error    queue: SQS refused GetQueueAttributes")
 
     def test_no_credentials_is_an_error(self):
         environ = offline(AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true")
         finished = run("doctor", "http://127.0.0.1/123456789012/tasks", environ=environ)
         self.assertEqual(9, finished.returncode, finished.stderr)
-        self.assertRegex(finished.stdout, r"credentials +error +none found")
+        self.assertRegex(finished.stdout, r"(?m)^error    credentials: none found\n         set AWS_ACCESS_KEY_ID")
 
 
 class MoveServer(BaseHTTPRequestHandler):
@@ -528,6 +566,23 @@ class TestRedrive(CommandTestCase):
         }
         finished = run("redrive", f"{self.endpoint}/1/dead", environ=self.environ)
         self.assert_refused(finished, 4, "must be configured as a Dead Letter Queue")
+
+    def test_a_server_that_has_no_such_move_gets_a_remedy_that_helps(self):
+        """moto answers with a page and 500, others say that they do not know the action."""
+        url = self.create_queue(max_receive_count=3)
+        self.sqs.send_message(QueueUrl=self.dead_letters, MessageBody="{}")
+        finished = run("redrive", self.dead_letters, "--to", url)
+        if finished.returncode == 0:
+            return  # the server that was given has it
+        self.assert_refused(finished, 4, "does not know StartMessageMoveTask", "--limit")
+        self.assertNotIn("<", finished.stderr)
+        self.assertEqual(0, run("redrive", self.dead_letters, "--to", url, "--limit", "10").returncode)
+        self.server.answers["StartMessageMoveTask"] = {"__type": "InvalidAction", "message": "no"}
+        finished = run("redrive", f"{self.endpoint}/1/dead", environ=self.environ)
+        self.assert_refused(finished, 4, "does not know StartMessageMoveTask", "--limit")
+        self.server.answers["ListDeadLetterSourceQueues"] = {"__type": "InvalidAction", "message": "no"}
+        finished = run("redrive", f"{self.endpoint}/1/dead", environ=self.environ)
+        self.assert_refused(finished, 4, "does not know ListDeadLetterSourceQueues", "--to URL")
 
     def test_whoever_waits_at_a_terminal_waits_for_three_tries_unless_told_otherwise(self):
         self.server.answers["GetQueueAttributes"] = {"__status": 503, "__type": "ServiceUnavailable"}

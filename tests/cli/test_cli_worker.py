@@ -53,6 +53,16 @@ class Deaf(Task):
             except BaseException:
                 pass
 
+class Limited(Task):
+    def __init__(self, message, **timeouts):
+        super().__init__(message, **{**timeouts, "hard_timeout": 1})
+
+    def work(self):
+        try:
+            time.sleep(60)
+        finally:
+            open("limited", "w").close()
+
 class Die(Task):
     def work(self):
         os.kill(os.getpid(), 9)
@@ -68,7 +78,7 @@ def gather(number):
 
 worker = Worker(
     TaskManager(os.environ["QUEUE_URL"]),
-    {"Task": Task, "Meet": Meet, "Deaf": Deaf, "Die": Die},
+    {"Task": Task, "Limited": Limited, "Meet": Meet, "Deaf": Deaf, "Die": Die},
     sqs_timeout=int(os.environ.get("SQS_TIMEOUT", "600")), alarm_timeout=1, hard_timeout=600,
     wait_time=int(os.environ.get("WAIT_TIME", "1")),
     shutdown_grace=float(os.environ.get("GRACE", "600")),
@@ -150,6 +160,13 @@ class TestWork(WorkerTestCase):
         self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
         self.assertEqual(3, len(self.pids(worker, "finished")))
         self.assertEqual((0, 0, 0), self.counts(self.url))
+
+    def test_nothing_is_left_open_at_its_end(self):
+        self.submit()
+        for name in ("tasks:worker", "tasks:slotted"):
+            worker = self.worker("--burst", name=name, PYTHONDEVMODE="1", PYTHONWARNINGS="error::ResourceWarning")
+            self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
+            self.assertNotIn("ResourceWarning", "\n".join(worker.lines()))
 
     def test_two_processes_share_a_queue_and_run_at_the_same_time(self):
         self.submit("Meet")
@@ -241,15 +258,20 @@ class TestShutdown(WorkerTestCase):
                 for other in {signal.SIGTERM, signal.SIGINT} - {number}:
                     self.assertNotIn(f"{other.name}:", said)
 
-    def test_ctrl_c_on_an_idle_worker_says_that_it_waits_for_its_poll_and_that_a_second_one_means_now(self):
+    def test_ctrl_c_on_an_idle_worker_says_that_it_waits_for_its_poll_and_that_a_second_one_stops_it_at_once(self):
         worker = self.worker(WAIT_TIME="20")
         worker.wait_for("started as pid")
         wait_until(lambda: self.is_polled(worker), "it polls")
         worker.process.send_signal(signal.SIGINT)
         line = worker.wait_for("waiting for the poll under way (up to 20 s)")
         self.assertIn("SIGINT", line)
-        self.assertIn("a second signal means now", line)
+        self.assertIn("a second signal stops it at once", line)
         self.assertEqual(0, worker.stop(signal.SIGINT), worker.lines())
+        said = "\n".join(worker.lines())
+        self.assertRegex(said, r"Worker ready, sqstaskmaster \S+: serves \S+; tasks: \w")
+        self.assertRegex(
+            said, r"poll under way is abandoned, and a message that it still brings stays hidden for \d+ s"
+        )
 
     def is_polled(self, worker):
         """Whether the worker process has taken its signals, which it does just before its first poll."""
@@ -313,6 +335,14 @@ class TestShutdown(WorkerTestCase):
         os.kill(supervisor, signal.SIGTERM)
         self.assertEqual(0, worker.process.wait(DEADLINE_SECONDS), worker.lines())
         self.assert_given_back()
+
+    def test_below_a_shell_that_is_process_1_a_warning_says_that_no_signal_arrives(self):
+        unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+            self.skipTest("no permission to make a PID namespace here")
+        worker = self.worker("--burst", before=[*unshare, "sh", "-c", '"$@"; exit', "sh"])
+        worker.wait_for("Process 1 of this container is a shell (sh)")
+        worker.process.wait(DEADLINE_SECONDS)
 
 
 class TestDeath(WorkerTestCase):
@@ -391,7 +421,7 @@ class TestStalledLog(WorkerTestCase):
     # The name of the worker, and a task: in the worker's own process, in one of its own, in slots.
     DRIVERS = (("worker", "Task"), ("alone", "Spawned"), ("slots_stop", "Sleep"))
 
-    def start(self, *arguments, worker="worker"):
+    def start(self, *arguments, worker="worker", before=None):
         reading, writing = os.pipe()
         self.addCleanup(os.close, reading)
         os.set_blocking(writing, False)
@@ -400,7 +430,7 @@ class TestStalledLog(WorkerTestCase):
                 os.write(writing, b"\0" * 4096)
         os.set_blocking(writing, True)
         process = subprocess.Popen(
-            [*command(), "worker", f"tasks:{worker}", *arguments],
+            [*(before or [*command(), "worker", f"tasks:{worker}"]), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=writing,
@@ -424,6 +454,33 @@ class TestStalledLog(WorkerTestCase):
                 process.send_signal(signal.SIGTERM)
                 self.assertEqual(0, process.wait(DEADLINE_SECONDS))
                 self.assert_given_back()
+
+    def test_a_program_that_runs_its_worker_itself_ends_too(self):
+        for worker, task in self.DRIVERS:
+            with self.subTest(worker):
+                self.url = self.create_queue(visibility=LONG)
+                self.submit(task, **({"wait_for": str(self.go)} if task == "Task" else {}))
+                process = self.start(before=self.program(worker))
+                self.wait_for_task()
+                process.send_signal(signal.SIGTERM)
+                self.assertEqual(0, process.wait(DEADLINE_SECONDS))
+                self.assert_given_back()
+
+    def program(self, worker):
+        """One that runs its worker itself, in the main thread, and writes its log with Python's own handler."""
+        program = "import logging, tasks; logging.basicConfig(level='CRITICAL'); "  # botocore's lines are the user's
+        program += f"logging.getLogger('sqstaskmaster').setLevel('DEBUG'); tasks.{worker}.run()"
+        return [sys.executable, "-c", program]
+
+    def test_tasks_in_the_workers_own_process_go_on_and_their_limit_holds(self):
+        """One line after the other finds no reader: of a task that is done, and of one that fails."""
+        for task in ("Task", "Limited", "Task"):
+            self.submit(task)
+        process = self.start(before=self.program("worker"))
+        wait_until(lambda: Path(self.folder, "limited").exists(), "the limited task has been stopped")
+        wait_until(lambda: self.counts(self.url) == (0, 1, 0), "the others are done, and deleted")
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(0, process.wait(DEADLINE_SECONDS))
 
     def test_when_the_supervisor_is_killed_its_processes_end_all_the_same(self):
         for worker, task in (*self.DRIVERS, ("worker", "Deaf")):
@@ -457,24 +514,41 @@ class TestDoctor(WorkerTestCase):
 
 
 class TestErrors(WorkerTestCase):
-    def assert_refused(self, name, code, *texts, more=()):
-        worker = self.worker("--processes", 2, "--log-level", "ERROR", *more, name=name)
+    def assert_refused(self, name, code, *texts, more=(), most=1, **options):
+        worker = self.worker("--processes", 2, "--log-level", "ERROR", *more, name=name, **options)
         self.assertEqual(code, worker.process.wait(DEADLINE_SECONDS), worker.lines())
         said = "\n".join(worker.lines())
         for text in texts:
             self.assertIn(text, said)
         if not more:
-            self.assertEqual(1, len(worker.lines()), said)
+            self.assertEqual(1, len(set(worker.lines())), said)
+            self.assertLessEqual(len(worker.lines()), most, said)
+
+    def test_an_initializer_that_fails_in_every_slot(self):
+        Path(self.folder, "unready.py").write_text(
+            "from sqstaskmaster import TaskManager, Worker\n"
+            "def initialize():\n    raise OSError('no such GPU')\n"
+            f"worker = Worker(TaskManager({self.url!r}), initializer=initialize, slots=2)\n"
+            "@worker.task('NoOp')\ndef no_op():\n    pass\n"
+        )
+        self.submit("NoOp")
+        texts = "raise OSError('no such GPU')", "sqstaskmaster: The worker's initializer has failed 3 times in a row"
+        self.assert_refused("unready:worker", 11, *texts, more=("--log-level", "ERROR"))
+        self.assertEqual((1, 0), self.counts(self.url)[:2])
 
     def test_a_module_that_is_not_there(self):
         self.assert_refused("no_such_module:worker", 3, "There is no module 'no_such_module'", "run the command in")
         self.assert_refused("no_such.module:worker", 3, "There is no module 'no_such.module'")
 
+    def test_a_folder_that_has_been_removed(self):
+        before = ["sh", "-c", 'mkdir gone && cd gone && rmdir "$PWD" && exec "$@"', "sh"]
+        self.assert_refused("tasks:worker", 3, "The current folder has been removed", before=before)
+
     def test_a_name_that_is_not_there(self):
         self.assert_refused("tasks:workers", 3, "Module 'tasks' has no 'workers'")
 
     def test_something_else_than_a_worker(self):
-        self.assert_refused("tasks:not_a_worker", 3, "tasks:not_a_worker is no Worker but int")
+        self.assert_refused("tasks:not_a_worker", 3, "tasks:not_a_worker is not a Worker but of type int")
 
     def test_a_module_that_raises_says_where(self):
         Path(self.folder, "broken.py").write_text("\n\nraise ValueError('no such model')\n")
@@ -503,7 +577,9 @@ class TestErrors(WorkerTestCase):
 
     def test_a_queue_that_is_not_there(self):
         self.url += "-not"
-        self.assert_refused("tasks:worker", 4, f"The queue {self.url} cannot be polled", "check the queue's URL")
+        self.assert_refused(
+            "tasks:worker", 4, f"The queue {self.url} cannot be polled", "check the queue's URL", most=2
+        )
 
     def test_no_credentials(self):
         environ = offline(
@@ -520,8 +596,8 @@ class TestErrors(WorkerTestCase):
     def test_a_command_line_that_makes_no_sense_starts_nothing(self):
         for arguments, text in (
             (["tasks.py:worker"], "tasks:worker for the Worker"),
-            (["tasks"], "is no MODULE:WORKER"),
-            (["tasks:worker", "--processes", "0"], "'0' is no number of processes from 1"),
+            (["tasks"], "is not MODULE:WORKER"),
+            (["tasks:worker", "--processes", "0"], "'0' is not a number of processes from 1"),
             (["tasks:worker", "--log-level", "LOUD"], "LOUD"),
             (["tasks:worker", "--alive-file", "no/such/folder/alive"], "--alive-file no/such/folder/alive"),
         ):

@@ -1,9 +1,11 @@
 """`sqstaskmaster dead`, and `redrive` of some messages only: a subprocess, against a real SQS server."""
 
+import argparse
 import contextlib
 import io
 import itertools
 import json
+import signal
 import unittest
 from unittest import mock
 
@@ -13,8 +15,11 @@ from sqstaskmaster import DeadLetter, LocalMessage, TaskManager
 from sqstaskmaster._claim import forwarding
 from sqstaskmaster._cli.operations import _only_source
 from sqstaskmaster._cli import dead
-from tests.support import ServerTestCase
-from tests.support.commands import run
+from sqstaskmaster._cli.exits import CommandError
+from tests.support import DEADLINE_SECONDS, ServerTestCase, endpoint
+from tests.support.commands import Command, online, run
+from tests.support.faults import Faulty
+from tests.support.proxy import Proxy
 
 
 class DeadTestCase(ServerTestCase):
@@ -63,9 +68,15 @@ class DeadTest(DeadTestCase):
         self.assertIn("xxx...", report)
         self.assertIn("(no task)  no task", none)
 
+    def test_where_no_reason_is_known_it_says_what_would_give_them(self):
+        self.send()
+        self.assertIn("Worker(dead_letter_reasons=True)", self.dead().stderr)
+        self.dead_letter(DeadLetter("no such customer"))
+        self.assertNotIn("Worker(dead_letter_reasons=True)", self.dead().stderr)
+
     def test_what_was_looked_at_is_given_back_at_once_and_each_is_shown_once(self):
         sent = {self.send(number=number) for number in range(25)}
-        shown = [json.loads(line)["id"] for line in self.dead("--json").stdout.splitlines()]
+        shown = [json.loads(line)["message_id"] for line in self.dead("--json").stdout.splitlines()]
         self.assertEqual(sorted(sent), sorted(shown))
         self.assertEqual((25, 0, 0), self.counts(self.dead_letters))
 
@@ -75,7 +86,7 @@ class DeadTest(DeadTestCase):
         for arguments in (["--task", "Report"], ["--id", second]):
             with self.subTest(arguments):
                 found = [json.loads(line) for line in self.dead("--json", *arguments).stdout.splitlines()]
-                self.assertEqual([second], [each["id"] for each in found])
+                self.assertEqual([second], [each["message_id"] for each in found])
         limited = self.dead("--limit", "1")
         self.assertEqual(2, len(limited.stdout.splitlines()))
         self.assertIn("--limit", limited.stderr)
@@ -152,6 +163,29 @@ class RedriveSomeTest(DeadTestCase):
 
 
 class DeduplicationTest(DeadTestCase):
+    def test_two_messages_of_one_id_that_die_within_five_minutes_are_both_kept(self):
+        """With content-based deduplication that is every recurring task with the same arguments."""
+        url = self.create_queue(max_receive_count=3, FifoQueue="true")
+        for _ in range(2):
+            source = self.create_queue(FifoQueue="true")  # in the place of the five minutes between the two
+            manager = TaskManager(source).options(message_group_id="g", message_deduplication_id="daily")
+            manager.submit("Train")
+            _, _, message = manager.receive(0, 30, 1, MessageAttributeNames=["All"])[0]
+            request = forwarding.dead_letter(message, "Train", DeadLetter("why"), "a test")
+            self.sqs.send_message(QueueUrl=self.dead_letters, **request)
+        self.assertEqual((2, 0, 0), self.counts(self.dead_letters))
+        self.redrive("--task", "Train")
+        self.assertEqual((2, 0, 0), self.counts(url))
+
+    def test_a_redrive_that_is_repeated_sends_each_message_once(self):
+        url = self.create_queue(max_receive_count=3, FifoQueue="true")
+        message = {"MessageBody": '{"task": "T", "kwargs": {}}', "MessageGroupId": "g", "MessageDeduplicationId": "d"}
+        self.sqs.send_message(QueueUrl=self.dead_letters, **message)
+        (dead_one,) = TaskManager(self.dead_letters).queue.receive_messages(AttributeNames=["All"], VisibilityTimeout=0)
+        self.sqs.send_message(QueueUrl=url, **forwarding.redriven(dead_one, True))  # and then it was killed
+        self.redrive("--task", "T")
+        self.assertEqual(((1, 0, 0), (0, 0, 0)), (self.counts(url), self.counts(self.dead_letters)))
+
     def test_a_message_that_died_young_on_a_fifo_queue_is_not_dropped_as_a_repetition(self):
         url = self.create_queue(max_receive_count=3, FifoQueue="true")
         body = json.dumps({"task": "Train", "kwargs": {}})
@@ -163,6 +197,77 @@ class DeduplicationTest(DeadTestCase):
         self.redrive("--task", "Train")
         self.assertEqual((1, 0, 0), self.counts(url))
         self.assertEqual("g", self.receive(url)[0]["Attributes"]["MessageGroupId"])
+
+
+class StoppedTest(DeadTestCase):
+    """Ctrl-C, or a supervisor's SIGTERM, while a message is on its way between the two queues."""
+
+    def stopped(self, command, number, operation):
+        """What the command says that is sent the signal while the server has its first request of that kind."""
+        process = None
+
+        def rule(request):
+            if request.operation == operation and process.process.poll() is None and not sent:
+                sent.append(request)
+                process.process.send_signal(number)
+            return request.forward()
+
+        sent = []
+        proxy = Proxy(self, endpoint(), rule)
+        process = Command(self, *command, cwd=None, AWS_ENDPOINT_URL=proxy.url)
+        self.assertEqual(130, process.process.wait(DEADLINE_SECONDS), process.lines())
+        return process.lines()
+
+    def test_a_redrive_finishes_the_message_it_is_at_gives_back_the_rest_and_says_where_it_stopped(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            for operation in ("SendMessage", "DeleteMessage", "ReceiveMessage"):
+                with self.subTest(number, operation=operation):
+                    self.url = self.create_queue(max_receive_count=3)
+                    ids = [self.send(number=n) for n in range(4)]
+                    command = ("redrive", self.dead_letters, "--task", "Train", "--to", self.url)
+                    said = "\n".join(self.stopped(command, number, operation))
+                    moved = 0 if operation == "ReceiveMessage" else 1
+                    self.assertEqual((moved, 0, 0), self.counts(self.url))
+                    self.assertEqual((4 - moved, 0, 0), self.counts(self.dead_letters))
+                    self.assertIn(f"Stopped by {number.name} after {moved} messages", said)
+                    if moved:
+                        self.assertTrue(any(f"the last of them {each}" in said for each in ids), said)
+
+    def test_a_look_that_is_stopped_gives_back_what_it_has_seen(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(number):
+                self.url = self.create_queue(max_receive_count=3)
+                self.send()
+                said = self.stopped(("dead", self.dead_letters), number, "ReceiveMessage")
+                self.assertIn(f"Stopped by {number.name}", said[-1])
+                self.assertEqual((1, 0, 0), self.counts(self.dead_letters))
+
+    def test_a_pause_between_two_messages_ends_with_it(self):
+        for n in range(2):
+            self.send(number=n)
+        # A message in 1,000 s: nobody would wait for the second.
+        with mock.patch.object(dead, "send", side_effect=lambda *_: signal.raise_signal(signal.SIGTERM)):
+            arguments = argparse.Namespace(url=self.dead_letters, task=None, id=None, limit=5, rate=0.001)
+            with self.assertRaises(CommandError) as stopped:
+                dead.move_some(arguments, self.url)
+        self.assertIn("Stopped by SIGTERM after 1 messages", str(stopped.exception))
+
+    def test_errors_name_the_queue_that_was_asked(self):
+        self.send()
+        elsewhere = self.url + "-not"
+        finished = self.redrive("--limit", "1", "--to", elsewhere, code=4)
+        self.assertIn(f"SQS refused SendMessage for {elsewhere}", finished.stderr)
+        finished = self.redrive("--to", elsewhere, code=4)
+        self.assertIn(f"SQS refused GetQueueAttributes for {elsewhere}", finished.stderr)
+
+    def test_a_message_that_was_sent_and_not_deleted_is_told_as_being_in_both(self):
+        sent = self.send()
+        proxy = Faulty(self, endpoint(), "DeleteMessage", "a page")
+        environ = online(AWS_ENDPOINT_URL=proxy.url)
+        finished = run("redrive", self.dead_letters, "--limit", "1", "--to", self.url, environ=environ)
+        self.assertEqual(5, finished.returncode, finished.stderr)
+        self.assertIn(f"Message {sent} was sent, but not deleted, so it is in both queues now", finished.stderr)
+        self.assertEqual(((1, 0, 0), (1, 0, 0)), (self.counts(self.url), self.counts(self.dead_letters)))
 
 
 class UnreliableQueue:
@@ -179,7 +284,7 @@ class UnreliableQueue:
     def change_message_visibility_batch(self, Entries):
         if self.kept is None:
             raise EndpointConnectionError(endpoint_url=self.url)
-        return {"Failed": Entries[: self.kept]}
+        return {"Failed": Entries[: self.kept], "Successful": Entries[self.kept :]}
 
 
 class LookTest(unittest.TestCase):

@@ -18,7 +18,7 @@ import termios
 import unittest
 import uuid
 
-from sqstaskmaster._cli.demo import picture
+from sqstaskmaster._cli.demo import picture, screen
 from sqstaskmaster._cli.demo.events import ENDS, Event, Kind
 from sqstaskmaster._cli.demo.scenarios import SCENARIOS
 from tests import support
@@ -96,18 +96,18 @@ class TestPicture(unittest.TestCase):
 
     def test_a_task_is_where_its_time_is_on_the_axis(self):
         lines = drawn(7.0)
-        numbers, rule = lines[2], lines[3]
+        numbers, rule = lines[1], lines[2]
         four = numbers.index("4")
         self.assertEqual(rule[four], "┬")
         self.assertEqual(next(line for line in lines if line.startswith(" third"))[four], "◆")
 
     def test_half_of_the_time_is_half_of_the_axis(self):
-        rule = drawn(5.0)[3].strip()
+        rule = drawn(5.0)[2].strip()
         self.assertAlmostEqual(rule.index("▼") / len(rule), 5.0 / PLAN.length, delta=0.03)
 
     def test_no_number_on_the_axis_is_cut_off(self):
         for width in range(80, 130):
-            numbers = [int(number) for number in drawn(25.0, width)[2].replace("s", "").split()]
+            numbers = [int(number) for number in drawn(25.0, width)[1].replace("s", "").split()]
             step = numbers[1]
             self.assertEqual(numbers, list(range(0, numbers[-1] + 1, step)), f"width {width}")
 
@@ -116,7 +116,7 @@ class TestPicture(unittest.TestCase):
 
     def test_the_last_lines_sum_up(self):
         end = " ".join(line.strip() for line in drawn(7.0)[-3:])
-        self.assertIn("3 messages in 7.0 s: 1 done and deleted, 1 raised and kept, 1 stopped at the limit", end)
+        self.assertIn("3 messages in 7.0 s: 1 done, 1 raised, 1 over the limit", end)
         self.assertIn("A last word.", end)
 
     def test_no_line_is_wider_than_the_terminal_at_any_time(self):
@@ -135,6 +135,18 @@ class TestPicture(unittest.TestCase):
             ]
             lines = picture.picture(plan, events, 1.5, picture.Look(40))
             self.assertLessEqual(max(map(len, lines)), 40, kind)
+
+    def test_the_last_picture_fits_a_terminal_of_80_by_24_with_the_prompt_below(self):
+        titles = [scenario.title for scenario in SCENARIOS]
+        plan = dataclasses.replace(PLAN, titles=titles, limits=[2.5] * len(titles), note=screen._LOCAL_NOTE)
+        stack = 'Current thread:\n  File "scenarios.py", line 115, in run\n    self.total = sum(range(10**12))\n'
+        events = [Event(0.0, Kind.SENT, row) for row in range(len(titles))]
+        events += [Event(1.0, Kind.RECEIVED, row, claim=2) for row in range(len(titles))]
+        kinds = [Kind.DONE, Kind.DONE, Kind.REFUSED, Kind.FAILED, Kind.TIMED_OUT, Kind.STUCK, Kind.TIMED_OUT, Kind.DONE]
+        events += [Event(2.0, kind, row, stack=stack if row == 6 else "") for row, kind in enumerate(kinds)]
+        lines = picture.picture(plan, events, 14.7, picture.Look(80), finished=True)
+        self.assertLessEqual(len(lines), 23, "\n".join(lines))
+        self.assertLessEqual(max(map(len, lines)), 80)
 
     def test_of_a_stack_this_packages_own_frames_are_left_out(self):
         stack = '  File "/a/sqstaskmaster/process_handler.py", line 1 in run_task\n    handler.run()\n'
@@ -194,6 +206,7 @@ def command(*arguments):
 
 def environment(**changes):
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8", **changes}
+    found |= {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error::ResourceWarning"}  # it says what it leaves open
     return {name: value for name, value in found.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
 
 
@@ -285,7 +298,9 @@ class TestDemo(unittest.TestCase):
     """The whole demo on a LocalQueue: real tasks, real signals."""
 
     def test_it_ends_well(self):
-        self.assertEqual(run_on_terminal()[0], 0)
+        code, text = run_on_terminal()
+        self.assertEqual(0, code)
+        self.assertNotIn("ResourceWarning", text)
 
     def test_its_tasks_take_less_than_twenty_seconds(self):
         self.assertLess(sum(scenario.seconds for scenario in SCENARIOS), 20)
@@ -351,7 +366,7 @@ class TestDemo(unittest.TestCase):
             timeout=support.DEADLINE_SECONDS,
         )
         self.assertEqual((found.returncode, found.stdout), (4, ""))
-        self.assertIn("'nonsense' is no queue URL", found.stderr)
+        self.assertIn("'nonsense' is not a queue URL", found.stderr)
         self.assertEqual(found.stderr.count("\n"), 1)
 
 

@@ -1,4 +1,6 @@
+import json
 import tempfile
+import types
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -55,6 +57,13 @@ class TestExamine(unittest.TestCase):
         self.assertEqual([], [finding for finding in findings if finding.level != Level.OK or finding.remedy])
         self.assertEqual(Level.OK, worst(findings))
 
+    def test_an_endpoint_of_dual_stack_is_one_of_aws(self):
+        facts = healthy()
+        facts.endpoint = "https://sqs.eu-west-1.api.aws"
+        self.assert_finding(facts, "endpoint", Level.OK, "api.aws")
+        facts.endpoint = "https://amazonaws.com.example.org"
+        self.assert_finding(facts, "endpoint", Level.WARNING, "requests go to")
+
     def test_another_default_region_than_the_urls_is_a_warning(self):
         facts = healthy()
         facts.configured_region = "us-east-1"
@@ -65,8 +74,8 @@ class TestExamine(unittest.TestCase):
         facts.endpoint = "http://127.0.0.1:5000"
         facts.unreachable = "the queue: no answer: start it"
         remedy = self.assert_finding(facts, "endpoint", Level.ERROR, "http://127.0.0.1:5000").remedy
-        self.assertIn("where AWS is meant, unset AWS_ENDPOINT_URL", remedy)
-        self.assertRegex(remedy, "by the URL it gives: http://127.0.0.1:5000/")
+        self.assertIn("if you mean AWS, unset AWS_ENDPOINT_URL", remedy)
+        self.assertRegex(remedy, "the queue URL that it returns, such as http://127.0.0.1:5000/")
 
     def test_a_url_of_aws_that_another_server_answers_for_is_a_warning(self):
         facts = healthy()
@@ -182,10 +191,17 @@ class TestExamine(unittest.TestCase):
 
     def test_the_cgroup_says_whether_the_kernel_ends_a_container_as_one(self):
         with tempfile.TemporaryDirectory() as folder:
-            self.assertFalse(is_one_group(Path(folder)))
-            for said, expected in (("0", False), ("1", True)):
-                Path(folder, "memory.oom.group").write_text(f"{said}\n")
-                self.assertEqual(expected, is_one_group(Path(folder)))
+            own = Path(folder, "own")
+            own.write_text("0::/system.slice/w.service\n")
+            service = Path(folder, "system.slice", "w.service")
+            service.mkdir(parents=True)
+            self.assertFalse(is_one_group(Path(folder), own))
+            # Its own group, that of the slice it is in, and the root: any of them is ended as a whole.
+            for place in (service, service.parent, Path(folder)):
+                for said, expected in (("0", False), ("1", True)):
+                    Path(place, "memory.oom.group").write_text(f"{said}\n")
+                    self.assertEqual(expected, is_one_group(Path(folder), own))
+                Path(place, "memory.oom.group").unlink()
 
     def test_a_worker_without_tasks_is_an_error(self):
         worker = times()._replace(hard_timeouts={})
@@ -221,6 +237,25 @@ class TestExamine(unittest.TestCase):
         names = {finding.name for finding in examine(facts)}
         self.assertEqual(set(), names & {"visibility", "worker's queue"})
 
+    def test_a_fifo_queues_dead_letters_live_anew_from_their_move_on(self):
+        for url, level in ((URL, Level.WARNING), (URL + ".fifo", Level.OK)):
+            facts = healthy(times(url))
+            facts.url, facts.dead_letters = url, {"MessageRetentionPeriod": "60"}
+            self.assert_finding(facts, "dead-letter queue", level, "")
+
+    def test_a_dead_letter_queue_that_does_not_take_this_queues_messages_is_an_error(self):
+        arn = "arn:aws:sqs:eu-west-1:1:tasks"
+        for policy, level in (
+            ({"redrivePermission": "denyAll"}, Level.ERROR),
+            ({"redrivePermission": "byQueue", "sourceQueueArns": [arn + "-not"]}, Level.ERROR),
+            ({"redrivePermission": "byQueue", "sourceQueueArns": [arn]}, Level.OK),
+            ({"redrivePermission": "allowAll"}, Level.OK),
+        ):
+            with self.subTest(policy):
+                facts = healthy(QueueArn=arn)
+                facts.dead_letters = {**facts.dead_letters, "RedriveAllowPolicy": json.dumps(policy)}
+                self.assert_finding(facts, "dead-letter queue", level, "")
+
 
 class TestGather(unittest.TestCase):
     def asked(self, endpoint, worker=None, attributes=None, answer=None):
@@ -229,7 +264,7 @@ class TestGather(unittest.TestCase):
         client.meta.endpoint_url, client.meta.region_name = endpoint, "eu-west-1"
         client.get_queue_attributes.return_value = {"Attributes": attributes or {}}
         client.send_message.side_effect = answer
-        facts = doctor.gather(URL, client, str, worker)
+        facts = doctor.gather(URL, client, lambda error, url: f"{url}: {error}", worker)
         return client, facts
 
     def test_aws_is_asked_whether_a_message_may_be_sent_with_one_that_it_refuses_for_its_parameters(self):
@@ -252,6 +287,21 @@ class TestGather(unittest.TestCase):
         client.send_message.assert_not_called()
         [finding] = [finding for finding in examine(facts) if finding.name == "dead letters"]
         self.assertIn("not tried", finding.text)
+
+    def test_an_error_names_the_queue_that_was_asked(self):
+        client = mock.Mock()
+        client.meta.endpoint_url, client.meta.region_name = "http://127.0.0.1:1", "eu-west-1"
+        refused = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetQueueAttributes")
+        client.get_queue_attributes.side_effect = [{"Attributes": {"RedrivePolicy": POLICY % 5}}, refused]
+        facts = doctor.gather(URL, client, lambda error, url: f"{url}: {error}")
+        self.assertIn(URL.replace("tasks", "dead"), facts.dead_letters_unreachable)
+
+    def test_an_answer_that_is_none_of_sqss_is_an_error_that_says_so(self):
+        meta = types.SimpleNamespace(endpoint_url="http://127.0.0.1:1", region_name="eu-west-1")
+        client = mock.Mock(meta=meta)
+        client.get_queue_attributes.return_value = {"ResponseMetadata": {"HTTPStatusCode": 200}}
+        facts = doctor.gather(URL, client, lambda error, url: str(error))
+        self.assertRegex(facts.unreachable, "http://127.0.0.1:1: .*not SQS.s.*AWS_ENDPOINT_URL_SQS")
 
     def test_a_worker_asks_for_it_by_its_setting_or_by_a_task_that_names_exceptions_without_retry(self):
         manager = TaskManager("memory:doctor", queue_constructor=LocalQueue)

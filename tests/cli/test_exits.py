@@ -26,6 +26,7 @@ class TestExplain(unittest.TestCase):
             (exceptions.EndpointConnectionError(endpoint_url="http://x"), Exit.UNREACHABLE, "check the network"),
             (refused("ServiceUnavailable"), Exit.UNREACHABLE, "try again later"),
             (refused("AccessDenied"), Exit.QUEUE, "grant sqs:SendMessage on the queue q to this role"),
+            (refused("KMS.AccessDeniedException"), Exit.QUEUE, "(KmsAccessDenied): the queue is encrypted: grant kms:"),
             (refused("InvalidParameterValue", "no MessageDeduplicationId"), Exit.QUEUE, "--deduplication-id"),
             (refused("SomethingNew"), Exit.QUEUE, "SQS refused SendMessage for q: no (SomethingNew): check"),
         ):

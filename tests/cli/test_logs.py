@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ from sqstaskmaster import (
     TaskManager,
     Worker,
 )
-from sqstaskmaster._claim import current
+from sqstaskmaster._claim import current, words
 from sqstaskmaster._cli import logs
 from sqstaskmaster._cli.stderr import Stderr
 
@@ -89,7 +90,12 @@ class TestFormatters(unittest.TestCase):
 
     def test_a_plain_line_says_when_how_bad_who_and_what(self):
         line = self.format(logs.PlainFormatter(), "Task %s", "Train")
-        self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR \d+ some\.logger: Task Train\n$")
+        self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}Z ERROR \d+ some\.logger: Task Train\n$")
+
+    def test_the_time_is_utc_whatever_the_time_zone_is(self):
+        record = logging.makeLogRecord({"name": "a", "created": 0.0, "msecs": 7.0})
+        with mock.patch("time.localtime", lambda _: time.gmtime(3600)):
+            self.assertTrue(logs.PlainFormatter().format(record).startswith("1970-01-01 00:00:00,007Z "))
 
     def test_a_line_end_of_a_message_begins_no_line_of_the_log(self):
         forged = "Train\n2026-01-31 12:00:00,123 INFO 1 sqstaskmaster: forged \x1b[2J"
@@ -144,7 +150,7 @@ class TestFailures(unittest.TestCase):
 
     def assert_users_own(self, text):
         self.assertIn("test_logs.py", text)
-        self.assertNotIn(logs._OURS, text)
+        self.assertNotIn(words._OURS, text)
 
     def test_a_failure_is_a_sentence_with_its_facts_and_the_users_own_traceback(self):
         for base in (MessageHandler, ProcessMessageHandler):
@@ -158,6 +164,16 @@ class TestFailures(unittest.TestCase):
                 self.assert_users_own(plain)
                 self.assertEqual(1, found["exception"].count("ValueError: no such model"), found["exception"])
                 self.assertEqual(("failed", 1), (found["outcome"], found["receive_count"]))
+
+    @unittest.skipUnless(sys.version_info >= (3, 11), "groups came with Python 3.11")
+    def test_a_failed_group_is_shown_with_the_errors_in_it_and_no_frames_of_ours(self):
+        for base in (MessageHandler, ProcessMessageHandler):
+            with self.subTest(base.__name__):
+                self.records.clear()
+                plain, _ = self.run_task(type("Train", (base,), {"run": raise_group}))
+                self.assertIn("| ValueError: no such model", plain)
+                self.assertIn("in raise_value_error", plain)
+                self.assert_users_own(plain)
 
     def test_a_timeout_names_the_task_and_the_limit_and_shows_where_it_was(self):
         for base in (MessageHandler, ProcessMessageHandler):
@@ -180,6 +196,17 @@ class TestFailures(unittest.TestCase):
 
 def raise_value_error(handler):
     raise ValueError("no such model")
+
+
+def raise_group(handler):
+    async def fail():
+        raise_value_error(handler)
+
+    async def run():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+
+    asyncio.run(run())
 
 
 def never_end(handler):

@@ -1,14 +1,18 @@
 """`sqstaskmaster run`: one task, here and now, with neither queue nor server."""
 
+import codecs
 import json
+import os
+import pty
 import re
 import signal
+import subprocess
 import tempfile
 import unittest
 from pathlib import Path
 
-from tests.support import DEADLINE_SECONDS, ENVIRONMENT
-from tests.support.commands import Command, offline, run
+from tests.support import DEADLINE_SECONDS, ENVIRONMENT, stop
+from tests.support.commands import Command, command, offline, read, run
 
 TASKS = """
 import os, sys
@@ -23,6 +27,10 @@ worker = Worker(
 @worker.task("Add")
 def add(a, b=1):
     print("sum", a + b, os.getpid())
+
+@worker.task("Stop")
+def stop():
+    breakpoint()
 
 @worker.task("Hang", hard_timeout=2, term_grace=0.1)
 def hang():
@@ -75,9 +83,13 @@ class Plain(MessageHandler):
         super().__init__(message, **timeouts)
 
     def run(self):
+        if "STOP" in os.environ: breakpoint()
         print("plain", current_task().name, os.getpid())
 
 plain = Worker(TaskManager("http://127.0.0.1:1/1/tasks"), {"Plain": Plain})
+
+spawning = Worker(TaskManager("http://127.0.0.1:1/1/tasks"))
+spawning.task("Stop", start_method="spawn")(stop)
 """
 
 
@@ -93,10 +105,43 @@ class RunTest(unittest.TestCase):
         self.assertEqual(code, finished.returncode, finished.stdout + finished.stderr)
         return finished
 
+    def test_breakpoint_stops_the_task_in_the_debugger_on_this_terminal(self):
+        for name, task in (("worker", "Stop"), ("spawning", "Stop"), ("plain", "Plain")):
+            with self.subTest(name):
+                ours, theirs = pty.openpty()
+                self.addCleanup(os.close, ours)
+                process = subprocess.Popen(
+                    [*command(), "run", f"tasks:{name}", task],
+                    **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+                    env=offline(**ENVIRONMENT, STOP="1"),
+                    cwd=self.folder,
+                    start_new_session=True,
+                )
+                self.addCleanup(stop, process)
+                os.close(theirs)
+                read(ours, "(Pdb)")
+                os.write(ours, b"p 40 + 2\nc\n")
+                self.assertIn("42", read(ours))
+                self.assertEqual(0, process.wait(DEADLINE_SECONDS))
+
+    def test_a_body_with_a_byte_order_mark_is_read(self):
+        body = codecs.BOM_UTF8 + json.dumps({"task": "Add", "kwargs": {"a": 4}}).encode()
+        Path(self.folder, "body.json").write_bytes(body)
+        self.assertIn("sum 5", self.run_task("--body", "body.json").stdout)
+
+    def test_a_misspelt_argument_is_named_before_the_one_that_is_missing_for_it(self):
+        for given in (["aa=1"], ["a=1", "aa=1"]):
+            self.assertIn("unexpected keyword argument 'aa'", self.run_task("Add", *given, code=2).stderr)
+
     def test_a_task_that_is_done_exits_with_0_and_says_what_a_worker_says(self):
         finished = self.run_task("Add", "a=1", "--json", '{"b": 2}')
         self.assertRegex(finished.stdout, r"^sum 3 \d+\n$")
         self.assertRegex(finished.stderr, r"Task Add done: message local-\d+, receive 1, .*, CPU .* s, peak memory ")
+
+    def test_a_module_that_configures_logging_as_python_documents_it_does_not_silence_the_library(self):
+        with Path(self.folder, "tasks.py").open("a") as tasks:
+            tasks.write("import logging.config\nlogging.config.dictConfig({'version': 1})\n")
+        self.assertIn("Task Add done", self.run_task("Add", "a=1").stderr)
 
     def test_a_task_that_hangs_in_c_is_stopped_at_its_limit_and_shown_where(self):
         said = self.run_task("Hang", code=1).stderr

@@ -1,5 +1,6 @@
 """What is known of processes, however much the kernel tells."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import unittest
 from unittest import mock
 
+from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree
 
 
@@ -25,8 +27,8 @@ class ProcessTreeTest(unittest.TestCase):
             self.assertLessEqual({shell.pid, *below}, {*found} & {*process_tree.descendants(os.getpid())})
 
     def test_a_library_is_loaded_or_not(self):
-        self.assertTrue(process_tree.has_loaded("libc"))
-        self.assertFalse(process_tree.has_loaded("no-such-library"))
+        self.assertIn("libc", process_tree.loaded("libc")[0])
+        self.assertEqual([], process_tree.loaded("no-such-library"))
 
     def test_nothing_is_below_a_process_that_is_gone(self):
         gone = os.fork()
@@ -62,6 +64,49 @@ class ProcessTreeTest(unittest.TestCase):
 
         with mock.patch.object(os, "listdir", listed_too_early):
             self.assertEqual(daemons, process_tree.marked(keeper))
+
+
+class LackingTest(unittest.TestCase):
+    @unittest.skipUnless(process_tree.LINUX, "elsewhere none of it is there")
+    def test_what_a_sandbox_refuses_is_said(self):
+        self.assertEqual([], process_tree.lacking())
+        with mock.patch.object(process_tree, "can_list", return_value=False):
+            [said] = process_tree.lacking()
+        self.assertIn("no /proc: max_memory is not enforced", said)
+        with mock.patch.object(process_tree, "_prctl", return_value=lambda option, value: -1):
+            said = process_tree.lacking()
+        self.assertEqual(
+            ["prctl(PR_SET_CHILD_SUBREAPER)", "prctl(PR_SET_PDEATHSIG)"], [each.split()[0] for each in said]
+        )
+
+    def test_it_is_said_once(self):
+        isolation.warn_of_what_is_lacking.cache_clear()
+        self.addCleanup(isolation.warn_of_what_is_lacking.cache_clear)
+        with (
+            mock.patch.object(process_tree, "lacking", return_value=["prctl is refused"]),
+            self.assertLogs("sqstaskmaster", "WARNING") as logs,
+        ):
+            isolation.warn_of_what_is_lacking()
+            isolation.warn_of_what_is_lacking()
+        self.assertEqual(1, len(logs.output))
+
+
+class ThreadsTest(unittest.TestCase):
+    def warned(self, code):
+        script = f"{code}\nfrom sqstaskmaster._isolation.template import _warn_of_threads; _warn_of_threads()"
+        return subprocess.run([sys.executable, "-c", script], stderr=-1, timeout=60, check=True).stderr.decode()
+
+    def setUp(self):
+        if not importlib.util.find_spec("numpy"):
+            self.skipTest("numpy is not installed")
+
+    def test_the_threads_of_openblas_are_none_to_warn_of(self):
+        self.assertEqual("", self.warned("import numpy"))
+
+    def test_those_of_others_are_warned_of_beside_them(self):
+        # A thread that Python's threading knows nothing of, as one of native code.
+        other = "import _thread, time, numpy; _thread.start_new_thread(time.sleep, (60,))"
+        self.assertIn("1 started by native code", self.warned(other))
 
 
 if __name__ == "__main__":

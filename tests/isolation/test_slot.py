@@ -205,6 +205,12 @@ class Case(unittest.TestCase):
 
 
 class OrderTest(Case):
+    def test_an_order_arrives_where_a_sandbox_refuses_files_in_memory(self):
+        content = b"x" * (1 << 20)
+        with mock.patch("os.memfd_create", side_effect=PermissionError):
+            value = self.finish(self.open_slot(), b"digest " + content).result()
+        self.assertEqual((len(content), hashlib.sha256(content).hexdigest()), tuple(value))
+
     def test_tasks_run_one_after_the_other_each_in_a_process_of_its_own_below_the_same_keeper(self):
         slot = self.open_slot()
         told = [self.finish(slot, "tells").result() for _ in range(3)]
@@ -633,7 +639,7 @@ class TemplateTest(Case):
         slot = self.open_slot()
 
         def resident(pid):
-            return process_tree._resident(pid)
+            return process_tree.resident_of(pid)
 
         self.assertLess(resident(self.spare_of(slot)), resident(os.getpid()) - len(held) // 2)
 

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -84,6 +85,60 @@ class Case(unittest.TestCase):
         return wait_until(attended, "it holds", SOON_SECONDS)
 
 
+class TrackerTest(Case):
+    """What multiprocessing has for cleaning up outlives the task for a moment."""
+
+    @unittest.skipUnless(os.path.isdir("/dev/shm"), "there is no /dev/shm")
+    def test_shared_memory_of_a_task_is_gone_however_it_ended(self):
+        def holds(channel):
+            from multiprocessing import resource_tracker, shared_memory
+
+            # One of its own, as in a worker that has none: this process may have started one for another test.
+            resource_tracker._resource_tracker._fd = resource_tracker._resource_tracker._pid = None
+            os.environ["PYTHONWARNINGS"] = "ignore"  # the tracker's, which speaks of what it cleans up
+            memory = shared_memory.SharedMemory(create=True, size=1000)
+            channel.report({"name": memory.name, "tracker": tracker_of_multiprocessing()})
+            return memory
+
+        def hangs(channel):
+            memory = holds(channel)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while memory:
+                signal.pause()
+
+        for function, end in (
+            (hangs, isolation.Child.kill),
+            (hangs, isolation.Child.stop),
+            (lambda channel: holds(channel) and None, None),
+        ):
+            with self.subTest(function=function, end=end):
+                child = self.start(function, term_grace=0.1)
+                self.attend_until(child, lambda: child.progress)
+                if end is not None:
+                    end(child)
+                wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
+                self.assertFalse(os.path.exists(f"/dev/shm/{child.progress['name']}"))
+                self.assertFalse(alive(child.progress["tracker"]))
+
+    def test_one_that_does_not_end_is_killed_in_the_end(self):
+        def pretends(channel):
+            program = "import time; print(flush=True); time.sleep(1000)"
+            fake = subprocess.Popen(
+                [sys.executable, "-c", program, "resource_tracker import main"], stdout=subprocess.PIPE
+            )
+            fake.stdout.readline()
+            channel.fake = fake
+            return fake.pid
+
+        self.assertFalse(alive(self.finish(pretends).result()))
+
+
+def tracker_of_multiprocessing():
+    from multiprocessing import resource_tracker
+
+    return resource_tracker._resource_tracker._pid
+
+
 class VerdictTest(Case):
     def test_a_process_that_the_task_forked_and_that_returns_gives_no_verdict(self):
         def fork_then(end):
@@ -149,7 +204,7 @@ class VerdictTest(Case):
         def run(channel):
             os.write(channel._results, b"\xff" * 1000)
 
-        with self.assertLogs("sqstaskmaster._isolation.channel", "WARNING"):
+        with self.assertLogs("sqstaskmaster._isolation.child", "WARNING"):
             child = self.finish(run)
         with self.assertRaises(TaskExited):
             child.result()
@@ -399,6 +454,34 @@ class UsageTest(Case):
 
     def test_a_no_op_has_used_next_to_nothing_however_much_the_worker_holds(self):
         self.assertLess(self.peak(lambda channel: None), 10 if IS_MEASURED else 3)
+
+    def test_what_max_memory_looks_at_is_what_the_peak_is_of(self):
+        """What this process holds is in neither; what the task takes in both, in one process of its or several."""
+
+        def run(mib, forks):
+            def task(channel):
+                held = bytearray(os.urandom(MIB)) * mib
+                pids = [os.fork() for _ in range(forks)] if forks else []
+                if 0 in pids:
+                    signal.pause()
+                channel.report({"ready": True})
+                channel._notice.poll()
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+                return len(held)
+
+            return task
+
+        for mib, forks in ((0, 0), (0, 1), (60, 0), (60, 1)):
+            with self.subTest(mib=mib, forks=forks):
+                child = self.start(run(mib, forks))
+                self.attend_until(child, lambda: child.progress)
+                looked_at = child.memory(0)
+                self.attend_until(child, lambda: child.usage.peak_memory > mib * MIB * 0.9 or not mib)
+                child.task.tell_stopping()
+                wait_until(lambda: child.wait(0.5), "it is gone", SOON_SECONDS)
+                self.assertAlmostEqual(mib, looked_at / MIB, delta=12)
+                self.assertAlmostEqual(mib, child.usage.peak_memory / MIB, delta=12)
 
     def test_what_a_task_held_is_its_peak(self):
         def run(channel):

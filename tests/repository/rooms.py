@@ -41,15 +41,12 @@ def drawn(text):
 def walk(path):
     """(dotted names imported, dotted names used), with `.attribute` for an attribute of anything.
 
-    What is imported for type checkers only counts in neither: it does not run.
+    What is imported for type checkers only counts: whoever reads one module has to know the other.
     """
     imported, used = set(), set()
     todo = [ast.parse(path.read_text())]
     while todo:
         node = todo.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            todo += node.orelse
-            continue
         todo += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}

@@ -65,8 +65,8 @@ class HooksTest(unittest.TestCase):
             tracing.tracer = provider.get_tracer("test")
             queue = manager()
             worker = with_tasks(Worker(queue, around=tracing.traced, wait_time=0))
-            for name in ("Good", "Bad"):
-                tracing.submit(queue, name)
+            tracing.submit(queue.options(message_attributes={"tenant": "a"}), "Good")
+            tracing.submit(queue, "Bad")
             worker.run(burst=True)
             spans.seek(0)
             found = {span["name"]: span for span in map(json.loads, spans.read().splitlines())}

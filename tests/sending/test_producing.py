@@ -4,6 +4,8 @@ import contextvars
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -12,14 +14,16 @@ import uuid
 from unittest import mock
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
 
 from sqstaskmaster._sending import sending
+from sqstaskmaster._sqs.confirmation import md5
 from sqstaskmaster.errors import MessageTooLarge, SubmitInterrupted, TasksNotSent
 from sqstaskmaster.local import LocalQueue
 from sqstaskmaster.task_manager import TaskManager
 from tests.support import DEADLINE_SECONDS, ServerTestCase, endpoint, session, wait_until
-from tests.support.proxy import Cut, Proxy, error
+from tests.support.faults import Faulty
+from tests.support.proxy import Cut, Proxy, Raw, error
 
 MIB = 1024 * 1024
 
@@ -49,6 +53,43 @@ class MessageAttributesTest(unittest.TestCase):
             },
             self.received(),
         )
+
+    def test_ten_of_others_are_warned_of_once_since_ours_has_no_room_then(self):
+        def traced(**request):
+            """As a queue of the user's own making, which does without our sender's name."""
+            request["MessageAttributes"].pop("service_name")
+            request["MessageAttributes"].update({f"t{n}": {"StringValue": "x", "DataType": "String"} for n in range(2)})
+
+        with mock.patch.object(self.manager.queue, "send_message", traced):
+            with self.assertNoLogs("sqstaskmaster.task_manager", "WARNING"):
+                self.manager.options(message_attributes={f"a{n}": n for n in range(7)}).submit("T")
+            with self.assertLogs("sqstaskmaster.task_manager", "WARNING") as logs:
+                for _ in range(2):
+                    self.manager.options(message_attributes={f"a{n}": n for n in range(8)}).submit("T")
+        (record,) = logs.records
+        self.assertEqual("no_room_for_attribute", record.action)
+
+    def test_so_they_are_where_many_are_sent(self):
+        def traced(Entries):
+            for entry in Entries:
+                entry["MessageAttributes"].pop("service_name")
+                entry["MessageAttributes"].update({f"t{n}": {"StringValue": "x", "DataType": "String"} for n in "ab"})
+
+        with mock.patch.object(self.manager.queue, "send_messages", traced):
+            with self.assertLogs("sqstaskmaster.task_manager", "WARNING") as logs:
+                view = self.manager.options(message_attributes={f"a{n}": n for n in range(8)})
+                self.assertEqual(3, view.submit_many(numbered(3)).sent)
+        self.assertEqual(["no_room_for_attribute"], [record.action for record in logs.records])
+
+    def test_more_are_added_and_replace_those_of_the_same_name(self):
+        first = self.manager.options(message_attributes={"tenant": "a", "n": 0})
+        first.options(message_attributes={"n": 1}).submit("T")
+        first.options(message_attributes=lambda task, kwargs: {"n": kwargs["n"]}).submit("T", n=1)
+        for _ in range(2):
+            found = self.received()
+            self.assertEqual(("a", "1"), (found["tenant"]["StringValue"], found["n"]["StringValue"]))
+        with self.assertRaisesRegex(ValueError, "up to 8"):
+            first.options(message_attributes={f"a{n}": n for n in range(7)})
 
     def test_a_function_gives_each_task_its_own(self):
         view = self.manager.options(message_attributes=lambda task, kwargs: {"n": kwargs["n"]})
@@ -450,7 +491,10 @@ class ThroughProxyTest(ServerTestCase):
 
         def rule(request):
             sizes.append(sum(len(entry["MessageBody"]) for entry in request.content["Entries"]))
-            successful = [{"Id": each["Id"], "MessageId": each["Id"]} for each in request.content["Entries"]]
+            successful = [
+                {"Id": each["Id"], "MessageId": each["Id"], "MD5OfMessageBody": md5(each["MessageBody"])}
+                for each in request.content["Entries"]
+            ]
             return 200, {"Successful": successful}
 
         manager = self.through(rule)
@@ -548,7 +592,11 @@ class ThroughProxyTest(ServerTestCase):
         self.assertEqual(19, len(self.received(19)))
 
     def test_entries_that_an_answer_leaves_out_are_not_taken_for_sent(self):
-        manager = self.through(lambda request: (200, {"Successful": [{"Id": "0", "MessageId": "m"}]}))
+        def rule(request):
+            body = request.content["Entries"][0]["MessageBody"]
+            return 200, {"Successful": [{"Id": "0", "MessageId": "m", "MD5OfMessageBody": md5(body)}]}
+
+        manager = self.through(rule)
         with self.assertRaises(TasksNotSent) as raised, mock.patch.object(sending, "_TRIES", 1):
             manager.submit_many(numbered(3))
         self.assertEqual(
@@ -564,6 +612,21 @@ class ThroughProxyTest(ServerTestCase):
         self.assertEqual(["AccessDenied"] * 80 + ["NotTried"] * 420, codes)
         self.assertIn("AccessDenied", raised.exception.failures[-1].reason)
         self.assertEqual(numbered(500), list(raised.exception))
+
+    def test_a_key_that_may_not_be_used_is_no_fault_of_the_single_message(self):
+        """AWS's own answer: the code of the query protocol in a header, which botocore takes for the code."""
+
+        def rule(request):
+            body = {"__type": "com.amazonaws.sqs#KmsAccessDenied", "message": "no"}
+            headers = {"Content-Type": "application/x-amz-json-1.0"}
+            headers["x-amzn-query-error"] = "KMS.AccessDeniedException;Sender"
+            return Raw(400, json.dumps(body).encode(), headers)
+
+        manager = self.through(rule)
+        with self.assertRaises(TasksNotSent) as raised:
+            manager.submit_many(iter(numbered(500)), threads=1)
+        self.assertEqual(8, len(self.proxy.requests))
+        self.assertEqual({"KmsAccessDenied", "NotTried"}, {failure.code for failure in raised.exception.failures})
 
     def test_with_too_many_failures_no_more_is_taken_and_the_error_has_the_rest(self):
         manager = self.through(lambda request: error(403, "AccessDenied"))
@@ -770,14 +833,86 @@ class OwnQueueTest(unittest.TestCase):
             self.assertEqual(1000, self.submit_with_threads(1).sent)
         self.assertIn("No further thread can be started", logs.output[0])
 
-    def test_without_any_thread_to_be_had_it_is_an_error_and_no_hang(self):
-        with self.assertLogs("sqstaskmaster"), self.assertRaisesRegex(RuntimeError, "can't start new thread"):
-            self.submit_with_threads(0)
+    def test_without_any_thread_to_be_had_the_callers_sends_all(self):
+        with self.assertLogs("sqstaskmaster", "WARNING") as logs:
+            self.assertEqual(1000, self.submit_with_threads(0).sent)
+        self.assertEqual(1, len(logs.output))
+
+    def test_at_the_end_of_the_interpreter_all_is_sent(self):
+        script = """
+import atexit
+from sqstaskmaster import LocalQueue, TaskManager
+manager = TaskManager("local", queue_constructor=LocalQueue)
+atexit.register(lambda: print(manager.submit_many([("T", {"n": n}) for n in range(100)]).sent))
+"""
+        printed = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=True).stdout
+        self.assertEqual("100", printed.decode().strip())
 
     def test_the_threads_are_gone_when_all_is_sent(self):
         before = threading.active_count()
         TaskManager("own://queue", queue_constructor=Sink).submit_many(numbered(100))
         self.assertEqual(before, threading.active_count())
+
+
+class SendTimeoutTest(ServerTestCase):
+    """How long one `submit` may take. The clock is real: what is tested is how long a web request would be held."""
+
+    def setUp(self):
+        super().setUp()
+        patch = mock.patch.dict(os.environ, AWS_RETRY_MODE="standard", AWS_MAX_ATTEMPTS="20")
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.url = self.create_queue()
+
+    def failed_within(self, seconds, fault, send_timeout):
+        proxy = Faulty(self, endpoint(), "SendMessage", fault)
+        with mock.patch.dict(os.environ, AWS_ENDPOINT_URL=proxy.url):
+            manager = TaskManager(self.url, send_timeout=send_timeout)
+            began = time.monotonic()
+            with self.assertRaises((ClientError, BotoCoreError)) as raised:
+                manager.submit("T")
+            self.assertLess(time.monotonic() - began, seconds)
+        return proxy.met, raised.exception
+
+    def test_a_server_that_never_answers_holds_it_for_no_longer(self):
+        met, error = self.failed_within(4, "silence", 2)
+        self.assertIsInstance(error, ReadTimeoutError)
+        self.assertEqual(1, met)
+
+    def test_tries_that_fail_at_once_go_on_for_as_long_as_another_could_end_in_time(self):
+        met, error = self.failed_within(8, "503", 2)
+        self.assertGreater(met, 1)
+        self.assertLess(met, 20)
+        self.assertEqual(503, error.response["ResponseMetadata"]["HTTPStatusCode"])
+
+    def test_what_recovers_in_time_is_sent(self):
+        proxy = Faulty(self, endpoint(), "SendMessage", "503", times=2)
+        with mock.patch.dict(os.environ, AWS_ENDPOINT_URL=proxy.url):
+            TaskManager(self.url).submit("T")
+        self.assertEqual(1, len(self.receive(self.url)))
+
+    def test_by_default_it_is_half_a_minute(self):
+        config = TaskManager(self.url).queue.meta.client.meta.config
+        self.assertEqual(30, config.connect_timeout + config.read_timeout)
+
+    def test_a_poll_waits_for_its_answer_all_the_same(self):
+        manager = TaskManager(self.url, send_timeout=0.5)
+        began = time.monotonic()
+        self.assertEqual([], manager.receive(2, 30))
+        self.assertGreater(time.monotonic() - began, 1.5)
+        self.assertGreater(manager._connection.queue_to_poll().meta.client.meta.config.read_timeout, 20)
+        manager.submit("T")
+        self.assertEqual(1, len(manager.receive(0, 30)))
+
+    def test_a_queue_that_somebody_put_in_its_place_is_polled(self):
+        manager = TaskManager(self.url, send_timeout=0.5)
+        manager.queue = boto3.resource("sqs").Queue(self.url)
+        self.assertIs(manager.queue, manager._connection.queue_to_poll())
+
+    def test_what_is_no_time_is_refused(self):
+        for wrong in (0, -1, "30", None, True, float("nan"), float("inf")):
+            with self.subTest(wrong), self.assertRaisesRegex(ValueError, "send_timeout .* more than 0"):
+                TaskManager(self.url, send_timeout=wrong)
 
 
 if __name__ == "__main__":

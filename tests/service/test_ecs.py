@@ -13,7 +13,7 @@ from unittest import mock
 
 from sqstaskmaster import LocalQueue, MessageHandler, TaskManager, Worker
 from sqstaskmaster._service.ecs import ScaleInProtection
-from tests.support import DEADLINE_SECONDS, free_port, wait_until
+from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, free_port, wait_until
 
 ON, OFF = True, False
 
@@ -140,7 +140,7 @@ class ScaleInProtectionTest(unittest.TestCase):
         self.addCleanup(file.close)
         protection = self.protection(lock=file.fileno())
         # Its parent took the lock, and was killed; the descriptor is still open here.
-        self.other_process(file, "if os.fork(): os._exit(0)")
+        self.other_process(file, "if os.fork(): os._exit(0)").wait(DEADLINE_SECONDS)
         self.busy(protection, 60)
         self.idle(protection)
         self.assertEqual([ON, OFF], self.agent.states())
@@ -229,6 +229,92 @@ class WorkerOnEcsTest(unittest.TestCase):
         self.assertEqual({"done": 3}, counts)
         self.assertEqual([ON, OFF], agent.states()[-2:])
         self.assertEqual(1, agent.states().count(ON))
+
+
+ON_ECS = """
+import json, logging, os, sys, threading
+
+from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
+
+
+def connected_to():
+    "The ports that the sockets among this process's descriptors are connected to."
+    ports = {}
+    with open("/proc/self/net/tcp") as table:
+        for line in list(table)[1:]:
+            fields = line.split()
+            ports[fields[9]] = int(fields[2].partition(":")[2], 16)
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kind, _, inode = os.readlink(f"/proc/self/fd/{name}").partition(":")
+        except FileNotFoundError:
+            continue
+        if kind == "socket":
+            found.append(ports.get(inode.strip("[]")))
+    return [port for port in found if port]
+
+
+class Task(ProcessMessageHandler):
+    def __init__(self, message, method, sqs_timeout, alarm_timeout, hard_timeout):
+        super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, start_method=method)
+
+    def run(self):
+        print("ports " + json.dumps(connected_to()), flush=True)
+
+
+class Plain(MessageHandler):
+    def run(self):
+        pass
+
+
+if __name__ == "__main__":
+    uri, kind, method = sys.argv[1:]
+    logging.basicConfig(stream=sys.stdout, level="WARNING")
+    manager = TaskManager("memory:ecs", queue_constructor=LocalQueue)
+    handlers = {"Task": Task, "Plain": Plain} if kind == "worker" else {"Task": Task}
+    for number in range(2):
+        manager.submit("Task", method=None if method == "None" else method)
+        # What is told of the first task hangs, and its thread outlives the first worker.
+        on_finish = (lambda _: threading.Event().wait(60)) if kind == "hangs" and not number else None
+        counts = Worker(manager, handlers, wait_time=0, on_finish=on_finish).run(burst=True, ecs_agent_uri=uri or None)
+        print(f"run {number} ended {dict(counts)}", flush=True)
+"""
+
+
+@unittest.skipUnless(sys.platform == "linux", "slots need Linux")
+class OnEcsTest(ServerTestCase):
+    """Whatever forks tasks is forked before any thread or socket of the worker's exists, in a second worker too."""
+
+    def runs(self, kind, method=None):
+        agent = Agent(self)
+        agent.hold.clear()  # the agent is asked, and is slow to answer
+        script = Script(self, ON_ECS, agent.uri, kind, method)
+        for number in range(2):
+            self.assertIn("{'done': 1}", script.wait_for(f"run {number} ended"))
+        self.assertEqual(0, script.process.wait(DEADLINE_SECONDS))
+        lines = script.lines()
+        self.assertTrue(agent.asked)
+        with self.subTest("no thread is said to be the user's"):
+            self.assertEqual([], [line for line in lines if "started threads" in line])
+        with self.subTest("no socket of the agent is among a task's descriptors"):
+            ports = [json.loads(line.partition(" ")[2]) for line in lines if line.startswith("ports ")]
+            self.assertEqual([[], []], ports)
+
+    def test_away_from_ecs_a_second_worker_does_not_report_the_threads_of_the_first(self):
+        script = Script(self, ON_ECS, "", "hangs", None)
+        self.assertIn("{'done': 1}", script.wait_for("run 1 ended"))
+        self.assertEqual(0, script.process.wait(DEADLINE_SECONDS))
+        self.assertEqual([], [line for line in script.lines() if "started threads" in line])
+
+    def test_a_task_in_a_slot_has_neither_thread_nor_socket_of_its_worker(self):
+        self.runs("slots")
+
+    def test_a_task_in_a_spawned_slot_has_neither_thread_nor_socket_of_its_worker(self):
+        self.runs("slots", "spawn")
+
+    def test_a_task_beside_plain_handlers_has_neither_thread_nor_socket_of_its_worker(self):
+        self.runs("worker")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+import boto3
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from sqstaskmaster import LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
 from sqstaskmaster._claim import clock
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.task import TaskProcess
+from sqstaskmaster._service import settling
 from sqstaskmaster._service.slot_pool import SlotPool
-from sqstaskmaster._service.slots import SlotsRun
-from sqstaskmaster._service.watching import Watching
+from sqstaskmaster._service.loop import Loop
 from sqstaskmaster.errors import (
     ArgumentsDoNotFit,
     ClaimLapsed,
@@ -33,9 +34,9 @@ from sqstaskmaster.errors import (
     UnknownTask,
 )
 from tests.guard import awake_seconds
-from tests.support import DEADLINE_SECONDS, ServerTestCase, wait_until
+from tests.support import DEADLINE_SECONDS, ServerTestCase, session, wait_until
 
-LOST = ClientError({"Error": {"Code": "ReceiptHandleIsInvalid", "Message": "gone"}}, "ChangeMessageVisibility")
+LOST = ClientError({"Error": {"Code": "MessageNotInflight", "Message": "gone"}}, "ChangeMessageVisibility")
 FAILURE = EndpointConnectionError(endpoint_url="http://sqs")
 
 
@@ -194,7 +195,7 @@ class ManyAtOnceTest(SlotsTestCase):
                 (folder / "go").touch()
 
         self.manager.submit("T")
-        with mock.patch("sqstaskmaster._service.slots._ALIVE_SECONDS", 0.02):
+        with mock.patch("sqstaskmaster._service.intake._ALIVE_SECONDS", 0.02):
             self.assertEqual({"done": 1}, dict(worker.run(burst=True, on_event=on_event)))
         self.assertEqual({"polled"}, set(told))
 
@@ -342,6 +343,20 @@ class VerdictsTest(SlotsTestCase):
         counts, _ = self.run_one(task, max_memory=200 << 20, term_grace=0)
         self.assertEqual({"failed": 1}, counts)
         self.assertIsInstance(self.notified[0][0], MemoryLimitExceeded)
+
+    def test_a_task_that_takes_nothing_is_below_any_limit_however_much_the_worker_holds(self):
+        held = bytearray(os.urandom(1 << 20)) * 200
+
+        def task():
+            time.sleep(0.5)  # some looks at its memory
+
+        counts, _ = self.run_one(task, max_memory=20 << 20)
+        self.assertEqual(({"done": 1}, 200 << 20), (counts, len(held)))
+
+    def test_one_slot_works_where_pidfd_open_is_refused(self):
+        with mock.patch("os.pidfd_open", side_effect=PermissionError):
+            counts, message = self.run_one(lambda: None, worker={"slots": 1})
+        self.assertEqual(({"done": 1}, True), (counts, message.deleted))
 
     def test_a_task_that_is_killed_has_failed_and_its_slot_goes_on(self):
         worker = self.worker(slots=1)
@@ -572,14 +587,14 @@ class ClaimsTest(SlotsTestCase):
         def task():
             raise ValueError
 
-        def hear_of_end(run, job):
+        def hear_of_end(loop, running, exception):
             patch = mock.patch.object(clock, "now", lambda: max(now(), lapsed))
             patch.start()
             self.addCleanup(patch.stop)
-            on_ended(run, job)
+            on_ended(loop, running, exception)
 
-        on_ended = SlotsRun._ended
-        with mock.patch.object(SlotsRun, "_ended", hear_of_end):
+        on_ended = Loop._ended
+        with mock.patch.object(Loop, "_ended", hear_of_end):
             self.assertEqual({"claim lost": 1}, self.run_tasks(worker, {}))
         self.assertIsInstance(self.notified[0][0], ClaimLapsed)
         self.assertEqual([], self.messages[0].changes)
@@ -599,17 +614,17 @@ class ClaimsTest(SlotsTestCase):
         with mock.patch.object(clock, "now", lambda: now() + jump[0]):
             self.assertEqual({"failed": 1}, self.run_tasks(worker, {}))
         self.assertEqual([], self.messages[0].changes)
-        self.assertIsInstance(self.notified[-1][0], ClaimLapsed)
+        self.assertEqual([ValueError], [type(error) for error, _ in self.notified])
 
     def test_a_claim_that_is_lost_before_its_task_begins_starts_nothing(self):
         read = threading.Event()
-        folder, claim_lost = self.folder, Watching.claim_lost
+        folder, claim_lost = self.folder, Loop._claim_lost
 
         def on_change(message, seconds):
             raise LOST
 
-        def hear_of_it(watching, job):
-            claim_lost(watching, job)
+        def hear_of_it(loop, attempt):
+            claim_lost(loop, attempt)
             read.set()
 
         self.on_change = on_change
@@ -623,7 +638,7 @@ class ClaimsTest(SlotsTestCase):
                 (folder / "ran").touch()
 
         worker = Worker(self.manager, {"T": Slow}, slots=2, wait_time=0, **self.TIMES)
-        with mock.patch.object(Watching, "claim_lost", hear_of_it):
+        with mock.patch.object(Loop, "_claim_lost", hear_of_it):
             self.assertEqual({"claim lost": 1}, self.run_tasks(worker, {}))
         self.assertEqual([], self.files())
 
@@ -723,13 +738,13 @@ class StoppingTest(SlotsTestCase):
         self.assert_a_killed_keeper_fails_its_task_only()
 
     def test_no_message_is_claimed_for_a_slot_whose_keeper_s_end_only_its_task_has_seen(self):
-        open_slot = SlotPool._open
+        adopt = SlotPool._adopt
 
-        def unheard(slots, number, patience):
-            open_slot(slots, number, patience)
-            slots._readers.remove(slots._slots[number].descriptor)
+        def unheard(slots, number, slot):
+            adopt(slots, number, slot)
+            slots._world.remove_reader(slot.descriptor)
 
-        with mock.patch.object(SlotPool, "_open", unheard):
+        with mock.patch.object(SlotPool, "_adopt", unheard):
             self.assert_a_killed_keeper_fails_its_task_only()
 
     def test_where_a_task_was_killed_past_its_keeper_the_next_has_another_keeper(self):
@@ -816,11 +831,12 @@ class ServerSlotsTest(ServerTestCase):
 
     def test_many_short_tasks_share_their_requests_and_leave_nothing(self):
         url = self.create_queue()
-        manager = TaskManager(url)
         requests = collections.Counter()
-        manager.queue.meta.client.meta.events.register(
+        # Of the session, whose clients all do as it does: the library makes a second one.
+        boto3.DEFAULT_SESSION.events.register(
             "before-send.sqs", lambda **said: requests.update([said["event_name"].rpartition(".")[2]])
         )
+        manager = TaskManager(url)
         worker = Worker(manager, slots=8, wait_time=0)
         worker.task("T")(lambda: None)
         manager.submit_many([("T", {})] * 60)
@@ -830,13 +846,38 @@ class ServerSlotsTest(ServerTestCase):
         self.assertGreater(requests["DeleteMessageBatch"], 0)
         self.assertLess(requests["DeleteMessage"] + requests["DeleteMessageBatch"], 45)
 
+    def test_tasks_of_one_process_that_stays_share_their_deletes_and_those_of_a_fifo_queue_do_not(self):
+        """SQS gives out no other message of a group before the delete, and it may be the group of the next."""
+        fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
+        for attributes in ({}, fifo):
+            manager = TaskManager(self.create_queue(**attributes))
+            requests = collections.Counter()
+            boto3.DEFAULT_SESSION = session()
+            boto3.DEFAULT_SESSION.events.register(
+                "before-send.sqs", lambda **said: requests.update([said["event_name"].rpartition(".")[2]])
+            )
+            worker = Worker(manager, wait_time=0, max_tasks_per_child=None)
+            worker.task("T")(lambda number: None)
+            for number in range(15):
+                options = {"message_group_id": f"group-{number}"} if attributes else {}
+                manager.options(**options).submit("T", number=number)
+            requests.clear()
+            with self.subTest(attributes), mock.patch.object(settling, "_LINGER_SECONDS", 1.0):
+                self.assertEqual({"done": 15}, dict(worker.run(burst=True)))
+                deletes = requests["DeleteMessage"] + requests["DeleteMessageBatch"]
+                if attributes:
+                    self.assertEqual(15, deletes)
+                else:
+                    self.assertLess(deletes, 8)
+
     def test_claims_are_extended_in_batches_and_no_message_comes_back_while_its_task_runs(self):
         url = self.create_queue()
-        manager = TaskManager(url)
         requests = collections.Counter()
-        manager.queue.meta.client.meta.events.register(
+        # Of the session, whose clients all do as it does: the library makes a second one.
+        boto3.DEFAULT_SESSION.events.register(
             "before-send.sqs", lambda **said: requests.update([said["event_name"].rpartition(".")[2]])
         )
+        manager = TaskManager(url)
         worker = Worker(manager, slots=4, sqs_timeout=2, alarm_timeout=0.5, hard_timeout=30, wait_time=1)
         worker.task("T")(lambda: time.sleep(4))
         manager.submit_many([("T", {})] * 4)

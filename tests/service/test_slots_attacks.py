@@ -169,3 +169,19 @@ class DescriptorsTest(SlotsTestCase):
             assert resource.getrlimit(resource.RLIMIT_NOFILE) == (low, hard)
 
         self.assertEqual({"done": 20}, self.run_tasks(worker, *[{}] * 20))
+
+    def test_where_the_worker_has_no_standard_input_a_file_of_the_tasks_does_not_become_it(self):
+        kept = os.dup(0)
+        self.addCleanup(os.close, kept)
+        self.addCleanup(os.dup2, kept, 0)
+        for settings in ({}, {"max_tasks_per_child": None}):
+            with self.subTest(settings):
+                worker = self.worker(**settings)
+
+                @worker.task("T")
+                def task():
+                    with open(os.devnull) as file:
+                        assert file.fileno() > 2
+
+                os.close(0)
+                self.assertEqual({"done": 1}, self.run_tasks(worker, {}))

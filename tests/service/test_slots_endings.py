@@ -14,6 +14,9 @@ from tests.support.endings import (
     ContinueLocalLaws,
     DeadLetterLaws,
     InSlots,
+    InSpawnedSlots,
+    InWarmSlots,
+    InWarmSpawnedSlots,
     OnLocalQueue,
     OnServer,
     Stopping,
@@ -29,6 +32,37 @@ class SlotsOnLocalQueueTest(InSlots, ContinueLaws, ContinueLocalLaws, DeadLetter
 
 @unittest.skipUnless(sys.platform == "linux", "slots need Linux")
 class SlotsOnServerTest(InSlots, WorkerOnServerLaws, OnServer, Stopping):
+    pass
+
+
+@unittest.skipUnless(sys.platform == "linux", "slots need Linux")
+class WarmSlotsOnLocalQueueTest(
+    InWarmSlots, ContinueLaws, ContinueLocalLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue
+):
+    pass
+
+
+@unittest.skipUnless(sys.platform == "linux", "slots need Linux")
+class WarmSlotsOnServerTest(InWarmSlots, WorkerOnServerLaws, OnServer):
+    pass
+
+
+@unittest.skipUnless(sys.platform == "linux", "slots need Linux")
+class WarmSpawnedSlotsOnLocalQueueTest(
+    InWarmSpawnedSlots, ContinueLaws, ContinueLocalLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue
+):
+    pass
+
+
+@unittest.skipUnless(sys.platform == "linux", "slots need Linux")
+class SpawnedSlotsOnLocalQueueTest(
+    InSpawnedSlots, ContinueLaws, ContinueLocalLaws, DeadLetterLaws, WorkerStopLaws, OnLocalQueue
+):
+    pass
+
+
+@unittest.skipUnless(sys.platform == "linux", "slots need Linux")
+class SpawnedSlotsOnServerTest(InSpawnedSlots, WorkerOnServerLaws, OnServer):
     pass
 
 

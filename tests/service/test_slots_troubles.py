@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from sqstaskmaster import ProcessMessageHandler, Worker
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.slot import SlotLost
-from sqstaskmaster._service import slots, verdicts
+from sqstaskmaster._service import loop, settling
 from sqstaskmaster.errors import ArgumentsDoNotFit, HandlerStuck, NoAnswer, UnknownTask
 from tests.service.test_slots import LOST, SlotsTestCase
 from tests.support import DEADLINE_SECONDS
@@ -58,13 +58,13 @@ def odd(before_init):
 def stop_and_wait(test):
     """A function, for another thread, that tells the worker to stop, and returns when the worker knows."""
     stopped = threading.Event()
-    stop = slots.SlotsRun._stop
+    stop = loop.Loop._stop
 
-    def told(run, number):
-        stop(run, number)
+    def told(run, why):
+        stop(run, why)
         stopped.set()
 
-    patch = mock.patch.object(slots.SlotsRun, "_stop", told)
+    patch = mock.patch.object(loop.Loop, "_stop", told)
     patch.start()
     test.addCleanup(patch.stop)
 
@@ -87,7 +87,7 @@ class HandlersTest(TroublesTestCase):
     def test_a_constructor_that_does_not_return_is_given_up_and_holds_up_nobody(self):
         released = threading.Event()
         self.addCleanup(released.set)
-        with mock.patch.multiple(slots, _PREPARE_SECONDS=1.5, _LAST_SECONDS=0.1):
+        with mock.patch.multiple(loop, _PREPARE_SECONDS=1.5, _LAST_SECONDS=0.1):
             counts = self.run_beside_a_healthy_one(lambda: released.wait(DEADLINE_SECONDS))
         self.assertEqual({"refused": 1, "done": 1}, counts)
         self.assert_refused(HandlerStuck, "has not returned")
@@ -103,7 +103,7 @@ class HandlersTest(TroublesTestCase):
         self.manager.submit("T")
         self.stop_when(making.is_set)
         worker = Worker(self.manager, {"T": odd(make)}, slots=2, wait_time=0, shutdown_grace=0)
-        with mock.patch.object(slots, "_LAST_SECONDS", 0.1):
+        with mock.patch.object(loop, "_LAST_SECONDS", 0.1):
             self.assertEqual({"given back": 1}, dict(worker.run()))
         self.assertEqual(([0], False), (self.messages[0].changes, self.messages[0].deleted))
 
@@ -162,7 +162,7 @@ class GivingBackTest(TroublesTestCase):
         released = threading.Event()
         self.addCleanup(released.set)
         self.on_change = lambda message, seconds: released.wait(DEADLINE_SECONDS)
-        with mock.patch.object(verdicts, "_CHANGE_SECONDS", 0.2):
+        with mock.patch.object(settling, "LONGEST_WAIT_SECONDS", 0.2):
             counts, records = self.stopped_in_its_poll()
         self.assertEqual({"given back": 1}, counts)
         self.assertIsInstance(self.notified[0][0], NoAnswer)

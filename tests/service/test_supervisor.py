@@ -160,19 +160,37 @@ class TestSupervisor(unittest.TestCase):
         script = self.supervise("say(b'#FATAL#'); sys.exit(3)", processes=3)
         self.assertEqual(3, self.wait(script))
 
-    def test_a_fatal_end_stops_the_other_processes_and_gives_its_code(self):
-        child = "signal.signal(15, lambda *_: (print('told', flush=True), sys.exit(0))); say(b'lp'); "
-        child += "print('works', os.getpid(), flush=True)\nwhile not os.path.exists(%r): time.sleep(0.01)\n"
-        child += "try: os.unlink(%r)\nexcept OSError: time.sleep(3600)\nsay(b'#FATAL#'); sys.exit(4)"
+    def test_after_a_fatal_end_no_process_is_signalled_none_is_started_and_its_code_is_given(self):
+        folder = self.folder()
+        first, go, enough = (os.path.join(folder, name) for name in ("first", "go", "enough"))
+        child = "signal.signal(15, lambda *_: print('told', flush=True)); say(b'lp')\n"
+        child += f"try: os.mkdir({first!r}); code, path = 4, {go!r}\n"
+        child += f"except OSError: code, path = 0, {enough!r}\n"
+        child += "print('works', os.getpid(), flush=True)\nwhile not os.path.exists(path): time.sleep(0.01)\n"
+        child += "if code: say(b'#FATAL#')\nsys.exit(code)"
+        script = self.supervise(child, processes=2)
+        pids = self.working(script, 2)
+        Path(go).touch()
+        wait_until(lambda: sum(map(alive, pids)) == 1, "the first has ended")
+        self.assertIsNone(script.process.poll())
+        Path(enough).touch()
+        self.assertEqual(4, self.wait(script))
+        self.assertEqual((0, 2), (script.lines().count("told"), "\n".join(script.lines()).count("started as pid")))
+
+    def test_a_host_on_which_no_initializer_returns_ends_the_supervisor_with_a_code_of_its_own(self):
+        self.assertEqual(11, self.wait(self.supervise("say(b'lp#FATAL#'); sys.exit(11)", processes=1)))
+
+    def test_where_another_process_has_had_a_ready_slot_it_is_tried_again_a_minute_later(self):
+        child = "say(b'lpr'); print('works', os.getpid(), flush=True)\nwhile not os.path.exists(%r): time.sleep(0.01)\n"
+        child += "try: os.unlink(%r)\nexcept OSError: time.sleep(3600)\nsay(b'#FATAL#'); sys.exit(11)"
         go = os.path.join(self.folder(), "go")
         script = self.supervise(child % (go, go), processes=2)
         self.working(script, 2)
         Path(go).touch()
-        self.assertEqual(4, self.wait(script))
-        self.assertEqual(1, script.lines().count("told"))
+        wait_until(lambda: "another starts in 60.0 s" in "\n".join(script.lines()), "it is tried again")
 
     def test_an_exit_code_alone_is_never_fatal(self):
-        for code in (2, 3, 4):
+        for code in (2, 3, 4, 11):
             with self.subTest(code):
                 script = self.supervise(f"say(b'lp'); print('works', os.getpid(), flush=True); sys.exit({code})")
                 self.working(script, 2)
@@ -333,6 +351,18 @@ class TestAliveFile(unittest.TestCase):
         wait_until(self.path.exists, "the file is there")
         self.assertTrue(self.is_touched_again())
 
+    def test_it_is_touched_while_a_stopping_process_still_runs_its_task_and_the_other_has_ended(self):
+        child = "print('works', os.getpid(), flush=True)\n"
+        child += "if os.path.exists(%r): say(b'lp'); time.sleep(3600)\n"
+        child += "open(%r, 'w'); signal.signal(15, lambda *_: None); say(b'lpb')\nwhile True: time.sleep(3600)"
+        mark = str(self.path) + "-mark"
+        script = self.start(child % (mark, mark), processes=2)
+        wait_until(lambda: sum(line.startswith("works") for line in script.lines()) == 2, "both run")
+        wait_until(self.path.exists, "the file is there")
+        script.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "was ended by SIGTERM" in "\n".join(script.lines()), "one has ended")
+        self.assertTrue(self.is_touched_again())
+
     def test_it_is_there_when_every_process_has_begun_to_poll(self):
         self.start("say(b'l'); time.sleep(3600)", processes=2)
         wait_until(self.path.exists, "the file is there")
@@ -343,7 +373,9 @@ class TestAliveFile(unittest.TestCase):
         mark = str(self.path) + "-mark"
         script = self.start(child % (mark, mark), processes=2)
         wait_until(lambda: script.lines().count("ready") == 2, "both run")
-        self.wait_for_a_stop(script)
+        self.assertFalse(self.path.exists())
+        script.process.kill()
+        script.process.wait(DEADLINE_SECONDS)
         self.assertFalse(self.path.exists())
 
     def test_it_is_not_touched_when_the_last_poll_is_long_ago(self):

@@ -7,15 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unittest
 from unittest import mock
 
 from sqstaskmaster import LocalMessage, LocalQueue, MessageHandler, ProcessMessageHandler, TaskManager, Worker
-from sqstaskmaster._service.single import _is_outside_heartbeat
+from sqstaskmaster._claim.attempt import Terms
 from sqstaskmaster._signals.alarm import Alarm
 from sqstaskmaster._signals.shutdown import Shutdown
-from sqstaskmaster.errors import ShutdownRequested
+from sqstaskmaster.errors import PollRefused, ShutdownRequested
 from tests.guard import awake_seconds
 from tests.support import DEADLINE_SECONDS, Script, ServerTestCase, wait_until
 from tests.support.commands import alive
@@ -92,7 +93,7 @@ class PhasesTest(unittest.TestCase):
 
     def test_between_poll_and_start_the_message_is_given_back_at_once(self):
         self.in_constructor = stop_this_process
-        self.assertEqual({"interrupted": 1}, self.run_worker())
+        self.assertEqual({"given back": 1}, self.run_worker())
         self.assert_given_back_unstarted()
 
     def test_while_the_handler_is_entered_the_message_is_given_back_at_once(self):
@@ -137,7 +138,7 @@ class PhasesTest(unittest.TestCase):
             raise swallowed[-1]
 
         self.in_run = run
-        with mock.patch("sqstaskmaster._service.single._STOP_AGAIN_SECONDS", 0.05):
+        with mock.patch("sqstaskmaster._block.alarm_block._STOP_AGAIN_SECONDS", 0.05):
             self.assertEqual({"interrupted": 1}, self.run_worker(grace=0.1))
 
     def test_finished_work_is_deleted_whatever_comes_in_the_delete(self):
@@ -173,7 +174,7 @@ class PhasesTest(unittest.TestCase):
             self.at_end_of_poll = stop
             try:
                 Worker(self.manager, {"T": self.handler}, wait_time=0).run()
-            except AttributeError:
+            except PollRefused:
                 pass
             self.assertEqual(handlers, [signal.getsignal(number) for number in numbers])
             self.assertEqual((0.0, 0.0), signal.getitimer(signal.ITIMER_REAL))
@@ -181,75 +182,124 @@ class PhasesTest(unittest.TestCase):
         self.assertIsNotNone(handler)
 
 
-class InterruptibleTest(unittest.TestCase):
-    """Where the exception may be raised, with the moment forced."""
-
+class PollTest(unittest.TestCase):
     def setUp(self):
         self.stop = Shutdown(60)
+        self.stop.__enter__()
+        self.addCleanup(self.stop.__exit__)
 
-    def fire(self, frame):
-        self.stop.requested, self.stop._due = True, 0.0
-        with mock.patch.object(self.stop, "_alarm") as alarm:
-            alarm.hand_down.return_value = False
-            self.stop._on_alarm(signal.SIGALRM, frame)
-        return [call.args[0] for call in alarm.arm.call_args_list]
+    def test_it_gives_what_the_function_returns_and_raises_what_it_raises(self):
+        self.assertEqual(5, self.stop.poll(lambda: 5))
+        with self.assertRaises(KeyError):
+            self.stop.poll(lambda: {}["x"])
 
-    def test_it_is_raised_while_the_function_runs(self):
+    def test_the_first_signal_does_not_interrupt_it_and_no_other_is_begun_after_that(self):
+        self.assertEqual("a message", self.stop.poll(lambda: stop_this_process() or time.sleep(0.05) or "a message"))
         with self.assertRaises(ShutdownRequested):
-            self.stop.interruptible(lambda: self.fire(sys._getframe()))
+            self.stop.poll(lambda: self.fail("called"))
 
-    def test_a_function_that_has_just_returned_is_not_failed_any_more(self):
-        (again,) = self.stop.interruptible(lambda: self.fire(sys._getframe(1)))
-        self.assertLess(again, 1)
-
-    def test_outside_of_it_nothing_is_raised(self):
-        self.assertEqual([math.inf], self.fire(sys._getframe()))
-
-    def test_a_poll_is_not_interrupted_by_the_first_signal_but_by_the_second(self):
-        self.assertEqual([math.inf], self.stop.poll(lambda: self.fire(sys._getframe())))
-        self.stop.requested, self.stop._now = False, True
+    def test_the_second_signal_abandons_it(self):
         with self.assertRaises(ShutdownRequested):
-            self.stop.poll(lambda: self.fire(sys._getframe()))
+            self.stop.poll(self.stopped_twice(self.stop))
+
+    def stopped_twice(self, stop):
+        """A poll that takes long, during which the process is told to stop, and told again."""
+        released = threading.Event()
+        self.addCleanup(released.set)
+
+        def poll():
+            stop_this_process()
+            while not stop.requested:  # else the system makes one of both
+                pass
+            stop_this_process()
+            released.wait(DEADLINE_SECONDS)
+
+        return poll
+
+    def test_a_second_signal_that_comes_on_the_heels_of_the_first_is_noticed(self):
+        for _ in range(50):
+            with Shutdown(60) as stop, self.assertRaises(ShutdownRequested):
+                stop.poll(self.stopped_twice(stop))
+
+    def test_a_wait_ends_with_a_signal(self):
+        threading.Timer(0.05, stop_this_process).start()
+        began = awake_seconds()
+        self.stop.wait(DEADLINE_SECONDS)
+        self.assertLess(awake_seconds() - began, DEADLINE_SECONDS / 2)
+
+    def test_what_a_task_took_for_itself_is_taken_again(self):
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with self.assertLogs("sqstaskmaster", "WARNING"):
+            self.stop.renew()
+        stop_this_process()
+        self.assertEqual(["SIGTERM"], self.stop.clear())
+
+
+class AskedToStop(MessageHandler):
+    """In the block of a worker that was told to stop, and whose grace is over."""
+
+    def __init__(self):
+        super().__init__(LocalMessage("{}", {}), 30, 10, 60)
+        self._accept(Terms(queue_url="memory:", stop_at=lambda: 0.0))
+
+    def alarm(self):
+        self._handle_alarm(signal.SIGALRM, sys._getframe())
+
+    def run(self):
+        self.alarm()
+
+
+class StopTest(unittest.TestCase):
+    """Where the exception may be raised, the moment forced. A handler that was not entered arms the bare timer."""
+
+    def setUp(self):
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, signal.SIG_IGN))
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+
+    def test_it_is_raised_while_the_task_runs(self):
+        with self.assertRaises(ShutdownRequested):
+            AskedToStop().run()
 
     def test_a_heartbeat_under_way_is_let_through_first(self):
         seen = []
 
-        class Handler(MessageHandler):
-            def run(self):
-                self._handle_alarm(signal.SIGALRM, sys._getframe())
+        class Handler(AskedToStop):
+            def __init__(self):
+                super().__init__()
+                self._accept(Terms(queue_url="memory:", stop_at=lambda: 0.0 if seen else math.inf))
 
             def _extend_timeout(self, seconds):
-                seen.extend(case.fire(sys._getframe()))
+                seen.append("begins")
+                if len(seen) == 1:
+                    self.alarm()
+                seen.append("ends")
 
-        case = self
-        handler = Handler(LocalMessage("{}", {}), 30, 10, 60)
-        self.stop.interruptible(handler.run, _is_outside_heartbeat)
-        self.assertEqual(1, len(seen))
+        handler = Handler()
+        handler.alarm()
+        self.assertEqual(["begins", "begins", "ends", "ends"], seen)
+        with self.assertRaises(ShutdownRequested):
+            handler.alarm()
 
-    def test_a_handler_that_the_task_uses_itself_is_not_interrupted_while_it_is_left(self):
-        armed = []
+    def test_nothing_is_raised_while_a_handler_is_left_that_the_task_uses_itself(self):
+        left = []
+        outer = AskedToStop()
 
         class Inner(MessageHandler):
             def __exit__(self, *exception):
-                armed.extend(case.fire(sys._getframe()))
+                outer.alarm()
+                left.append(self)
                 return super().__exit__(*exception)
 
             def run(self):
                 pass
 
-        def task():
-            with Inner(LocalMessage("{}", {}), 30, 10, 60) as inner:
-                inner.run()
+        with Inner(LocalMessage("{}", {}), 30, 10, 60) as inner:
+            inner.run()
+        self.assertEqual([inner], left)
 
-        case = self
-        self.stop.interruptible(task, _is_outside_heartbeat)
-        self.assertEqual(1, len(armed))
 
-    def test_a_stop_requested_before_keeps_the_function_from_being_called(self):
-        self.stop.requested = True
-        with self.assertRaises(ShutdownRequested):
-            self.stop.interruptible(lambda: self.fail("called"))
-
+class NestedAlarmsTest(unittest.TestCase):
     def test_an_alarm_armed_by_a_signal_in_the_middle_of_arming_another_is_not_lost(self):
         outer, inner = Alarm(lambda *_: None), Alarm(lambda *_: None)
         outer.borrow(math.inf)
@@ -384,6 +434,17 @@ class ProcessesTest(ServerTestCase):
         self.assertEqual(0, worker.process.wait(60))
         self.assert_visible_with_receive_count(2)
 
+    def test_sighup_and_sigquit_stop_it_too_and_give_back_what_runs(self):
+        for number in (signal.SIGHUP, signal.SIGQUIT):
+            for url, worker in self.start_each(wait_time=1, shutdown_grace=0.2):
+                with self.subTest(number):
+                    self.submit(url, seconds=600)
+                    worker.wait_for("started")
+                    worker.process.send_signal(number)
+                    worker.wait_for("counts {'interrupted': 1}")
+                    self.assertEqual(0, worker.process.wait(60))
+                    self.assert_visible_with_receive_count(2, url)
+
     def test_idle_with_nothing_to_do_it_ends_when_the_poll_ends(self):
         worker = self.start(wait_time=1)
         worker.wait_for("polling")
@@ -442,6 +503,7 @@ class ProcessesTest(ServerTestCase):
         settings = {"wait_time": 1, "shutdown_grace": 0.2}
         outer = Script(self, source, "-u", path, self.url, "ProcessMessageHandler", repr(settings))
         outer.wait_for("pid 1")
+        outer.wait_for("nobody reaps the processes that tasks leave behind")
         self.submit(seconds=600)
         outer.wait_for("started")
         (worker,) = [pid for pid in processes() if path in command_line(pid) and child_of_unshare(pid)]

@@ -8,7 +8,7 @@ import time
 import unittest
 from unittest import mock
 
-from sqstaskmaster._signals import alarm
+from sqstaskmaster._signals import alarm, frames
 from sqstaskmaster.errors import UnsupportedContext
 from tests.support import wait_until
 from tests.support.handling import SignalTestCase
@@ -28,7 +28,7 @@ class Manager:
         self.look()
 
     def look(self):
-        self.seen.append(alarm.is_outside_body(sys._getframe(), Manager))
+        self.seen.append(frames.is_outside_body(sys._getframe(), Manager))
 
 
 class OutsideBodyTest(unittest.TestCase):
@@ -42,12 +42,12 @@ class OutsideBodyTest(unittest.TestCase):
             pass
 
         with Manager() as manager:
-            manager.seen.append(alarm.is_outside_body(sys._getframe(), Other))
+            manager.seen.append(frames.is_outside_body(sys._getframe(), Other))
         self.assertEqual([True, False, True], manager.seen)
 
     def test_no_frame_is_inside(self):
         for frame in (None, "anything", mock.Mock()):
-            self.assertFalse(alarm.is_outside_body(frame, Manager))
+            self.assertFalse(frames.is_outside_body(frame, Manager))
 
 
 class AlarmTest(SignalTestCase):

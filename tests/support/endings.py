@@ -1,15 +1,18 @@
 """The laws of how a task may end, whoever runs it (a block, a worker with slots or without) and on whichever queue."""
 
+import builtins
 import collections
 import json
 import os
 import signal
+import subprocess
 import tempfile
 import threading
 import time
 import unittest
 from unittest import mock
 
+import boto3
 from botocore.exceptions import ClientError
 
 from sqstaskmaster import (
@@ -25,6 +28,8 @@ from sqstaskmaster import (
     current_task,
 )
 from sqstaskmaster._claim import forwarding
+from sqstaskmaster._claim.stop_order import StopOrder
+from sqstaskmaster._service import status
 from sqstaskmaster.errors import NoAnswer
 from tests.guard import awake_seconds
 from tests.support import ServerTestCase, wait_until
@@ -35,10 +40,31 @@ REFUSED = ClientError({"Error": {"Code": "AccessDenied", "Message": "not allowed
 GONE = ClientError({"Error": {"Code": "ReceiptHandleIsInvalid", "Message": "no such handle"}}, "DeleteMessage")
 
 
+class OwnGroup(BaseException):
+    """As the package `exceptiongroup` has it for Python 3.10: an Exception where all that is in it are."""
+
+    def __new__(cls, text, exceptions):
+        plain = all(isinstance(exception, Exception) for exception in exceptions)
+        return super().__new__(OwnExceptionGroup if plain else cls, text, exceptions)
+
+    def __init__(self, text, exceptions):
+        super().__init__(text, exceptions)
+        self.exceptions = tuple(exceptions)
+
+
+class OwnExceptionGroup(OwnGroup, Exception):
+    pass
+
+
+# What asyncio.TaskGroup raises.
+Group = getattr(builtins, "BaseExceptionGroup", OwnGroup)
+
+
 class Task(ProcessMessageHandler):
     """Does what its message says, and writes down what it saw when it began."""
 
     notified: list = []
+    starts_by: str | None = None  # its start method
 
     def __init__(self, message, path, do, step=0, sqs_timeout=30, alarm_timeout=10, hard_timeout=60):
         super().__init__(
@@ -47,6 +73,7 @@ class Task(ProcessMessageHandler):
             alarm_timeout,
             hard_timeout,
             term_grace=20,
+            start_method=self.starts_by,
             dead_letter=(KeyError, NoSuchModel),
             max_continuations=3,
         )
@@ -74,6 +101,13 @@ class Task(ProcessMessageHandler):
     def is_done(self):
         pass
 
+    def is_done_once_released(self):
+        wait_until(lambda: os.path.exists(self.path + ".released"), "the task is released")
+
+    def goes_on_once(self):
+        if self.step == 0:
+            raise Continue(step=1)
+
     def goes_on_twice(self):
         if self.step < 2:
             raise Continue(step=self.step + 1)
@@ -97,6 +131,25 @@ class Task(ProcessMessageHandler):
     def is_given_up(self):
         raise DeadLetter("customer 4711 does not exist")
 
+    def is_given_up_in_groups(self):
+        raise Group("outer", [Group("inner", [DeadLetter("customer 4711 does not exist")])])
+
+    def lacks_keys_in_a_group(self):
+        raise Group("two", [KeyError("model"), KeyError("step")])
+
+    def fails_in_a_group_too(self):
+        raise Group("two", [DeadLetter("customer 4711 does not exist"), ValueError("another")])
+
+    def goes_on_in_a_group(self):
+        if self.step < 2:
+            raise Group("one", [Continue(step=self.step + 1)])
+
+    def goes_on_twice_at_once(self):
+        raise Group("two", [Continue(step=1), Continue(step=2)])
+
+    def goes_on_and_fails_at_once(self):
+        raise Group("two", [Continue(step=1), ValueError("another")])
+
     def lacks_a_key(self):
         raise KeyError("model")
 
@@ -109,6 +162,18 @@ class Task(ProcessMessageHandler):
         except SystemExit:
             raise Continue(do="is_done", step=7) from None
 
+    def is_done_when_stopped(self):
+        try:
+            time.sleep(3600)
+        except SystemExit:
+            pass
+
+    def is_given_up_when_stopped(self):
+        try:
+            time.sleep(3600)
+        except SystemExit:
+            raise DeadLetter("given up") from None
+
     def hangs(self):
         time.sleep(3600)
 
@@ -120,7 +185,7 @@ class NoSuchModel(Exception):
 class Plain(MessageHandler):
     def __init__(self, message, sqs_timeout=30, alarm_timeout=10, hard_timeout=60, do="is_done", path=None, **settings):
         super().__init__(message, sqs_timeout, alarm_timeout, hard_timeout, dead_letter=KeyError, **settings)
-        self.do = do
+        self.path, self.do = path, do
 
     def notify(self, exception, context=None):
         Task.notified.append(exception)
@@ -136,14 +201,16 @@ class Plain(MessageHandler):
 class InBlock:
     """A loop of the user's own."""
 
+    handlers = {"T": Task, "Plain": Plain}
+
     def consume(self, task="T", **settings):
         """{outcome: how often}, when the queue is empty."""
         counts = collections.Counter()
         generator = self.manager.task_generator(
             wait_time=0, sqs_timeout=30, message_attribute_names=["All"], burst=True
         )
-        for _, kwargs, message in generator:
-            with Task(message, **kwargs, **settings) as handler:
+        for name, kwargs, message in generator:
+            with self.handlers[name](message, **kwargs, **settings) as handler:
                 handler.run()
             counts[str(handler.outcome)] += 1
         return dict(counts)
@@ -166,10 +233,52 @@ class InSlots(InWorker):
     handlers = {"T": Task}
 
 
+def initialize():
+    """Something of the initializer's stays open and running in each slot."""
+    global helper
+    helper = subprocess.Popen(["sleep", "600"])
+
+
+class InWarmSlots(InWorker):
+    """Processes that stay."""
+
+    handlers = {"T": Task}
+
+    def worker(self, **settings):
+        return super().worker(**{"initializer": initialize, "max_tasks_per_child": None, **settings})
+
+
+class SpawnedTask(Task):
+    starts_by = "spawn"
+
+
+class InSpawnedSlots(InWorker):
+    handlers = {"T": SpawnedTask}
+    begins_within = 8  # a new interpreter
+
+
+class SeenToBeSpawnedTask(SpawnedTask):
+    """A worker whose processes stay must know it before it has a message."""
+
+    def __init__(
+        self, message, path, do, step=0, sqs_timeout=30, alarm_timeout=10, hard_timeout=60, start_method="spawn"
+    ):
+        super().__init__(message, path, do, step, sqs_timeout, alarm_timeout, hard_timeout)
+
+
+class InWarmSpawnedSlots(InWarmSlots):
+    """Fresh interpreters that stay."""
+
+    handlers = {"T": SeenToBeSpawnedTask}
+
+
 # -- on which queue ---------------------------------------------------------------------------------------------------
 
 
 class EndingTestCase(unittest.TestCase):
+    #: Seconds in which a task comes to its `try`, on a machine that is busy.
+    begins_within = 2
+
     def setUp(self):
         super().setUp()
         folder = tempfile.TemporaryDirectory()
@@ -177,14 +286,16 @@ class EndingTestCase(unittest.TestCase):
         self.path = os.path.join(folder.name, "seen")
         Task.notified = []
 
-    def submit(self, do, task="T", **options):
+    def submit(self, do, task="T", kwargs=None, **options):
         manager = self.manager.options(message_attributes={"colour": b"\xff\x00"}, **options)
-        return manager.submit(task, path=self.path, do=do)["MessageId"]
+        return manager.submit(task, path=self.path, do=do, **(kwargs or {}))["MessageId"]
 
-    def seen(self):
-        if not os.path.exists(self.path):
+    def seen(self, path=None):
+        """What tasks have written down in a file, by default when they began."""
+        path = path or self.path
+        if not os.path.exists(path):
             return []
-        with open(self.path) as lines:
+        with open(path) as lines:
             return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def failed_for(self, kind, pattern):
@@ -198,6 +309,7 @@ class OnLocalQueue(EndingTestCase):
         super().setUp()
         received = self.received = []
 
+        # What makes the queue, for a queue of a test's own to stand round.
         class Queue(LocalQueue):
             def receive_messages(self, **kwargs):
                 messages = super().receive_messages(**kwargs)
@@ -206,7 +318,11 @@ class OnLocalQueue(EndingTestCase):
 
         self.url = f"memory:{self.id()}"
         self.addCleanup(LocalQueue.reset, self.url)
+        self.plain_queue = Queue
         self.manager = TaskManager(self.url, queue_constructor=Queue)
+
+    def visibilities(self):
+        return [seconds for message in self.received for seconds in message.visibility_changes]
 
     def sends_fail(self):
         patch = mock.patch.object(LocalQueue, "send_message", side_effect=REFUSED)
@@ -231,14 +347,41 @@ class OnServer(EndingTestCase, ServerTestCase):
 
     def use(self, url):
         self.url = url
+        self.requests, self.refused, self.records = [], {}, {}
+        # Of the session, whose clients all do as it does: the library may make a second one.
+        events = boto3.DEFAULT_SESSION.events
+        events.register("provide-client-params.sqs", self.note_request, unique_id="note")
+        events.register("before-call.sqs", self.refuse_request, unique_id="refuse")
         self.manager = TaskManager(url)
 
-    def refuse(self, error, *operations):
-        def refuse(**_):
-            raise error
+    def plain_queue(self, url):
+        return boto3.resource("sqs").Queue(url)
 
-        for operation in operations:
-            self.manager.queue.meta.client.meta.events.register(f"before-call.sqs.{operation}", refuse)
+    def note_request(self, params, model, **_):
+        self.requests.append((model.name, params))
+        for record in self.records.get(model.name, ()):
+            record.append(params)
+
+    def refuse_request(self, model, **_):
+        if model.name in self.refused:
+            raise self.refused[model.name]
+
+    def refuse(self, error, *operations):
+        self.refused.update(dict.fromkeys(operations, error))
+
+    def record(self, operation):
+        """The parameters of such requests from now on, as they come."""
+        requests = []
+        self.records.setdefault(operation, []).append(requests)
+        return requests
+
+    def visibilities(self):
+        """Seconds, of each change of a message's visibility that was asked for."""
+        changes = []
+        for name, params in self.requests:
+            if name.startswith("ChangeMessageVisibility"):
+                changes.extend(each["VisibilityTimeout"] for each in params.get("Entries", [params]))
+        return changes
 
     def sends_fail(self):
         self.refuse(REFUSED, "SendMessage")
@@ -274,6 +417,22 @@ class ContinueLaws:
         self.assertEqual([None, 1, 2], [record.continuation for record in finished])
         self.assertIn("continuation 2", finished[2].getMessage())
 
+    def test_a_continue_that_is_alone_in_a_group_goes_on(self):
+        self.submit("goes_on_in_a_group")
+        with self.assertLogs("sqstaskmaster"):
+            self.assertEqual({"continued": 2, "done": 1}, self.consume())
+
+    def test_a_continue_with_anything_else_in_its_group_is_a_failure_that_says_so(self):
+        for do, why in (
+            ("goes_on_twice_at_once", "raised 2 times in one group"),
+            ("goes_on_and_fails_at_once", "raised 1 times in one group, with 1 other errors"),
+        ):
+            self.submit(do)
+            with self.assertLogs("sqstaskmaster"):
+                self.assertEqual({"failed": 1}, self.consume())
+            self.failed_for(CannotContinue, why)
+            Task.notified.clear()
+
     def test_a_successor_that_cannot_be_sent_is_a_failure_and_the_message_stays(self):
         self.submit("goes_on_twice")
         self.sends_fail()
@@ -283,9 +442,9 @@ class ContinueLaws:
         self.failed_for(CannotContinue, "successor was not sent: .*AccessDenied")
 
     def test_where_the_delete_fails_after_the_send_both_are_there_and_none_is_lost(self):
-        self.submit("goes_on_when_called_again")
+        self.submit("goes_on_once")
         self.deletes_fail()
-        with self.assertLogs("sqstaskmaster"), mock.patch.object(Task, "goes_on_when_called_again", once, create=True):
+        with self.assertLogs("sqstaskmaster"):
             self.assertEqual({"continued": 1, "done": 1}, self.consume())
         self.assertEqual([0, 1], [each["step"] for each in self.seen()])
         self.assertEqual((0, 2), self.left())
@@ -313,8 +472,7 @@ class ContinueLaws:
     def test_a_task_that_is_over_its_hard_timeout_may_still_go_on(self):
         self.submit("goes_on_when_stopped")
         with self.assertLogs("sqstaskmaster", "INFO"):
-            # Time enough to come to its `try`, on a machine that is busy.
-            self.assertEqual({"continued": 1, "done": 1}, self.consume(hard_timeout=2))
+            self.assertEqual({"continued": 1, "done": 1}, self.consume(hard_timeout=self.begins_within))
         self.assertEqual([0, 7], [each["step"] for each in self.seen()])
         self.assertEqual((0, 0), self.left())
 
@@ -328,9 +486,8 @@ class ContinueLocalLaws:
             wait_until(lambda: message.visibility_changes, "the claim is extended")
             return send(queue, **kwargs)
 
-        self.submit("goes_on_when_called_again")
+        self.submit("goes_on_once")
         with (
-            mock.patch.object(Task, "goes_on_when_called_again", once, create=True),
             mock.patch.object(LocalQueue, "send_message", send_once_extended),
             self.assertLogs("sqstaskmaster", "INFO"),
         ):
@@ -344,11 +501,6 @@ class ContinueServerLaws:
         with self.assertLogs("sqstaskmaster", "INFO"):
             self.assertEqual({"continued": 1}, self.consume())
         self.assertEqual((0, 0, 1), self.counts(self.url))
-
-
-def once(task):
-    if task.step == 0:
-        raise Continue(step=1)
 
 
 class DeadLetterLaws:
@@ -400,6 +552,26 @@ class DeadLetterServerLaws:
         [(_, ours)] = self.in_dead_letters()
         self.assertEqual("KeyError: 'model'", ours["reason"])
 
+    def test_a_group_of_nothing_else_does_the_same(self):
+        for do, reason in (
+            ("is_given_up_in_groups", "customer 4711 does not exist"),
+            ("lacks_keys_in_a_group", "KeyError: 'model'; KeyError: 'step'"),
+        ):
+            with self.subTest(do):
+                self.use_dead_letters()
+                self.submit(do)
+                with self.assertLogs("sqstaskmaster"):
+                    self.assertEqual({"dead-lettered": 1}, self.consume())
+                [(_, ours)] = self.in_dead_letters()
+                self.assertEqual(reason, ours["reason"])
+
+    def test_a_group_with_another_error_in_it_is_a_failure(self):
+        self.use_dead_letters()
+        self.submit("fails_in_a_group_too")
+        with self.assertLogs("sqstaskmaster"):
+            self.assertEqual({"failed": 1}, self.consume())
+        self.assertEqual([], self.in_dead_letters())
+
     def test_what_cannot_be_sent_there_fails_as_ever_and_stays(self):
         self.use_dead_letters()
         self.submit("is_given_up")
@@ -422,17 +594,11 @@ class DeadLetterServerLaws:
     def test_on_a_fifo_queue_the_successor_has_its_group_and_the_step_as_its_deduplication_id(self):
         self.use(self.create_queue(FifoQueue="true"))
         first = self.submit("goes_on_once", message_group_id="g", message_deduplication_id="one")
-        with self.assertLogs("sqstaskmaster"), mock.patch.object(Task, "goes_on_once", once, create=True):
+        with self.assertLogs("sqstaskmaster"):
             sent = self.record("SendMessage")
             self.assertEqual({"continued": 1, "done": 1}, self.consume())
         self.assertEqual([f"{first}-1"], [each["MessageDeduplicationId"] for each in sent])
         self.assertEqual(["g", "g"], [each["group"] for each in self.seen()])
-
-    def record(self, operation):
-        requests = []
-        events = self.manager.queue.meta.client.meta.events
-        events.register(f"provide-client-params.sqs.{operation}", lambda params, **_: requests.append(params))
-        return requests
 
 
 class WorkerDeadLetterLaws:
@@ -566,21 +732,55 @@ class WorkerServerLaws:
         self.assertNotIn(0, [each["VisibilityTimeout"] for each in asked[0]])
         self.assertEqual((0, 0), self.left())
         self.assertIn(" claim lost: message", "\n".join(logs.output))
-        # Of the lost claim, once. That an extension has had no answer for half a second is told besides.
-        lost = [error for error in Task.notified if not isinstance(error, NoAnswer)]
-        self.assertEqual(1, len(lost), Task.notified)
+        [warning] = [record for record in logs.records if getattr(record, "action", "") == "message_deleted"]
+        self.assertEqual("WARNING", warning.levelname)
+        self.assertNotIn("Traceback", "\n".join(logs.output))
+        # That an extension has had no answer for half a second is told besides.
+        self.assertEqual([], [error for error in Task.notified if not isinstance(error, NoAnswer)])
         self.assertFalse(os.path.exists(f"/proc/{self.seen()[0]['pid']}"))
 
-    def test_a_task_goes_on_without_its_claim_where_the_worker_is_told_so(self):
-        self.submit("is_done_soon")
-        released = os.path.join(os.path.dirname(self.path), "released")
+    def test_a_task_that_is_stopped_by_hand_is_gone_its_message_is_deleted_and_nobody_is_notified(self):
+        self.is_stopped_by_hand((0, 0), do="hangs")
 
-        def soon(task):
-            wait_until(lambda: os.path.exists(released), "the claim is lost")
+    def test_a_task_that_is_stopped_by_hand_with_retry_is_given_back_at_once(self):
+        self.is_stopped_by_hand((1, 0), do="hangs", retry=True)
+
+    def test_whatever_a_task_that_is_stopped_by_hand_answers_it_is_stopped(self):
+        for do in ("goes_on_when_stopped", "is_done_when_stopped", "is_given_up_when_stopped"):
+            with self.subTest(do):
+                self.use_dead_letters(max_receive_count=3)
+                self.is_stopped_by_hand((0, 0), do)
+                self.assertEqual([], self.in_dead_letters())
+
+    def is_stopped_by_hand(self, left, do, retry=False):
+        sent, told, before = self.submit(do), [], len(self.seen())
+
+        def stop():
+            os.kill(os.getpid(), signal.SIGTERM)  # so that a message which is given back is not taken again
+            [answer] = [answer for answer in status.ask() if answer.pid == os.getpid()]
+            told.append(status.stop(answer, StopOrder("no such message", retry, "")))
+            told.append(status.stop(answer, StopOrder(sent, retry, "a test wants it")))
+
+        Stopping(self, lambda: len(self.seen()) > before, "the task runs", stop)
+        with self.assertLogs("sqstaskmaster", "INFO") as logs:
+            counts = self.worker(shutdown_grace=60).run()
+        self.assertEqual({"stopped": 1}, dict(counts))
+        wait_until(lambda: len(told) == 2, "the end has been told")
+        self.assertEqual(status.StopAnswer(False), told[0])
+        self.assertEqual("stopped", told[1].end["outcome"])
+        self.assertRegex(told[1].end["line"], f"^Task T stopped: message {sent}, receive 1")
+        self.assertEqual(left, self.left())
+        self.assertEqual([], Task.notified)
+        self.assertIn("because: a test wants it", "\n".join(logs.output))
+        self.assertEqual([], [each for each in logs.records if each.levelname != "INFO" and hasattr(each, "action")])
+        self.assertFalse(os.path.exists(f"/proc/{self.seen()[-1]['pid']}"))
+
+    def test_a_task_goes_on_without_its_claim_where_the_worker_is_told_so(self):
+        self.submit("is_done_once_released")
 
         def release():
             wait_until(lambda: Task.notified, "the claim is lost")
-            open(released, "w").close()
+            open(self.path + ".released", "w").close()
 
         Stopping(
             self,
@@ -588,7 +788,7 @@ class WorkerServerLaws:
             "the task runs",
             lambda: (self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=self.claimed[-1]), release()),
         )
-        with self.assertLogs("sqstaskmaster"), mock.patch.object(Task, "is_done_soon", soon, create=True):
+        with self.assertLogs("sqstaskmaster"):
             counts = self.worker(alarm_timeout=1, sqs_timeout=30, on_claim_lost="continue").run(burst=True)
         self.assertEqual({"done": 1}, dict(counts))
 

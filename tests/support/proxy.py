@@ -6,7 +6,16 @@ import http.client
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 from urllib.parse import urlsplit
+
+
+class Raw(NamedTuple):
+    """An answer that is sent as it is."""
+
+    status: int
+    content: bytes
+    headers: dict[str, str]
 
 
 class Cut(Exception):
@@ -57,7 +66,10 @@ def error(status, code):
 
 
 class Proxy:
-    """`rule(request)` gives (status, JSON), or raises Cut; the default forwards. `requests`: what came in, in order."""
+    """`rule(request)` gives (status, JSON) or a Raw answer, or raises Cut; the default forwards.
+
+    `requests`: what came in, in order.
+    """
 
     def __init__(self, test, upstream, rule=Request.forward):
         self.rule = rule
@@ -92,13 +104,15 @@ class Proxy:
             request = Request(len(self.requests) + 1, handler.headers, body, self._upstream)
             self.requests.append(request)
         try:
-            status, answer = self.rule(request)
-            content = json.dumps(answer).encode()
-            handler.send_response(status)
-            handler.send_header("Content-Type", "application/x-amz-json-1.0")
-            handler.send_header("Content-Length", str(len(content)))
+            answer = self.rule(request)
+            if not isinstance(answer, Raw):
+                status, content = answer
+                answer = Raw(status, json.dumps(content).encode(), {"Content-Type": "application/x-amz-json-1.0"})
+            handler.send_response(answer.status)
+            for name, value in {**answer.headers, "Content-Length": str(len(answer.content))}.items():
+                handler.send_header(name, value)
             handler.end_headers()
-            handler.wfile.write(content)
+            handler.wfile.write(answer.content)
         except Cut:
             handler.close_connection = True
         except OSError:

@@ -29,6 +29,7 @@ from sqstaskmaster import (
     Worker,
     current_task,
 )
+from sqstaskmaster.testing import SimulatedQueue
 
 
 class Train(MessageHandler):
@@ -155,6 +156,23 @@ def classic_unit_test() -> None:
         pass
     assert message.deleted and message.visibility_changes == [30]
     LocalQueue.reset()
+
+
+def simulate() -> str:
+    queue = SimulatedQueue(max_receive_count=2, deduplication_scope="queue")
+    manager = TaskManager(queue.url, queue_constructor=SimulatedQueue)
+    manager.submit("Train")
+    queue.send_message(
+        MessageBody="x", DelaySeconds=5, MessageAttributes={"a": {"StringValue": "b", "DataType": "String"}}
+    )
+    for message in queue.receive_messages(MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"]):
+        message.change_visibility(VisibilityTimeout=0)
+    queue.advance(30, suspended=True)
+    with queue.clock.task():
+        pass
+    SimulatedQueue.reset()
+    # No cast, and no assert.
+    return queue.dead_letter_queue.receive_messages()[0].body
 
 
 logging.getLogger().addFilter(TaskFilter())

@@ -22,6 +22,7 @@ from sqstaskmaster import (
     Worker,
     current_task,
 )
+from sqstaskmaster.testing import SimulatedQueue
 
 
 class Misspelt(MessageHandler):
@@ -87,6 +88,15 @@ def work(manager: TaskManager) -> None:
 
     count("5")  # E: arg-type reportArgumentType
     worker.run(bursts=True)  # E: call-arg reportCallIssue
+
+
+def simulate() -> None:
+    queue = SimulatedQueue(visiblity_timeout=5)  # E: call-arg reportCallIssue
+    queue.send_message(MessageBody="x", Delay=5)  # E: call-arg reportCallIssue
+    queue.send_message(DelaySeconds=5)  # E: call-arg reportCallIssue
+    queue.receive_messages(MaxMessages=10)  # E: call-arg reportCallIssue
+    queue.receive_messages(MaxNumberOfMessages="10")  # E: arg-type reportArgumentType
+    queue.advance("5")  # E: arg-type reportArgumentType
 
 
 def rest() -> None:

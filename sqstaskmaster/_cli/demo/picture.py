@@ -252,10 +252,10 @@ def line(event: Event, plan: Plan) -> str:
 def summary(made: Sequence[Row], now: float) -> str:
     """The last line: how many ended how."""
     names = {
-        Kind.DONE: "done and deleted",
-        Kind.FAILED: "raised and kept",
-        Kind.TIMED_OUT: "stopped at the limit",
-        Kind.STUCK: "stopped as stuck",
+        Kind.DONE: "done",
+        Kind.FAILED: "raised",
+        Kind.TIMED_OUT: "over the limit",
+        Kind.STUCK: "stuck",
         Kind.REFUSED: "refused",
         Kind.INTERRUPTED: "interrupted",
     }
@@ -267,7 +267,7 @@ def summary(made: Sequence[Row], now: float) -> str:
 # -- the whole ---------------------------------------------------------------------------------------------------
 
 _VERDICT_COLUMNS = 31
-_SHORTEST_AXIS = 36
+_SHORTEST_AXIS = 29  # so that the last picture has room on a terminal of 80 by 24
 _MARGIN = 1
 
 
@@ -285,7 +285,7 @@ def picture(plan: Plan, events: Sequence[Event], now: float, look: Look, finishe
         label, columns = 0, max(10, look.width - 2 * _MARGIN)
     longest = max([plan.length, now, *(row.held_until for row in made if row.end is not Kind.DONE)])
     axis = Axis(longest, columns)
-    lines = [_title(plan, look, now), "", *_scale(axis, now, look, label, finished)]
+    lines = [_title(plan, look, now), *_scale(axis, now, look, label, finished)]
     for title, limit, row in zip(plan.titles, plan.limits, made):
         cells = _joined(bar(row, axis, now, look.glyphs), look)
         words, style = verdict(row, limit, now)

@@ -31,8 +31,8 @@ _LONGEST_SECONDS = 300.0
 _INTERRUPTED = 130
 
 _LOCAL_NOTE = (
-    "LocalQueue forgets what was kept. SQS makes it visible again where the claim ends, and after maxReceiveCount "
-    "tries moves it to the dead-letter queue: --queue-url URL shows that on a queue of yours."
+    "SQS makes what was kept visible again, and after maxReceiveCount tries moves it to "
+    "the dead-letter queue. See that on a queue of yours: --queue-url URL."
 )
 
 
@@ -190,8 +190,9 @@ class Show:
         threading.Thread(target=self._read, args=(worker.stdout,), name="reader", daemon=True).start()
 
     def _read(self, lines: IO[bytes]) -> None:
-        for text in lines:
-            self._events.put(Event.from_line(text))
+        with lines:
+            for text in lines:
+                self._events.put(Event.from_line(text))
         self._events.put(None)
 
     def follow(self, until: float) -> None:

@@ -1,0 +1,96 @@
+"""A slot's process that stays, as a fresh interpreter: for what does not survive a fork, and where nothing does.
+
+    keeper -- forks --> child -- execs --> Python -- multiprocessing's own start --> Beginning -- be_warm --> ...
+
+What the interpreter imports for the user, it imports as the first thing of the initializer: what that raises is told
+with its traceback, and where it hangs can be seen.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing.process
+import os
+import pickle
+import socket
+import sys
+from multiprocessing import spawn
+from typing import Any, NamedTuple, NoReturn
+
+from sqstaskmaster._isolation import buffers, pipes, warm
+from sqstaskmaster._isolation.channel import Channel
+from sqstaskmaster._isolation.child import pickled
+
+
+class Carried(NamedTuple):
+    """What the worker's process has that the new one is to have.
+
+    `preparation`: multiprocessing's, with the main module. `initializer`: pickled.
+    """
+
+    preparation: dict[str, Any]
+    initializer: bytes
+
+
+def carried(initializer: Any) -> Carried:
+    """:raises TaskNotPicklable: for an initializer that cannot be sent.
+    :raises RuntimeError: in an interpreter that imports its main module for another.
+    """
+    preparation = spawn.get_preparation_data("MainProcess")
+    preparation["authkey"] = bytes(preparation["authkey"])  # else it refuses to be pickled
+    return Carried(preparation, pickled(initializer, "The initializer", "spawn"))
+
+
+def become(orders: int, said: int, nothing: int, settings: warm.Warm, carries: Carried) -> NoReturn:
+    """Make a fresh interpreter of this process, which has parted from what it inherited.
+
+    Nothing is open there but these, and what is standard.
+    """
+    beginning = Beginning(orders, said, nothing, settings._replace(initializer=None), carries)
+    # The user's modules may be where this package is.
+    file = pipes.file_with(pickle.dumps({"sys_path": sys.path}) + pickle.dumps(beginning))
+    os.lseek(file, 0, os.SEEK_SET)
+    stay = (orders, said, nothing, file)
+    for descriptor in stay:
+        os.set_inheritable(descriptor, True)
+    pipes.close_all_but(*stay)
+    os.execv(spawn.get_executable(), spawn.get_command_line(pipe_handle=file))
+
+
+class Beginning:
+    """Unpickled in the new interpreter by multiprocessing, which then calls `_bootstrap`."""
+
+    def __init__(self, orders: int, said: int, nothing: int, settings: warm.Warm, carries: Carried) -> None:
+        self._descriptors = orders, said, nothing
+        self._settings = settings
+        self._carried = carries
+
+    def _bootstrap(self, sentinel: int) -> NoReturn:
+        os.close(sentinel)
+        for descriptor in self._descriptors:
+            os.set_inheritable(descriptor, False)
+        orders, said, nothing = self._descriptors
+        sockets = socket.socket(fileno=orders), socket.socket(fileno=said)
+        settings = self._settings._replace(initializer=self._initialize)
+        warm.be_warm(*sockets, run, settings, frozenset(), nothing)
+
+    def _initialize(self) -> None:
+        process: Any = multiprocessing.process.current_process()
+        # A main module that runs its worker when it is imported is refused with a clear error.
+        process._inheriting = True
+        try:
+            spawn.prepare(self._carried.preparation)
+            initializer = pickle.loads(self._carried.initializer)
+        finally:
+            del process._inheriting
+        # The main module has been imported: what it has opened and set up is no task's.
+        buffers.before_fork()
+        buffers.carry_records()
+        gc.freeze()
+        if initializer is not None:
+            initializer()
+
+
+def run(order: bytes, own: Channel) -> Any:
+    """A task there: its function, pickled."""
+    return pickle.loads(order)(own)

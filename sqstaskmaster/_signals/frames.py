@@ -1,0 +1,100 @@
+"""Where a signal has landed: whether what its handler raises there would reach the code that it is for.
+
+The only module that looks at frames: Python tells a handler no more than the one that it interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import sys
+from collections.abc import Iterator
+from types import CodeType, FrameType, FunctionType, GeneratorType
+from typing import Any
+
+from sqstaskmaster._signals import forks
+
+
+def is_outside_body(frame: FrameType | None, kind: type) -> bool:
+    """Whether `frame`, where a signal landed, is entering or leaving a `with` block of a manager of that kind.
+
+    An exception raised there would not reach the block: it would escape, and `__exit__` would never run or be cut off.
+    The same holds for what Python calls round a fork, where it would be swallowed.
+    """
+    if isinstance(frame, FrameType) and (_is_unwinding(frame) or _is_passing_on(frame)):
+        return True
+    return any(each.f_code in forks.HOOKS or _enters_or_leaves(each, kind) for each in _outwards(frame))
+
+
+def is_forking(frame: FrameType | None) -> bool:
+    """Whether `frame`, where a signal landed, is in a function that Python calls round a fork."""
+    return any(each.f_code in forks.HOOKS for each in _outwards(frame))
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while isinstance(frame, FrameType):  # whoever calls a handler by hand may pass anything
+        yield frame
+        frame = frame.f_back
+
+
+def _enters_or_leaves(frame: FrameType, kind: type) -> bool:
+    code = frame.f_code
+    is_method = code.co_name in ("__enter__", "__exit__") and code.co_argcount > 0
+    return is_method and isinstance(frame.f_locals.get(code.co_varnames[0]), kind)
+
+
+def _is_passing_on(frame: FrameType) -> bool:
+    """Whether contextlib is, in this frame, about to enter or leave a block for somebody, or has just done so.
+
+    Steps of microseconds, while this frame is the one that runs and what it calls is written in Python. Where it waits
+    for C code (a lock, a callback), a task may hang for ever, and an exception goes where it should.
+    """
+    for inside in _outwards(frame):
+        if inside.f_code.co_filename != contextlib.__file__:
+            return False
+        manager = inside.f_locals.get("self")
+        if isinstance(manager, (contextlib.ExitStack, contextlib.AsyncExitStack)):
+            if inside.f_code.co_name == "enter_context":
+                called = getattr(type(inside.f_locals.get("cm")), "__enter__", None)
+            elif inside.f_lineno in _CALLBACK_LINES.get(inside.f_code, ()):
+                called = inside.f_locals.get("cb")
+            else:
+                return True
+            return inside is frame and _is_of_python(called)
+        if isinstance(manager, contextlib._GeneratorContextManager) and isinstance(manager.gen, GeneratorType):
+            decorated = inside.f_locals.get("func")
+            return decorated is None or inside is not frame or _is_of_python(decorated)
+    return False
+
+
+def _is_of_python(called: Any) -> bool:
+    return isinstance(getattr(called, "__func__", called), FunctionType)
+
+
+def _lines_that_load(code: CodeType, name: str) -> frozenset[int]:
+    """The lines on which a function reads one of its local variables."""
+    offsets = {
+        instruction.offset
+        for instruction in dis.get_instructions(code)
+        if instruction.opname.startswith("LOAD_FAST")
+        and name in (instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,))
+    }
+    return frozenset(line for start, end, line in code.co_lines() if line and not offsets.isdisjoint(range(start, end)))
+
+
+# Where an ExitStack calls what was pushed, inside the `try` round it. A version of Python that names it otherwise has
+# no such lines: a task that hangs there is asked again and again, as if contextlib were leaving the block.
+_CALLBACK_LINES = {
+    code: _lines_that_load(code, "cb")
+    for code in (contextlib.ExitStack.__exit__.__code__, contextlib.AsyncExitStack.__aexit__.__code__)
+}
+
+
+def _is_unwinding(frame: FrameType) -> bool:
+    """Whether an exception has just been raised in `frame`, and its `except`, `finally` or `__exit__` not begun.
+
+    Python 3.10 runs signal handlers there; later ones do so only at the end of calls, the start of functions and jumps
+    back, where a `with` block is either whole or in its `__exit__`.
+    """
+    traceback = sys.exc_info()[2]
+    return traceback is not None and traceback.tb_frame is frame and traceback.tb_lasti == frame.f_lasti
