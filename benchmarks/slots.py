@@ -35,16 +35,8 @@ IDLE_SETTLES_SECONDS = 12
 DEADLINE_SECONDS = 180
 HEAVY = ("numpy", "pandas", "sklearn", "xgboost")
 
-MODULE = """
-import os, sys, time
-from sqstaskmaster import TaskManager, Worker
-
-for name in {heavy!r}:
-    __import__(name)
-held = bytearray({gigabytes} * 2**30)
-for at in range(0, len(held), 4096):
-    held[at] = 1
-
+#: For a worker's module: a queue whose requests are counted.
+COUNTED = """
 class Counted:
     requests = 0
 
@@ -56,7 +48,22 @@ def queue(url):
 
 def count(**_):
     Counted.requests += 1
+"""
 
+MODULE = (
+    """
+import os, sys, time
+from sqstaskmaster import TaskManager, Worker
+
+for name in {heavy!r}:
+    __import__(name)
+held = bytearray({gigabytes} * 2**30)
+for at in range(0, len(held), 4096):
+    held[at] = 1
+
+"""
+    + COUNTED
+    + """
 manager = TaskManager({url!r}, queue_constructor={constructor})
 worker = Worker(manager, slots={slots}, sqs_timeout={claim}, alarm_timeout={alarm}, wait_time={wait}, {more})
 
@@ -73,6 +80,7 @@ def started(path):
 def sleep(seconds):
     time.sleep(seconds)
 """
+)
 
 BARE = """
 import os, time, boto3

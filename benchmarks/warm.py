@@ -19,7 +19,7 @@ import time
 
 from benchmarks.producing import far_away
 from benchmarks.servers import fast_server, heading, row
-from benchmarks.slots import RUN, Queue, measured, module, running, started_in
+from benchmarks.slots import COUNTED, RUN, Queue, measured, module, running, started_in
 
 TURNS = 5
 TASKS = 400
@@ -30,23 +30,15 @@ LOOKS = 2000
 STARTS = 20
 FAR_SECONDS = 0.005
 
-WORKER = """
+WORKER = (
+    """
 import logging, os, time
 logging.disable(logging.CRITICAL)
 from sqstaskmaster import TaskManager, Worker
 
-class Counted:
-    requests = 0
-
-def queue(url):
-    import boto3
-    made = boto3.resource("sqs").Queue(url)
-    made.meta.client.meta.events.register("before-send.sqs", count)
-    return made
-
-def count(**_):
-    Counted.requests += 1
-
+"""
+    + COUNTED
+    + """
 times = []
 
 def initialize():
@@ -60,6 +52,7 @@ clock = time.perf_counter
 def task():
     time.sleep({seconds})
 """
+)
 
 OURS = """
 ready = lambda event: event == "ready" and times.append(clock())
