@@ -22,7 +22,7 @@ from sqstaskmaster._isolation.template import Template
 from sqstaskmaster.errors import HardTimeout, TaskExited, TaskKilled, TaskNotStarted
 from tests.isolation.test_task import MIB, SOON_SECONDS, alive, daemonise
 from tests.support import DEADLINE_SECONDS, STARTS_A_DAEMON, Script, wait_until
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import left_open, open_descriptors
 
 
 def descriptors_of(pid):
@@ -362,10 +362,11 @@ class RoughTasksTest(Case):
         orders = ("echo x", "raises", "writes_half_a_verdict_and_is_killed", "closes_descriptors", "makes_a_daemon")
         for order in orders:
             self.finish(slot, order)
-        before = open_descriptors(), self.descriptors_of_waiting(slot)
+        before, waiting = open_descriptors(), self.descriptors_of_waiting(slot)
         for number in range(200):
             self.finish(slot, orders[number % len(orders)])
-        self.assertEqual(before, (open_descriptors(), self.descriptors_of_waiting(slot)))
+        self.assertEqual(set(), left_open(before))
+        self.assertEqual(waiting, self.descriptors_of_waiting(slot))
         self.assertEqual(1, len(process_tree.descendants(slot.keeper)))
 
     def descriptors_of_waiting(self, slot):
@@ -423,7 +424,7 @@ class KilledTest(Case):
         before = open_descriptors()
         with self.assertRaisesRegex(SlotLost, "open another slot"):
             self.start(slot, "tells")
-        self.assertEqual(before, open_descriptors())
+        self.assertEqual(set(), left_open(before))
         wait_until(lambda: not alive(spare), "the spare is gone", SOON_SECONDS)
         self.assertEqual(b"x", self.finish(self.open_slot(), "echo x").result())
 
@@ -565,7 +566,7 @@ class ShortOfProcessesTest(Case):
         before = open_descriptors()
         with self.assertRaisesRegex(OSError, "Resource temporarily unavailable"):
             template.open_slot({})
-        self.assertEqual(before, open_descriptors())
+        self.assertEqual(set(), left_open(before))
         self.assertEqual(b"x", self.finish(self.open_slot(template), "echo x").result())
 
     def test_a_worker_without_descriptors_left_starts_nothing_and_leaks_none(self):
@@ -578,7 +579,7 @@ class ShortOfProcessesTest(Case):
             resource.setrlimit(resource.RLIMIT_NOFILE, (few + more, hard))
             with contextlib.suppress(OSError):
                 self.end(self.start(slot, "echo x"))
-            self.assertEqual(before, open_descriptors())
+            self.assertEqual(set(), left_open(before))
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self.assertEqual(b"x", self.finish(slot, "echo x").result())
 
@@ -623,7 +624,7 @@ class TemplateTest(Case):
         template.close()
         self.close(slot)
         self.assertFalse(alive(pid))
-        self.assertEqual(before, open_descriptors())
+        self.assertEqual(set(), left_open(before))
 
     def test_one_that_a_task_has_stopped_does_not_hold_the_worker_s_end(self):
         template = Template(perform)

@@ -19,7 +19,7 @@ from sqstaskmaster._isolation import child as isolation
 from sqstaskmaster._isolation import process_tree, task
 from sqstaskmaster.errors import TaskExited, TaskKilled, TaskNotStarted
 from tests.support import IS_MEASURED, wait_until
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import left_open, open_descriptors
 
 # Generous for a loaded machine.
 SOON_SECONDS = 20
@@ -408,7 +408,7 @@ class KeeperTest(Case):
         with mock.patch.object(os, "fork", side_effect=OSError(errno.EAGAIN, "no more processes")):
             with self.assertRaises(OSError):
                 isolation.Child(lambda channel: None, name="T").start()
-        self.assertEqual(before, open_descriptors())
+        self.assertEqual(set(), left_open(before))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for more in range(12):
@@ -420,7 +420,7 @@ class KeeperTest(Case):
                 self.assertEqual(errno.EMFILE, error.errno)
             else:
                 self.end(child)
-            self.assertEqual(before, open_descriptors())
+            self.assertEqual(set(), left_open(before))
 
     def test_the_out_of_memory_killer_prefers_the_task(self):
         def run(channel):

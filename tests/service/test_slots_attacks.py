@@ -9,7 +9,7 @@ from sqstaskmaster._claim.current import current_task
 from sqstaskmaster.errors import HardTimeout, TaskKilled
 from tests.service.test_slots import SlotsTestCase
 from tests.support import DEADLINE_SECONDS
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import left_open, open_descriptors
 
 # Of a task that never ends by itself; long enough to begin on a busy machine, and to do what is to be seen of it.
 LIMIT_SECONDS = 1
@@ -50,7 +50,7 @@ class AttacksTest(SlotsTestCase):
         worker.run(burst=True)
         self.assertEqual(["done"] * 5, outcomes["Healthy"])
         self.assertEqual(10, len(self.files()), "each was begun once and ended")
-        self.assertEqual(spared, open_descriptors())
+        self.assertEqual(set(), left_open(spared))
         (outcome,) = outcomes["Attack"]
         deleted = [each.deleted for each in self.messages if '"Attack"' in each.body]
         self.assertEqual([outcome == "done"], deleted, "only what is done is deleted")
