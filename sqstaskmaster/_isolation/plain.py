@@ -111,7 +111,7 @@ def _written(value: Any, otherwise: Callable[[Any], Any], most: int | None = MAX
     if most is not None and len(content) > most:
         raise NotPlain(f"{len(content):,} bytes are more than {most:,}")
     try:
-        # Fails for a set of a user's hashable lists, say. Checked here: the worker takes no verdict that it cannot read.
+        # Fails for a set of a user's hashable lists, say. Checked here: a verdict that the worker cannot read is lost.
         load(content, most)
     except ValueError as error:
         raise NotPlain(f"it cannot be read again: {error}") from error
