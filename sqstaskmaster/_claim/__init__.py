@@ -1,4 +1,4 @@
-"""One attempt at a task, from the receive of its message until nothing more is done about it: all that is decided.
+"""One attempt at a task: every decision from the receive of its message until nothing more is done about it.
 
     state machines   claim, deletion, watch (a running task), settlement (an ended one): no input, no output, no clock
     sent on          forwarding (what is sent), destinations (where to: blocking calls)

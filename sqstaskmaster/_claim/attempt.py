@@ -1,7 +1,7 @@
 """One attempt at a task: one receive of one message, from the receive until nothing more is done about the message.
 
-It only holds what every driver needs to know. `settlement` decides what becomes of the message, `watch` what a running
-task needs, and a driver carries that out.
+It only holds what every driver needs. `settlement` decides what becomes of the message, `watch` what a running task
+needs, and a driver carries that out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from sqstaskmaster._claim.stop_order import StopOrder, stopped_by
 from sqstaskmaster._sqs import messages
 from sqstaskmaster.endings import Continue, Outcome
 
-# The longest that a task is held up by one call of the heartbeat, whatever the user's client allows it: SQS answers in
-# milliseconds. A call that takes longer goes on beside the task.
+# The longest that one heartbeat call may hold up a task, whatever the user's client allows: SQS answers in
+# milliseconds. A call that takes longer continues beside the task.
 _HEARTBEAT_WAIT_SECONDS = 1.0
 
-# How far before the end of the claim's 12 hours a task is stopped, so that it is gone when the message comes back.
+# A task is stopped this long before the end of the claim's 12 hours, so that it is gone when the message comes back.
 _END_MARGIN_SECONDS = 2.0
 
 
@@ -35,7 +35,7 @@ def _at_once() -> int:
 
 
 class Wakeup(Protocol):
-    """`fileno()` is readable once something has happened, or somebody called `wake()`, until `clear()`."""
+    """`fileno()` becomes readable when something has happened or `wake()` was called, and stays so until `clear()`."""
 
     def fileno(self) -> int: ...
 
@@ -44,20 +44,20 @@ class Wakeup(Protocol):
     def wake(self) -> None: ...
 
 
-# A worker's callbacks (`notify`, `on_finish`, `retry_delay`, `running`) are given up after so long.
+# A worker gives up on a callback (`notify`, `on_finish`, `retry_delay`, `running`) after this long.
 CALLBACK_SECONDS = 30.0
 
-# A worker that stops waits so long for SQS, and for callbacks.
+# How long a stopping worker waits for SQS and for callbacks.
 _LAST_SECONDS = 5.0
 
 
 class Terms(NamedTuple):
-    """What a worker wants of the handlers of its tasks. A loop of the user's wants nothing.
+    """What a worker wants of its tasks' handlers. A user's own loop wants nothing.
 
-    `queue_url`: given where `notify` and the log are to be told more. `fits` raises where kwargs do not fit the task.
+    `queue_url`: set if `notify` and the log are to get more detail. `fits` raises if kwargs do not fit the task.
     `around`, `on_finish`: see Worker; `on_finish` is called with the attempt. `stop_at`: when the task is to be stopped
-    because the worker stops, inf before that is known; `wakeup` tells that it has changed. `soonest`: in how many
-    seconds a message that is given back may be visible: not while the worker's own poll is out, which would bring it.
+    because the worker stops, inf until that is known; `wakeup` signals that it has changed. `soonest`: in how many
+    seconds a returned message may become visible: not while the worker's own poll is out, which would receive it.
     """
 
     queue_url: str | None = None
@@ -71,7 +71,7 @@ class Terms(NamedTuple):
     wakeup: Wakeup | None = None
 
     def time_is_up(self, began: float, now: float) -> bool:
-        """Whether what began then is waited for no longer, because the worker stops. Of the monotonic clock."""
+        """Whether the worker is stopping and no longer waits for what began then. Times are monotonic."""
         return now >= max(self.stop_at(), began) + _LAST_SECONDS
 
     @property
@@ -79,19 +79,19 @@ class Terms(NamedTuple):
         return self.queue_url is not None
 
     def is_stopping(self) -> bool:
-        """Whether the worker has been told to stop."""
+        """Whether the worker has been asked to stop."""
         return self.stop_at() < math.inf
 
 
 class Attempt:
-    """What is known of one attempt. Times are seconds.
+    """The state of one attempt. Times are seconds.
 
     `receipt`: what the receiver noted on the message. `handler`: None until there is one, and for messages that no
-    handler takes. `dead_letter`, `most`: for which exceptions no retry helps, and how often the task may continue, None
-    where it may not. `stop_reason`, `stopped_as`: why the task was told to stop, and what its outcome is for it.
-    `retry`: whether the message of a task that was stopped by order is given back.
-    `answer`: the Continue with which it answered that. `lost_told`: `claim_lost` was called. `lost_error`: what it
-    raised.
+    handler takes. `dead_letter`: the exceptions for which no retry helps. `most`: how often the task may continue, None
+    if it may not. `stop_reason`, `stopped_as`: why the task was asked to stop, and the outcome that this gives it.
+    `retry`: whether the message of a task stopped by order is returned to the queue.
+    `answer`: the Continue with which the task answered the stop. `lost_told`: `claim_lost` was called. `lost_error`:
+    what it raised.
     """
 
     __slots__ = (
@@ -132,7 +132,7 @@ class Attempt:
         return self.report.task
 
     def handle_with(self, handler: Any, dead_letter: tuple[type[BaseException], ...], most: int | None) -> None:
-        """From now on this handler has the attempt: its timeouts hold, and it is told of what goes wrong."""
+        """From now on this handler has the attempt: its timeouts apply, and it is notified of what goes wrong."""
         self.handler, self.dead_letter, self.most = handler, dead_letter, most
         handler._attempt = self
         self.report.limit = handler.hard_timeout
@@ -140,7 +140,7 @@ class Attempt:
         self.claim.retime(handler.sqs_timeout, handler.alarm_timeout)
 
     def adopt(self, message: Any, receipt: Receipt, claim: Claim) -> None:
-        """The message was received again, by this very worker: from now on by this receipt, with 12 new hours."""
+        """This same worker received the message again: continue under the new receipt, with another 12 hours."""
         claim.retime(self.claim.sqs_timeout, self.claim.alarm_timeout)
         self.message, self.receipt, self.claim, self.lost_told = message, receipt, claim, False
         self.report.is_about(message)
@@ -157,33 +157,33 @@ class Attempt:
 
     @property
     def wait_seconds(self) -> float:
-        """How long one call of a blocking heartbeat is waited for.
+        """How long to wait for one call of a blocking heartbeat.
 
-        Well inside what is left of the claim at an alarm, and over before the next alarm, with time for the task.
+        Well within what is left of the claim at an alarm, and over before the next alarm, with time for the task.
         """
         alarm_timeout = self.claim.alarm_timeout
         return min(_HEARTBEAT_WAIT_SECONDS, alarm_timeout / 4, (self.claim.sqs_timeout - alarm_timeout) / 3)
 
     def seconds_to_claim_limit(self, now: float, grace: float) -> float:
-        """Until the task has to be stopped, for all of it to be gone when the claim's 12 hours end."""
+        """Seconds until the task must be stopped so that all of it is gone when the claim's 12 hours end."""
         return self.claim.ends - _END_MARGIN_SECONDS - grace - now
 
     def stop(self, reason: BaseException, outcome: Outcome | None = None) -> bool:
-        """The task is to be stopped, because of that. Whether this is the first reason, which alone counts."""
+        """Note that the task is to be stopped, and why. Returns whether this is the first reason: only that counts."""
         if self.stop_reason is not None:
             return False
         self.stop_reason, self.stopped_as = reason, outcome
         return True
 
     def stop_by(self, order: StopOrder) -> bool:
-        """The same, because somebody wants it."""
+        """The same, because of a stop order."""
         first = self.stop(stopped_by(order), Outcome.STOPPED)
         if first:
             self.retry = order.retry
         return first
 
     def lost_now(self, now: float) -> Exception | None:
-        """Why the claim is lost, given once: for `claim_lost`."""
+        """Why the claim is lost, for `claim_lost`; returned only once."""
         self.claim.lapsed(now)
         if self.claim.lost is None or self.lost_told:
             return None
@@ -198,13 +198,13 @@ class Attempt:
     # -- once it has ended ---------------------------------------------------------------------------------------
 
     def came_to(self, error: BaseException | None) -> BaseException | None:
-        """What a task's end comes to: what it raised, or what it was stopped for. None: it is done."""
+        """How the task's end counts: what it raised, or the reason it was stopped. None: it is done."""
         reason = self.stop_reason
         if isinstance(error, Continue) and reason is not None:
             self.answer = error
             return reason
         if reason is None or error is None and not isinstance(reason, Exception):
-            return error  # it came to its end within its grace: finished work is not repeated
+            return error  # it finished within its grace: finished work is not repeated
         return reason
 
     def end_as(self, outcome: Outcome) -> None:
@@ -213,7 +213,7 @@ class Attempt:
             self.handler.outcome = outcome
 
     def kwargs_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The message's kwargs, updated. Raises where they would not fit the task, which would then fail for ever."""
+        """The message's kwargs, updated. Raises if they would not fit the task, which would then fail for ever."""
         given = messages.decode(self.message.body)[1]
         kwargs = {**given, **changes}
         if self.terms.fits is not None:
@@ -223,6 +223,6 @@ class Attempt:
         try:
             signature.bind_partial(None, **given)
         except TypeError:
-            return kwargs  # whoever made this handler goes by other names than the message does
+            return kwargs  # the code that made this handler uses other names than the message does
         signature.bind_partial(None, **kwargs)
         return kwargs

@@ -1,4 +1,4 @@
-"""The clock of claims: it counts the time that this machine was suspended, since SQS counts it too."""
+"""The clock of claims: it includes the time that this machine was suspended, since SQS counts it too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def now() -> float:
-    """Seconds, of CLOCK_BOOTTIME where there is one (Linux), of the monotonic clock elsewhere."""
+    """Seconds of CLOCK_BOOTTIME if there is one (Linux), else of the monotonic clock."""
     try:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     except (AttributeError, OSError):
@@ -17,16 +17,16 @@ def now() -> float:
 
 
 def of(message: Any, clock: Callable[[], float]) -> Callable[[], float]:
-    """The clock for the work on a message: the clock itself, but for a message of a test's queue, whose time a test can
-    move: with what it was moved since the message was received."""
-    moved = getattr(type(message), "seconds_moved", None)  # on the class: a mock has whatever it is asked for
+    """The clock for the work on a message: the clock itself, but for a message of a test's queue plus the time by which
+    the test has moved the queue's clock since the receive."""
+    moved = getattr(type(message), "seconds_moved", None)  # on the class: a mock has every attribute
     if moved is None:
         return clock
     return lambda: clock() + moved(message)
 
 
 class _RealTime:
-    """The time of a queue that nobody can move. `advanced`: seconds that a test has moved it."""
+    """The clock of a queue whose time no test can move. `advanced`: seconds by which a test has moved it."""
 
     advanced = 0.0
 
@@ -41,7 +41,7 @@ class _RealTime:
 
 
 def of_queue(queue: Any) -> Any:
-    """What wants to know which tasks of a queue run: the clock of a test's queue, which its polls move otherwise."""
+    """The object to inform of a queue's running tasks: the clock of a test's queue, which its polls would else move."""
     found = getattr(queue, "clock", None) if hasattr(type(queue), "clock") else None  # on the class, as above
     return found if hasattr(found, "begin") and hasattr(found, "end") else _REAL_TIME
 
@@ -50,9 +50,9 @@ _REAL_TIME = _RealTime()
 
 
 def of_queues(queues: Iterable[Any]) -> Any:
-    """The clock that all of them have, apart from queues that nobody can move.
+    """The one clock of all queues whose time a test can move.
 
-    :raises ValueError: where there are several.
+    :raises ValueError: if there are several.
     """
     clocks = {each for each in map(of_queue, queues) if each is not _REAL_TIME}
     if len(clocks) > 1:

@@ -1,4 +1,4 @@
-"""The task that runs in this process, for whoever asks from inside it: the task's own code, filters of its log."""
+"""The task that runs in this process, for code inside it: the task's own, and filters of its log."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class CurrentTask:
     """The task that is running, as `current_task()` gives it to the task itself.
 
     `name`: the task's name. `message_id`: SQS's id of its message, None if it has none. `receive_count`: how often the
-    message has been received, this time included, None if that is not known. `attributes`, `message_attributes`: those
-    of SQS and of the sender. `continuation`: how often the task has continued (see Continue), 0 for the message that
-    was submitted. `first_message_id`: the id of that one.
+    message has been received, this time included, None if unknown. `attributes`, `message_attributes`: those of SQS and
+    of the sender. `continuation`: how often the task has continued (see Continue), 0 for the submitted message.
+    `first_message_id`: the id of the submitted message.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class CurrentTask:
         self._report = report
         self._stopping = stopping
 
-    # The message's content is looked at when it is asked for: most tasks never do.
+    # The message's content is read on demand: most tasks never ask for it.
 
     @functools.cached_property
     def message_id(self) -> str | None:
@@ -71,13 +71,13 @@ class CurrentTask:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker is stopping: the task has its `shutdown_grace` from then on."""
+        """Whether the worker is stopping: from then on the task has its `shutdown_grace`."""
         return self._stopping()
 
     def report(self, **progress: Any) -> None:
         """Report how far the task is: `handler.progress` in the worker, and what `sqstaskmaster ps` shows.
 
-        It replaces the previous report. Call it a few times a second at most; anything but plain data arrives as its
+        Replaces the previous report. Call it a few times a second at most; anything but plain data arrives as its
         `repr`.
         """
         self._report(progress)
@@ -90,7 +90,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-# One inside the other where a task handles a message itself. Not a context variable: the task's threads ask too.
+# Nested if a task itself handles a message. Not a context variable: the task's threads ask too.
 _running: list[CurrentTask] = []
 
 
@@ -119,7 +119,7 @@ def begin(task: CurrentTask) -> None:
 
 
 def end(task: CurrentTask) -> None:
-    """Ending one that is not running, as in a forked process, is nothing."""
+    """Does nothing for a task that is not running, as in a forked process."""
     if task in _running:
         _running.remove(task)
 
@@ -129,7 +129,7 @@ _when_made: contextvars.ContextVar[tuple[CurrentTask | None] | None] = contextva
 
 
 def as_of_now() -> contextvars.Context:
-    """The context of this moment, in which TaskFilter goes by the task that runs now."""
+    """A copy of the current context, in which TaskFilter uses the task that runs now."""
     context = contextvars.copy_context()
     context.run(_when_made.set, (current_task(),))
     return context

@@ -2,7 +2,7 @@
 
     due --- begin ---> a try is under way --- answered ---> DONE | GIVE_UP | RETRY: due again after a pause
 
-Finished work must not be repeated, so it is tried as long as the claim is held.
+Finished work must not be repeated, so tries go on for as long as the claim is held.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from sqstaskmaster._claim.claim import Claim
 from sqstaskmaster._sqs.answers import is_answer, is_claim_lost
 
-# The longest that one try is waited for before another is made; and the shortest, at the end of the claim.
+# The longest wait for one try before another is made; and the shortest, at the end of the claim.
 LONGEST_WAIT_SECONDS = 5.0
 _SHORTEST_WAIT_SECONDS = 1.0
 
-# Between two tries: doubled each time, from and up to.
+# The pause between two tries doubles each time, from the first up to the longest.
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 
@@ -35,8 +35,8 @@ class Deleted(enum.Enum):
 class Deletion:
     """The tries to delete one message.
 
-    `due`, in seconds of the claim's clock: when the next try is due, or the wait for the one under way is over; inf
-    once there is nothing left to do.
+    `due`, in seconds of the claim's clock: when the next try is due, or the wait for the current one ends; inf once
+    there is nothing left to do.
 
     :param uniform: for tests: `random.uniform`, which spreads the pauses.
     """
@@ -51,18 +51,18 @@ class Deletion:
         self._uniform = uniform
 
     def begin(self, now: float) -> float:
-        """A try is made. Returns for how many seconds its answer is worth waiting for; NoAnswer is the answer then."""
+        """A try begins. Returns how many seconds to wait for its answer; after that its answer is NoAnswer."""
         wait = min(LONGEST_WAIT_SECONDS, max(self._give_up_at - now, _SHORTEST_WAIT_SECONDS))
         self.due = now + wait
         return wait
 
     def answered(self, error: Exception | None, now: float) -> Deleted:
-        """What the end of a try means: `error` is what it raised, None where it was deleted."""
+        """What the end of a try means. `error`: what it raised, None if the message was deleted."""
         self.due = math.inf
         if error is None:
             return Deleted.DONE
         if is_claim_lost(error):
-            # It may be gone by the try whose answer was lost.
+            # An earlier try whose answer was lost may have deleted it.
             return Deleted.DONE if self._may_be_deleted else Deleted.GIVE_UP
         self._may_be_deleted = self._may_be_deleted or not is_answer(error)
         if now + self._pause >= self._give_up_at:

@@ -1,4 +1,4 @@
-"""The queues that a message is sent on to: the one it came from, and that one's dead-letter queue. Blocking calls."""
+"""Where messages are sent on to: the queue they came from, and its dead-letter queue. Blocking calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqstaskmaster._sqs.queues import QueueCalls
 from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import CannotContinue
 
-#: Said once of a queue, with the task's name and what is wrong.
+#: Logged once per problem of a queue, with the task's name and what is wrong.
 NOT_DEAD_LETTERED = (
     "Task %s is not dead-lettered, and has failed as usual: %s: give the queue a redrive policy, and allow "
     "sqs:GetQueueAttributes on it and sqs:SendMessage on its dead-letter queue. Logged once"
@@ -29,10 +29,10 @@ LAST_RECEIVE = (
     "when it has to stop, which costs no receive: message %s"
 )
 
-# A redrive policy that was changed, or added as a warning advises, is noticed after so long.
+# A redrive policy that was changed, or added on the advice of a warning, is noticed after this long.
 _KNOWN_SECONDS = 60.0
 
-# Who says that a message is dead.
+# Names the sender in the reason of a dead letter.
 _BY = f"sqstaskmaster on {socket.gethostname()}"
 
 
@@ -45,14 +45,14 @@ class DeadLetterQueue(NamedTuple):
 
 
 class Origin:
-    """The queue that messages came from, as far as they are sent on: to itself, or to its dead-letter queue.
+    """The queue that messages came from, for sending them on: to itself, or to its dead-letter queue.
 
-    Its dead-letter queue is looked up once, again after an error. May be used in any thread.
+    The dead-letter queue is looked up again after a minute. Thread-safe.
 
-    :param url: the queue's.
-    :param queue: gives the queue that is asked, looked up when used: each request is made once, and bounded.
+    :param url: the queue's URL.
+    :param queue: returns the queue to ask, looked up on use: each request is made once, and bounded.
     :param make: makes the queue of another URL, as this one was made. None: boto3's own.
-    :param writer: writes the body of a successor, strict where the manager is.
+    :param writer: writes the body of a successor; strict if the manager is.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Origin:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What it knows belongs to this process's connections.
+        # The cached lookup belongs to this process's connections.
         return Origin, (self.url, self._queue, self._make, self.writer)
 
     def send(self, request: Mapping[str, Any]) -> None:
@@ -86,17 +86,17 @@ class Origin:
     def change_visibility(self, message: Any, seconds: int) -> None:
         """Set the visibility timeout of a message that came from here, by one request.
 
-        :raises Exception: what came of it.
+        :raises Exception: whatever went wrong.
         """
         (error,) = QueueCalls(self._queue()).change_visibility([(message, seconds)])
         if error is not None:
             raise error
 
     def send_dead_letter(self, message: Any, task: str, error: BaseException, has_attributes: bool) -> bool:
-        """Send a failed message to the dead-letter queue, with the reason, where that is due. Whether it was.
+        """Send a failed message to the dead-letter queue, with the reason, if that is due. Returns whether it was.
 
         :param has_attributes: whether the message was received with all its message attributes.
-        :raises CannotContinue: where there is none, or the message cannot be sent as it is.
+        :raises CannotContinue: if there is no such queue, or the message cannot be sent as it is.
         :raises Exception: what the queue raises.
         """
         if not has_attributes:
@@ -113,8 +113,8 @@ class Origin:
         return True
 
     def is_news(self, problem: BaseException) -> bool:
-        """Whether this problem with the dead-letter queue has not been told yet."""
-        from sqstaskmaster._sqs.answers import code_of  # loads botocore, which who only sends a task need not wait for
+        """Whether this problem with the dead-letter queue has not been reported yet."""
+        from sqstaskmaster._sqs.answers import code_of  # loads botocore, which programs that only send tasks can skip
 
         said = code_of(problem) or type(problem).__name__
         with self._lock:
@@ -123,15 +123,15 @@ class Origin:
         return not told
 
     def is_last_receive(self, message: Any) -> bool:
-        """Whether the next receive moves the message to the dead-letter queue; False where that cannot be known."""
+        """Whether the next receive moves the message to the dead-letter queue; False if that cannot be known."""
         try:
             found = self.dead_letters()
-        except Exception:  # a worker that is stopping has better to do than to tell of this
+        except Exception:  # a stopping worker has better things to do than to report this
             return False
         return found is not None and forwarding.is_last_receive(message, found.max_receive_count)
 
     def dead_letters(self) -> DeadLetterQueue | None:
-        """The dead-letter queue, None where there is none.
+        """The dead-letter queue, None if there is none.
 
         :raises Exception: what the queue raises.
         """
@@ -157,7 +157,7 @@ class Origin:
         return DeadLetterQueue(url, int(policy["maxReceiveCount"]), self._other(queue, url))
 
     def _other(self, queue: Any, url: str) -> Any:
-        """The queue of another URL, made by the user's own constructor: it may encrypt what it sends, say."""
+        """The queue of another URL, made by the user's own constructor: it may, say, encrypt what it sends."""
         if self._make is None and is_of_boto3(queue, "send_message"):
             return type(queue)(url, client=queue.meta.client)
         other = (self._make or type(queue))(url)
@@ -170,5 +170,5 @@ class Origin:
 
 
 def dead_letter_url(url: str, arn: str) -> str:
-    """The URL of a queue's dead-letter queue: SQS wants both in one account and region, so only the name differs."""
+    """The URL of a queue's dead-letter queue: SQS requires the same account and region, so only the name differs."""
     return f"{url.rpartition('/')[0]}/{arn.rpartition(':')[2]}"

@@ -1,13 +1,13 @@
-"""What is sent on of a message before it is deleted: its successor (Continue), or itself with a reason (DeadLetter).
+"""What is sent on before a message is deleted: its successor (Continue), or itself with a reason (DeadLetter).
 
     forwarded first, deleted second: a crash in between leaves two messages, never none
 
-Body and the user's message attributes go on byte for byte, and so does the trace header of AWS X-Ray. Ours are one
-attribute, `sqstaskmaster`, a JSON object: SQS allows ten, and where there is no room for it, `service_name` gives way.
-Pure: the requests are made by whoever drives the claim.
+The body, the user's message attributes and the trace header of AWS X-Ray are passed on byte for byte. Our data is one
+attribute, `sqstaskmaster`, a JSON object: SQS allows ten, and if there is no room for it, `service_name` is dropped.
+Pure: the driver of the claim makes the requests.
 
 A FIFO queue drops a message with the deduplication id of one of the last five minutes. The user may have given one id
-to two messages; those of what is sent on are made of the message id of SQS instead.
+to two messages, so forwarded messages get ids made from SQS's message id instead.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from sqstaskmaster.errors import CannotContinue
 
 ATTRIBUTE = "sqstaskmaster"
 
-# The sender's name: ours too, and the one that can be missed.
+# The sender's name: ours too, and the dispensable one.
 SENDER = "service_name"
 
 #: The system attribute in which AWS X-Ray passes a trace on.
 TRACE_HEADER = "AWSTraceHeader"
 
-# A reason is for people; a longer one is cut before it is the limit of SQS that cuts it.
+# A reason is for people; a longer one is cut before SQS's limit has to cut it.
 _REASON_CHARACTERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Where a message stands in the continuations of a task. `number` is 0 for the one that was submitted."""
+    """Where a message stands in the continuations of a task. `number` is 0 for the submitted message."""
 
     number: int = 0
     first_id: str | None = None
@@ -47,7 +47,7 @@ class Chain:
 
 
 def chain_of(message: Any) -> Chain:
-    """What the message itself says; anything that is not ours counts as nothing."""
+    """The chain that the message itself states; anything that is not ours is ignored."""
     found = _ours(message)
     number, first_id, first_sent = found.get("continuation"), found.get("first_id"), found.get("first_sent")
     return Chain(
@@ -72,7 +72,7 @@ def successor(
     :param most: how many continuations one task may have.
     :param has_attributes: whether the message was received with all its message attributes.
     :param writer: writes the body: a strict one refuses what JSON cannot hold.
-    :raises CannotContinue: where it cannot be sent; names the remedy.
+    :raises CannotContinue: if it cannot be sent; names the remedy.
     """
     if not has_attributes:
         raise CannotContinue(
@@ -114,9 +114,9 @@ def successor(
 
 
 def ungrouped(error: Any) -> Any:
-    """The Continue that is all there is in a group (asyncio.TaskGroup raises such); else the error as it is.
+    """The Continue that is alone in a group (asyncio.TaskGroup raises such); else the error as it is.
 
-    One that is not alone in its group is a CannotContinue.
+    A Continue with others in its group becomes a CannotContinue.
     """
     leaves = _leaves(error)
     others = [leaf for leaf in leaves if not isinstance(leaf, Continue)]
@@ -142,9 +142,9 @@ def checked_types(given: Any) -> tuple[type[BaseException], ...]:
 
 
 def without_retry(error: Any, types: tuple[type[BaseException], ...]) -> DeadLetter | None:
-    """What says that no retry helps: a DeadLetter, or an exception of one of the types, as one. None: a retry may.
+    """The error as a DeadLetter if no retry helps: it is one, or is of one of the types. None: a retry may help.
 
-    A group is one where all that is in it says so.
+    A group counts if everything in it does.
     """
     leaves = [error] if isinstance(error, types) else _leaves(error)
     if not all(isinstance(leaf, (DeadLetter, *types)) for leaf in leaves):
@@ -158,9 +158,9 @@ def without_retry(error: Any, types: tuple[type[BaseException], ...]) -> DeadLet
 
 
 def _leaves(error: Any) -> list[Any]:
-    """The exceptions of a group, and of those in it; of any other exception itself.
+    """The exceptions in a group, nested groups included; of any other exception the exception itself.
 
-    Known by `exceptions`: before Python 3.11 groups are a package's, with names of its own.
+    Recognized by `exceptions`: before Python 3.11 groups come from a package, with names of its own.
     """
     inner = getattr(error, "exceptions", None) if isinstance(error, BaseException) else None
     if not isinstance(inner, (tuple, list)) or not inner or not all(isinstance(one, BaseException) for one in inner):
@@ -169,7 +169,7 @@ def _leaves(error: Any) -> list[Any]:
 
 
 def is_due(message: Any, error: BaseException, max_receive_count: int) -> bool:
-    """Whether a failed message is to be dead-lettered now: it asked for that, or no receive is left to it."""
+    """Whether a failed message is to be dead-lettered now: the task asked for it, or no receive is left."""
     return isinstance(error, DeadLetter) or is_last_receive(message, max_receive_count)
 
 
@@ -180,11 +180,11 @@ def is_last_receive(message: Any, max_receive_count: int) -> bool:
 
 
 def dead_letter(message: Any, task: str, error: BaseException, by: str, now: float | None = None) -> dict[str, Any]:
-    """The parameters of SendMessage for the message itself, with the reason why it is given up.
+    """The parameters of SendMessage for the message itself, with the reason for giving it up.
 
-    :param by: who says so.
+    :param by: names the sender.
     :param now: seconds since the epoch.
-    :raises CannotContinue: where SQS would not take it, the reason cut as short as it may be.
+    :raises CannotContinue: if SQS would not take it even with the reason cut as short as possible.
     """
     system = _mapping(message.attributes)
     earlier = _ours(message)
@@ -201,7 +201,7 @@ def dead_letter(message: Any, task: str, error: BaseException, by: str, now: flo
         content.setdefault("first_sent", system["SentTimestamp"])
     request: dict[str, Any] = {"MessageBody": message.body, **_of_system(system)}
     if "MessageDeduplicationId" in system:
-        # As SQS's own move does. By its own id it would be dropped where another message of that id has just died.
+        # As SQS's own move does. Under its own id it would be dropped if another message of that id had just died.
         request["MessageDeduplicationId"] = _deduplication_id(_message_id(message))
     while True:
         request["MessageAttributes"] = _with(message, task, content)
@@ -212,15 +212,15 @@ def dead_letter(message: Any, task: str, error: BaseException, by: str, now: flo
             raise CannotContinue(
                 f"The message of task {task!r} and the reason do not fit into {MAX_MESSAGE_BYTES:,} bytes"
             )
-        # A character takes up to six bytes as JSON: never cut more than is needed.
+        # A character takes up to six bytes as JSON: never cut more than needed.
         content["reason"] = content["reason"][: -max(1, over // 6)]
 
 
 def redriven(message: Any, fifo: bool) -> dict[str, Any]:
     """The parameters of SendMessage for a dead message that is to be tried again: itself, without the reason.
 
-    :param fifo: whether it goes to a FIFO queue. Its deduplication id is the dead message's id: by its own it would be
-        dropped, and then deleted, where it died young. So it is dropped only where it was redriven just now.
+    :param fifo: whether it goes to a FIFO queue. Its deduplication id is the dead message's id: under its own it would
+        be dropped, and then deleted, if it died young. This way it is dropped only if it was redriven just now.
     """
     system, ours = _mapping(message.attributes), _ours(message)
     kept = ("continuation", "first_id", "first_sent")
@@ -235,13 +235,13 @@ def redriven(message: Any, fifo: bool) -> dict[str, Any]:
 
 
 def reason_of(message: Any) -> dict[str, Any]:
-    """What `dead_letter` said of a message: task, error, reason, receive_count, when, by; {} where it did not."""
+    """What `dead_letter` added to a message: task, error, reason, receive_count, when, by; {} if it did not."""
     found = _ours(message)
     return found if "reason" in found else {}
 
 
 def _of_system(system: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes along of what SQS, and not the sender, keeps of a message: its group, and the trace that it is part of.
+    """What is passed on of the attributes that SQS, not the sender, keeps: the message's group, and its trace.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
     """
@@ -255,13 +255,13 @@ def _of_system(system: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _message_id(message: Any) -> str:
-    """SQS's id of the message; for one that has none (it is the user's own), its deduplication id."""
+    """SQS's id of the message; its deduplication id if it has none (an object of the user's own)."""
     found = getattr(message, "message_id", None) or _mapping(message.attributes).get("MessageDeduplicationId")
     return str(found or "")
 
 
 def _deduplication_id(text: str) -> str:
-    """The text where SQS takes it, else its hash."""
+    """The text if SQS takes it, else its hash."""
     try:
         return check_identifier("MessageDeduplicationId", text)
     except ValueError:
@@ -278,7 +278,7 @@ def _ours(message: Any) -> dict[str, Any]:
 
 
 def _with(message: Any, task: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The message's attributes as they are to be sent: those it has, and ours."""
+    """The message attributes to send: those the message has, and ours."""
     kept = {
         name: {part: value[part] for part in ("StringValue", "BinaryValue", "DataType") if part in value}
         for name, value in _mapping(getattr(message, "message_attributes", None)).items()

@@ -1,4 +1,4 @@
-"""What the receiver of a message notes on it for its handler: so neither knows the other."""
+"""What the receiver of a message notes on it for its handler, so that neither need know the other."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Receipt(NamedTuple):
     """One receive of one message.
 
     `asked_at` and `answered_at`: when ReceiveMessage was sent and answered, seconds of the claim's clock. `seconds`:
-    the visibility timeout it asked for, None once the claim has been changed by somebody. `task`: the task's name.
+    the visibility timeout it asked for, None once anything has changed the claim. `task`: the task's name.
     `has_attributes`: whether all message attributes were asked for; SQS sends no others. `origin`: the queue it came
-    from. `lapses`: whether a claim on it can.
+    from. `lapses`: whether a claim on it can lapse.
     """
 
     asked_at: float
@@ -28,7 +28,7 @@ class Receipt(NamedTuple):
 
 
 def leave(message: Any, receipt: Receipt) -> None:
-    """Note it on the message. An object that takes no attributes is left as it is: its claim is unknown."""
+    """Note it on the message. An object that takes no attributes stays as it is: its claim is unknown."""
     try:
         setattr(message, _NOTE, receipt)
     except (AttributeError, TypeError):
@@ -36,14 +36,14 @@ def leave(message: Any, receipt: Receipt) -> None:
 
 
 def read(message: Any) -> Receipt | None:
-    """What is noted on the message, if anything."""
+    """The receipt noted on the message, if any."""
     receipt = getattr(message, _NOTE, None)
-    # A mock answers every name with something.
+    # A mock has every attribute.
     return receipt if isinstance(receipt, Receipt) else None
 
 
 def take(message: Any) -> Receipt | None:
-    """What is noted on the message; from now on the note does not say how long the claim is, since it is changed."""
+    """The receipt noted on the message. From now on the note omits the claim's length, since that will change."""
     receipt = read(message)
     if receipt is not None:
         leave(message, receipt._replace(seconds=None))

@@ -1,5 +1,5 @@
-"""A claim belongs to the process that holds it. A child forked from it that comes out of the block must end there:
-it would settle its parent's message, and go on to consume its parent's queue.
+"""A claim belongs to the process that holds it. A forked child that leaves the block must end there: it would settle
+its parent's message, and go on to consume its parent's queue.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from sqstaskmaster.errors import TaskQuit
 
 
 def leave_if_forked(owner: int, exception: object = None) -> None:
-    """Return in the process `owner`; end any other, with `exception` as Python would end for it."""
+    """Return in the process `owner`; end any other, as Python would end with `exception`."""
     if os.getpid() != owner:
         _end(exception)
 
 
 @contextlib.contextmanager
 def only_in_this_process() -> Iterator[None]:
-    """A block that a process forked inside it does not leave."""
+    """A block that no process forked inside it leaves."""
     owner = os.getpid()
     try:
         yield
@@ -32,7 +32,7 @@ def only_in_this_process() -> Iterator[None]:
 
 
 def _end(exception: object) -> NoReturn:
-    """End this process: nothing of the parent's (atexit functions, `finally` blocks, threads) is run."""
+    """End this process without running anything of the parent's (atexit functions, `finally` blocks, threads)."""
     code = 1
     try:
         if isinstance(exception, TaskQuit):
@@ -51,7 +51,7 @@ def _end(exception: object) -> NoReturn:
 
 
 def _exit_code(code: object) -> int:
-    """As the interpreter understands what `sys.exit` was given."""
+    """As the interpreter interprets the argument of `sys.exit`."""
     if code is None:
         return 0
     if isinstance(code, int):

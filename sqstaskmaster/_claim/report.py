@@ -1,4 +1,4 @@
-"""What is said of one message: to the log, as text and as fields, and to the user's `notify`."""
+"""Reports about one message: to the log, as text and fields, and to the user's `notify`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from sqstaskmaster._claim.words import of_failure, users_traceback
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster.errors import ShutdownRequested
 
-# What the finished line says of the fields it may have more of.
+# How the finished line words its optional fields.
 _WORDS: dict[str, Callable[[Any], str]] = {
     "cpu_seconds": lambda seconds: f"CPU {seconds:.3f} s",
     "peak_memory": lambda size: f"peak memory {size / 1024**2:.1f} MiB",
     "continuation": lambda number: f"continuation {number}",
 }
 
-#: Its callback, its task, seconds.
+#: With the callback's name, the task's name, seconds.
 CALLBACK_GIVEN_UP = "%s() of task %s has not returned in %g s; the worker waits no longer"
 
 _facts_of_line: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("facts_of_line", default={})
 
 
 class FactsFilter(logging.Filter):
-    """For a logger: its failure lines have their facts as fields too.
+    """For a logger: adds their facts, as fields, to its failure lines.
 
-    The call that logs a failure is `logger.exception(text, message)` and nothing else: tests out there compare it.
+    The call that logs a failure must be exactly `logger.exception(text, message)`: users' tests compare it.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -39,19 +39,18 @@ class FactsFilter(logging.Filter):
 
 
 class Report:
-    """What is said of one message, from the time its handler has it.
+    """Reports about one message, from the time its handler has it.
 
-    `ended_at`, `outcome`, `comes_back_in` (seconds until the message is visible again, None where that is not known or
-    does not happen), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped) and `used`
-    (`cpu_seconds`, and `peak_memory` in bytes, where they are known) are for whoever handles it to set. May be used in
-    any thread.
+    The message's driver sets `ended_at`, `outcome`, `comes_back_in` (seconds until the message is visible again, None
+    if unknown or never), `limit` (the task's hard timeout), `stack` (where the task was when it was stopped) and `used`
+    (`cpu_seconds`, and `peak_memory` in bytes, if known). Thread-safe.
 
-    :param message: as for MessageHandler; nothing but `body` and `attributes` is needed of it.
-    :param task: the task's name, empty where the body has none.
+    :param message: as for MessageHandler; only its `body` and `attributes` are required.
+    :param task: the task's name, empty if the body has none.
     :param notify: called as `notify(exception, context=...)`; what it raises is logged and goes no further.
-    :param logger: gives the logger, asked each time.
+    :param logger: returns the logger, called each time.
     :param clock: of `started_at` and `ended_at`, seconds.
-    :param queue_url: given where `notify`'s context is to have more than the message's body and attributes: the task's
+    :param queue_url: set if `notify`'s context is to have more than the message's body and attributes: the task's
         name, message id, receive count, queue and outcome.
     """
 
@@ -79,23 +78,23 @@ class Report:
         self._queue_url = queue_url
 
     def is_about(self, message: Any) -> None:
-        """From now on it is this receive of the message."""
+        """From now on report on this receive of the message."""
         self._message = message
 
     def notify_with(self, notify: Callable[..., Any]) -> None:
-        """From now on this is what is told."""
+        """Use this `notify` from now on."""
         self._notify = notify
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
     @property
     def receive_count(self) -> int | None:
-        """How often the message has been received, this time included; None where SQS does not say."""
+        """How often the message has been received, this time included; None if SQS does not say."""
         return _number(attributes_of(self._message).get("ApproximateReceiveCount"))
 
     @property
     def message_id(self) -> str | None:
-        """The message's id; None where it has none."""
+        """The message's id; None if it has none."""
         message_id = getattr(self._message, "message_id", None)
         return message_id if isinstance(message_id, str) else None
 
@@ -106,11 +105,11 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """How long it has been handled; once it has ended, how long it was."""
+        """For how long the message has been handled; once it has ended, for how long it was."""
         return (self._clock() if self.ended_at is None else self.ended_at) - self.started_at
 
     def facts(self, action: str) -> dict[str, Any]:
-        """The fields that every log record about this message carries, for formatters that write them."""
+        """The fields of every log record about this message, for formatters that write them."""
         now = self._clock()
         sent = _number(attributes_of(self._message).get("SentTimestamp"))  # milliseconds
         queued = None if sent is None else time.time() - (now - self.started_at) - sent / 1000
@@ -119,7 +118,7 @@ class Report:
             "task": self.task or None,
             "message_id": self.message_id,
             "receive_count": self.receive_count,
-            "queued": None if queued is None else max(0.0, queued),  # the clock of SQS is not ours
+            "queued": None if queued is None else max(0.0, queued),  # SQS's clock may differ from ours
             "elapsed": self.seconds,
             "outcome": self.outcome,
             "comes_back_in": None if self.comes_back_in is None else round(self.comes_back_in, 1),
@@ -127,7 +126,7 @@ class Report:
         }
 
     def context(self) -> dict[str, Any]:
-        """What `notify` is told of the message."""
+        """The context that `notify` gets."""
         context = {"body": self._message.body, **attributes_of(self._message)}
         if self._queue_url is not None:
             facts = self.facts("")
@@ -140,13 +139,13 @@ class Report:
     def subject(self) -> Any:
         """What stands for the message in texts. Tests of the classic library compare the message itself.
 
-        In a worker it is its id, and the task: a receipt handle is long, and nobody's business.
+        In a worker it is the message's id, and the task: a receipt handle is long, and nobody's business.
         """
         if self._queue_url is None:
             return self._message
         return f"{self._id()} (task {printable(self.task)})" if self.task else self._id()
 
-    # -- what is said --------------------------------------------------------------------------------------------
+    # -- the reports ---------------------------------------------------------------------------------------------
 
     def failed(self, exception: Any) -> None:
         """The task failed, or was interrupted: one `notify` and one line."""
@@ -159,24 +158,24 @@ class Report:
         else:
             words = of_failure(self.facts("failed"), exception)
             is_one = isinstance(exception, BaseException)
-            # Formatters take the text that a record brings for its traceback's.
+            # Formatters use a record's `exc_text`, if set, as the text of its traceback.
             more = {"exc_text": users_traceback(exception)} if is_one else {}
             self._log_exception("%s", exception, "failed", words, **more)
 
     def refused(self, error: BaseException) -> None:
-        """It is no task of ours: one line, with the user's own traceback where there is one, and one `notify`."""
+        """The message is no task of ours: one line, with the user's own traceback if there is one, and one `notify`."""
         cause = error.__cause__
         self._logger().error("%s: message %s", error, self.subject, exc_info=cause, extra=self.facts("refused"))
         self.notify(error)
 
     def not_deleted(self, exception: Exception) -> None:
-        """The delete of finished work was given up: one `notify` and one line."""
+        """Deleting the message of finished work was given up: one `notify` and one line."""
         self.notify(exception)
         text = "Task finished, but its message could not be deleted and will be redelivered: %s"
         self._log_exception(text, exception, "delete_failed")
 
     def is_said(self, level: int) -> bool:
-        """Whether a line of that level is for anybody to read."""
+        """Whether a line of that level would be logged."""
         return self._logger().isEnabledFor(level)
 
     def log(self, level: int, action: str, text: str, *arguments: object) -> None:
@@ -192,14 +191,14 @@ class Report:
     def trouble_apart(
         self, wait: float, text: str, exception: BaseException, action: str, level: int = logging.WARNING
     ) -> None:
-        """The same in another thread, waited for at most `wait` seconds.
+        """The same in another thread; waits at most `wait` seconds for it.
 
         For a signal handler: log handlers and error services take locks that the interrupted code may hold.
         """
         BoundedCall(lambda: self.trouble(text, exception, action, level)).wait(wait)
 
     def deleted(self, wait: float) -> None:
-        """Somebody has deleted the message, to have the task stopped: one line, apart in the same way."""
+        """Somebody has deleted the message, to have the task stopped: one line, in another thread as above."""
         text = "Task %s is stopped, because its message was deleted: message %s"
         task, message_id = printable(self.task), self._id()
         BoundedCall(lambda: self.log(logging.WARNING, "message_deleted", text, task, message_id)).wait(wait)
@@ -230,7 +229,7 @@ class Report:
         return "Task %s %s: message %s, receive %s, queued %s s, ran %.3f s%s", arguments, facts
 
     def notify(self, exception: Any) -> None:
-        """Tell the user's `notify`."""
+        """Call the user's `notify`."""
         try:
             self._notify(exception, context=self.context())
         except Exception:
@@ -257,18 +256,18 @@ class Report:
 
 
 def attributes_of(message: Any) -> dict[str, Any]:
-    """The attributes SQS sent with a message; {} for anything that is no mapping, as None and a mock are none."""
+    """The attributes SQS sent with a message; {} for anything that is not a mapping, such as None or a mock."""
     attributes = message.attributes
     return dict(attributes) if isinstance(attributes, Mapping) else {}
 
 
 def printable(text: str) -> str:
-    """Text that came from a message, on one line and without control characters."""
+    """Text from a message, on one line and without control characters."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _number(value: Any) -> int | None:
-    """A number of SQS, which sends them as text; None for anything else."""
+    """A number from SQS, which sends them as text; None for anything else."""
     if isinstance(value, str):
         return int(value) if value.isdecimal() and len(value) < 20 else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None

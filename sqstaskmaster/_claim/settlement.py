@@ -1,15 +1,15 @@
 """What becomes of a message once its task has ended, as a state machine: no clock, no thread, no request of its own.
 
-done                      delete, tried again while the claim is held
+done                      deleted, with retries while the claim is held
 continued, dead-lettered  sent on first, deleted second; what cannot be sent on has failed
 failed, timed out, stuck  comes back when `retry_delay` says, or the claim ends; then it is reported
 interrupted               visible at once; then it is reported
-stopped                   deleted as above, or visible at once; whatever the task answered, and nothing is reported
+stopped                   deleted as above, or visible at once, whatever the task answered; nothing is reported
 claim lost                nothing: another worker may be running it
 
-Each settlement is a generator. It yields the next step, and is sent what came of it, a `Result`. Its
-driver carries the steps out, one after the other, and decides nothing: `_block.settling` waits for each,
-`_service.settling` has many under way. To add an outcome, add it to `Outcome`, and to `settle`.
+Each settlement is a generator. It yields the next step and is sent the step's `Result`. Its driver carries out the
+steps one after the other and decides nothing: `_block.settling` waits for each, `_service.settling` has many under way.
+To add an outcome, add it to `Outcome`, and to `settle`.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ from sqstaskmaster._sqs.limits import is_number
 from sqstaskmaster.endings import Continue, Outcome
 from sqstaskmaster.errors import CannotContinue, NoAnswer
 
-# How a message ends that is no task's end.
+# Outcomes of messages whose task was never started.
 GIVEN_BACK = "given back"
 REFUSED = "refused"
 
-# The longest that sending a message on is tried; its claim is kept meanwhile. And between two tries, doubled each time.
+# For how long sending a message on is tried, while its claim is kept. Then the pauses between tries, doubled each time.
 SEND_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 
-# An extension under way would hide a message again that is given back meanwhile: so long is it waited for.
+# How long to wait for an extension under way: it would hide a message again that is returned meanwhile.
 _EXTENSION_SECONDS = 1.0
 
 
 class Send(NamedTuple):
-    """Make this request, wait for it for at most `seconds`, and keep the claim meanwhile. Value: what it returned."""
+    """Make this request, wait at most `seconds` for it, and keep the claim meanwhile. Value: what it returned."""
 
     request: Callable[[], Any]
     seconds: float
 
 
 class Delete(NamedTuple):
-    """Try to delete the message, once, and wait for the answer for at most `seconds`."""
+    """Try once to delete the message, and wait at most `seconds` for the answer."""
 
     seconds: float
 
 
 class LetGo(NamedTuple):
-    """From now on the claim is not extended. Wait for extensions under way, for at most `seconds`."""
+    """Stop extending the claim. Wait at most `seconds` for extensions under way."""
 
     seconds: float
 
 
 class ChangeVisibility(NamedTuple):
-    """Set the message's visibility timeout, once: to `seconds` from now."""
+    """Set the message's visibility timeout, once, to `seconds` from now."""
 
     seconds: int
 
 
 class Pause(NamedTuple):
-    """Let `seconds` pass. Value: True where a delete that was given up has succeeded meanwhile. Error: there is no time
+    """Let `seconds` pass. Value: True if a delete that was given up has succeeded meanwhile. Error: there is no time
     for another try.
     """
 
@@ -76,27 +76,27 @@ class Pause(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Call this, which is code of the user's: it logs, or notifies, or answers. Value: what it returned."""
+    """Call this user code: it logs, or notifies, or answers. Value: what it returned."""
 
     function: Callable[[], Any]
     name: str = "notify"
 
 
 class Say(NamedTuple):
-    """Have this written to the log. Nobody waits for it."""
+    """Have this written to the log, without waiting for it."""
 
     function: Callable[[], Any]
 
 
 class Finish(NamedTuple):
-    """The task's attempt is over: say the one line about it, and tell `on_finish`."""
+    """The task's attempt is over: log the one line about it, and call `on_finish`."""
 
 
 Step = Send | Delete | LetGo | ChangeVisibility | Pause | Ask | Say | Finish
 
 
 class Result(NamedTuple):
-    """What came of a step. `now`: seconds of the claim's clock."""
+    """The result of a step. `now`: seconds of the claim's clock."""
 
     value: Any
     error: BaseException | None
@@ -107,9 +107,9 @@ Settlement = Generator[Step, Result, None]
 
 
 def settle(attempt: Attempt, exception: Any, now: float) -> Settlement:
-    """Of a task that has ended.
+    """Settle a task that has ended.
 
-    :param exception: what ended it, None where it is done. Anything that is no exception (a mock) is a failure.
+    :param exception: what ended it, None if it is done. Anything that is not an exception (a mock) is a failure.
     """
     report = attempt.report
     lost = attempt.lost_now(now)
@@ -147,7 +147,7 @@ def settle(attempt: Attempt, exception: Any, now: float) -> Settlement:
 
 
 def refuse(attempt: Attempt, error: BaseException) -> Settlement:
-    """Of a message that is no task of ours: it is told, and left to the redrive policy."""
+    """Settle a message that is no task of ours: report it, and leave it to the redrive policy."""
     report = attempt.report
     report.outcome = REFUSED
     yield LetGo(0.0)
@@ -155,7 +155,7 @@ def refuse(attempt: Attempt, error: BaseException) -> Settlement:
 
 
 def give_back(attempt: Attempt, delay: int = 0) -> Settlement:
-    """Of a message whose task is not started: visible to others at once, or in `delay` seconds."""
+    """Settle a message whose task is not started: visible to others at once, or in `delay` seconds."""
     report = attempt.report
     report.outcome = GIVEN_BACK
     changed = yield from _return(attempt, delay)
@@ -165,7 +165,7 @@ def give_back(attempt: Attempt, delay: int = 0) -> Settlement:
 
 
 def leave_lost(attempt: Attempt, now: float) -> Settlement:
-    """Of a message whose claim has ended before its task was started: another worker may be running it."""
+    """Settle a message whose claim ended before its task was started: another worker may be running it."""
     report = attempt.report
     lost = attempt.lost_now(now) or attempt.claim.lost or NoAnswer("?")
     attempt.end_as(Outcome.CLAIM_LOST)
@@ -181,13 +181,13 @@ def leave_lost(attempt: Attempt, now: float) -> Settlement:
 def _tell_lost(attempt: Attempt, lost: Exception) -> Settlement:
     told = yield Ask(lambda: attempt.handler.claim_lost(lost), "claim_lost")
     error = told.error
-    if error is not None:  # the task has ended, there is nothing to stop any more
+    if error is not None:  # the task has ended, so there is nothing left to stop
         report = attempt.report
         yield Ask(lambda: report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed"))
 
 
 def _delete(attempt: Attempt, outcome: Outcome) -> Settlement:
-    """Delete the message, trying again while the claim is held: finished work must not be repeated."""
+    """Delete the message, with retries while the claim is held: finished work must not be repeated."""
     attempt.end_as(outcome)
     report = attempt.report
     started = yield LetGo(0.0)
@@ -227,9 +227,9 @@ def _exception_of(result: Result) -> Exception | None:
 
 
 def _keep(attempt: Attempt, outcome: Outcome, exception: Any, at_once: bool = False) -> Settlement:
-    """The message stays. It comes back at once, or when `retry_delay` says: by default when its claim ends.
+    """Keep the message. It comes back at once, or when `retry_delay` says: by default when its claim ends.
 
-    Then it is reported: an error service that answers slowly is not what another worker waits for.
+    Report it only then: no other worker should have to wait for a slow error service.
     """
     attempt.end_as(outcome)
     report = attempt.report
@@ -244,7 +244,7 @@ def _keep(attempt: Attempt, outcome: Outcome, exception: Any, at_once: bool = Fa
 
 
 def _end_stopped(attempt: Attempt) -> Settlement:
-    """Somebody wanted it stopped: an expected end, which nobody is told of but who asked."""
+    """The task was stopped by order: an expected end, reported only to the process that ordered it."""
     if not attempt.retry:
         yield from _delete(attempt, Outcome.STOPPED)
         return
@@ -255,14 +255,14 @@ def _end_stopped(attempt: Attempt) -> Settlement:
 
 
 def _return(attempt: Attempt, delay: int | None) -> Generator[Step, Result, bool]:
-    """Have the message visible in `delay` seconds; None: when its claim ends. Whether that was carried out.
+    """Make the message visible in `delay` seconds; None: when its claim ends. Returns whether a request did so.
 
-    Not where the claim is gone: another worker may be running it.
+    Does nothing if the claim is gone: another worker may be running it.
     """
     report = attempt.report
     let_go = yield LetGo(0.0 if delay is None else _EXTENSION_SECONDS)
     claim = attempt.claim
-    # Asked last: `retry_delay` and the wait take their time, and the claim goes on running out.
+    # Checked last: `retry_delay` and the wait take time, while the claim runs out.
     if claim.lapsed(let_go.now) or claim.lost is not None:
         return False
     report.comes_back_in = claim.left(let_go.now) or None
@@ -274,8 +274,8 @@ def _return(attempt: Attempt, delay: int | None) -> Generator[Step, Result, bool
         seconds = claim.cut(delay or attempt.terms.soonest(), now)
         changed = yield ChangeVisibility(seconds)
         error, now = changed.error, changed.now
-        # Only where nothing has happened: a message that is visible may be somebody else's already, and would become
-        # visible once more.
+        # Retry only if nothing has happened: a message that is visible may already be another worker's, and would
+        # become visible once more.
         if error is None or kind_of(error) is not Kind.REFUSED_FOR_NOW or now + pause >= claim.earliest_end:
             break
         now = (yield Pause(pause)).now
@@ -294,7 +294,7 @@ _NOT_GIVEN_BACK = "Message not given back, it comes back when its visibility tim
 
 
 def _retry_delay(attempt: Attempt, exception: BaseException) -> int | None:
-    """What `retry_delay` says, in whole seconds. What is wrong with it is told, and counts as None."""
+    """The result of `retry_delay`, in whole seconds. A faulty one is reported, and counts as None."""
     report = attempt.report
     try:
         with owner.only_in_this_process():
@@ -309,7 +309,7 @@ def _retry_delay(attempt: Attempt, exception: BaseException) -> int | None:
 
 
 def _warn_of_last_receive(attempt: Attempt) -> None:
-    """Warn of a message that was given back on the last receive that its queue's redrive policy allows."""
+    """Warn of a message that was returned on the last receive that its queue's redrive policy allows."""
     report, origin = attempt.report, attempt.receipt.origin
     if origin is not None and origin.is_last_receive(attempt.message):
         report.log(logging.WARNING, "last_receive", LAST_RECEIVE, report.task, report.receive_count, report.subject)
@@ -319,11 +319,11 @@ def _warn_of_last_receive(attempt: Attempt) -> None:
 
 
 def _send_successor(attempt: Attempt, ending: Continue, now: float) -> Generator[Step, Result, CannotContinue | None]:
-    """None where it was sent; else why not. Checked first, so that what cannot run is never sent."""
+    """Returns None if it was sent, else why not. Checked first, so that what cannot run is never sent."""
     error: BaseException | None
     try:
         request = _successor(attempt, ending)
-    except Exception as refused:  # what the user's Continue holds may be anything
+    except Exception as refused:  # the user's Continue may hold anything
         error = refused
     else:
         error = (yield from _send(request, now))[1]
@@ -345,12 +345,12 @@ def _successor(attempt: Attempt, ending: Continue) -> Callable[[], Any]:
     receipt, delay = attempt.receipt, ending.delay_seconds
     writer = None if origin is None else origin.writer
     request = forwarding.successor(attempt.message, attempt.task, kwargs, delay, most, receipt.has_attributes, writer)
-    assert origin is not None  # who asked for the attributes left it too
+    assert origin is not None  # the receiver that asked for the attributes also left the origin
     return lambda: origin.send(request)
 
 
 def _is_dead_lettered(attempt: Attempt, exception: Any, now: float) -> Generator[Step, Result, bool]:
-    """Send it to the dead-letter queue with the reason, where that is due. Whether it was, and has been sent."""
+    """Send it to the dead-letter queue with the reason, if that is due. Returns whether it was due, and sent."""
     receipt, task = attempt.receipt, attempt.task
     reason: BaseException | None = forwarding.without_retry(exception, attempt.dead_letter)
     if reason is None and attempt.terms.dead_letter_reasons and isinstance(exception, BaseException):
@@ -371,13 +371,13 @@ def _is_dead_lettered(attempt: Attempt, exception: Any, now: float) -> Generator
 
 
 def _send(send: Callable[[], Any], now: float) -> Generator[Step, Result, tuple[Any, BaseException | None]]:
-    """Have it sent: what it returned, or what it raised. What may succeed later is tried again."""
+    """Have it sent. Returns what it returned, and what it raised. Retries what may succeed later."""
     until, pause = now + SEND_SECONDS, _FIRST_PAUSE_SECONDS
     while True:
         result = yield Send(send, until - now)
         now = result.now
         error = result.error
-        # A copy of a successor spares the finished step, a rerun does not: what is unknown is sent again, too.
+        # A duplicate successor does not repeat the finished step, a rerun would: so an unknown result is retried too.
         if error is None or isinstance(error, CannotContinue) or kind_of(error) is Kind.REFUSED or now + pause >= until:
             return result.value, error
         now = (yield Pause(pause)).now

@@ -8,7 +8,7 @@ from sqstaskmaster.errors import HardTimeout
 
 
 class StopOrder(NamedTuple):
-    """Somebody wants a task stopped: `sqstaskmaster stop`. `retry`: its message is given back, and not deleted."""
+    """An order to stop a task, from `sqstaskmaster stop`. `retry`: return its message to the queue, not delete it."""
 
     message_id: str
     retry: bool = False
@@ -16,5 +16,5 @@ class StopOrder(NamedTuple):
 
 
 def stopped_by(order: StopOrder) -> Exception:
-    """What a task is stopped with that somebody wants stopped."""
+    """The exception that stops a task on such an order."""
     return HardTimeout(f"Stopped by sqstaskmaster stop{order.reason and f': {order.reason}'}")

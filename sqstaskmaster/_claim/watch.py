@@ -2,7 +2,7 @@
 
 limit reached | over max_memory | running() says no, or raises | its claim is lost  ->  Attempt.stop, told to the driver
 
-A driver asks what is due, does that, and says what came of it. `now` is of the monotonic clock, `claim_now` of the
+A driver asks what is due, does it, and passes back the result. `now` is of the monotonic clock, `claim_now` of the
 claim's, which also counts the time that the machine was suspended.
 """
 
@@ -16,14 +16,14 @@ from sqstaskmaster._claim.attempt import Attempt
 from sqstaskmaster.endings import Outcome
 from sqstaskmaster.errors import HandlerStuck, HardTimeout, MemoryLimitExceeded
 
-# How often the memory of a task with max_memory is measured: a process fills about a gigabyte in this time. A measure
-# that takes long, of a task with hundreds of processes, is taken less often, so that it costs a twentieth of a core.
+# How often the memory of a task with max_memory is measured: a process fills about a gigabyte in this time. If a
+# measurement takes long, as with hundreds of processes, it is made less often, so that it costs a twentieth of a core.
 _MEASURE_SECONDS = 0.1
 _MEASURE_PAUSES = 20.0
 
 
 class Limits(NamedTuple):
-    """What a handler decides about its task, checked and frozen when the task is started. Seconds and bytes."""
+    """What a handler sets for its task, checked and frozen when the task is started. Seconds and bytes."""
 
     sqs_timeout: int
     alarm_timeout: float
@@ -43,9 +43,9 @@ class Need(enum.Enum):
 
 
 class Watch:
-    """Of one running task.
+    """Watches one running task.
 
-    :param began: since when its hard timeout counts.
+    :param began: when its hard timeout began to count.
     """
 
     __slots__ = ("limits", "began", "_attempt", "_limit_at", "_ask_at", "_measure_at")
@@ -63,13 +63,13 @@ class Watch:
         return min(self._limit_at, now + self._attempt.seconds_to_claim_limit(claim_now, self.limits.term_grace))
 
     def decision_at(self, now: float, claim_now: float) -> float:
-        """When it is asked whether it makes progress, or is stopped, whichever comes first; inf once it was stopped."""
+        """When the task is next asked whether it makes progress, or is stopped; inf once it was stopped."""
         if self._attempt.stop_reason is not None:
             return math.inf
         return min(self.limit_at(now, claim_now), self._ask_at)
 
     def due(self, now: float, claim_now: float) -> float:
-        """When the next thing is due; inf once the task is told to stop."""
+        """When the next thing is due; inf once the task was stopped."""
         if self._attempt.stop_reason is not None:
             return math.inf
         return min(self.decision_at(now, claim_now), self._measure_at)
@@ -90,7 +90,7 @@ class Watch:
         return None
 
     def running(self, makes_progress: bool, error: BaseException | None, now: float) -> bool:
-        """What running() answered. Whether the task is to be stopped for it."""
+        """Take in the answer of running(). Returns whether to stop the task for it."""
         self._ask_at = now + self.limits.alarm_timeout
         if error is not None:
             reason = error if isinstance(error, Exception) else HandlerStuck(f"running() raised {error!r}")
@@ -101,7 +101,7 @@ class Watch:
         return False
 
     def measured(self, size: int, seconds: float, now: float) -> bool:
-        """Its memory, and how long it took to measure. Whether the task is to be stopped for it."""
+        """Take in its memory, and how long measuring took. Returns whether to stop the task for it."""
         self._measure_at = now + max(_MEASURE_SECONDS, _MEASURE_PAUSES * seconds)
         most = self.limits.max_memory
         if most is not None and size > most:
@@ -110,7 +110,7 @@ class Watch:
 
 
 def stop_exception(outcome: Outcome, message: object, seconds: float) -> Exception:
-    """What a task is stopped with: the texts are the classic library's."""
+    """The exception that stops a task: the texts are the classic library's."""
     if outcome is Outcome.TIMED_OUT:
         return HardTimeout("Hit Hard Timeout for message handler")
     return HandlerStuck(f"Handler is stuck on {message} after {seconds:.1f} seconds")

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-# A frame of this package in a traceback, or in a stack of faulthandler, with its lines of source.
+# A frame of this package in a traceback, or in a stack by faulthandler, with its source lines.
 OUR_FRAME = re.compile(rf'^([ |]*)  File "{re.escape(_OURS)}[^\n]*\n(?:\1    [^\n]*\n)*', re.MULTILINE)
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
-# Those of an exception in a group have a line drawn beside them.
+# Frames of an exception in a group have a line drawn beside them.
 FRAME = re.compile(r'^[ |]*  File "', re.MULTILINE)
 _HEADER = "Traceback (most recent call last):\n"
-# What stands before the traceback of a task's process, which is the user's.
+# Precedes the traceback of a task's process, which is the user's.
 _IN_TASK = "sqstaskmaster.TaskTraceback: in the task's process:\n"
 
 
@@ -23,7 +23,7 @@ def of_failure(facts: Mapping[str, Any], exception: Any, comes_back: bool = True
     """One sentence.
 
     :param facts: those of `Report.facts`.
-    :param comes_back: whether the message of a failed task comes back: not where there is no queue.
+    :param comes_back: whether the message of a failed task comes back: not if there is no queue.
     """
     task, outcome, message_id = (_printable(facts[name]) for name in ("task", "outcome", "message_id"))
     if facts["outcome"] == "timed out":
@@ -39,12 +39,12 @@ def of_failure(facts: Mapping[str, Any], exception: Any, comes_back: bool = True
 
 
 def users_traceback(exception: BaseException) -> str:
-    """The traceback of an exception, its causes before it, without the frames of this package."""
+    """The traceback of an exception, preceded by its causes, without the frames of this package."""
     return cut("".join(traceback.format_exception(exception)))
 
 
 def cut(text: str) -> str:
-    """A traceback without the frames of this package, and without what says nothing once they are gone."""
+    """A traceback without the frames of this package, and without what is meaningless once they are gone."""
     kept: list[str] = []
     for part in f"{text}\n".split(_CAUSE):
         part = OUR_FRAME.sub("", part).replace(_IN_TASK, "")

@@ -1,9 +1,9 @@
-"""What a process has buffered, written while it still can be: os._exit, with which tasks end, writes nothing.
+"""Writes what a process has buffered while it still can: tasks end with os._exit, which writes nothing.
 
-before a fork     what is buffered here is written, lest each task write it again; writers that are open here are noted
-in the task       records for a QueueListener, whose thread is not there, go to its handlers directly
-at its end        C's and Python's streams and logging handlers are flushed, and so are the writers that were noted;
-                  those that the task has opened are closed, so that gzip and zip files are whole
+before a fork     what is buffered here is written, lest each task write it again; open writers are noted
+in the task       log records for a QueueListener, whose thread is not there, go to its handlers directly
+at its end        C's and Python's streams, logging handlers and the noted writers are flushed; writers that the task
+                  opened are closed, so that gzip and zip files are complete
 
 A writer is a file object, or a zip file, over a regular file. Sockets and pipes are left alone.
 """
@@ -30,18 +30,18 @@ from sqstaskmaster._signals.bounded import BoundedCall
 
 logger = get_logger(__name__)
 
-# What is buffered is written within this time, or not at all: whoever reads a pipe may never do so.
+# What cannot be written within this time is lost: a pipe's reader may never read it.
 _SECONDS = 5.0
 
 # The same before a fork, where claims may be waiting.
 _FORK_SECONDS = 0.5
 
-# The garbage collector is asked for at most so many objects: they take some 40 ns each.
+# At most this many of the garbage collector's objects are examined, at some 40 ns each.
 _MOST_OBJECTS = 1_000_000
 
 
 class _Inherited:
-    """What was open in the process that forks tasks, as of the last look: what its imports have opened."""
+    """What was open in the process that forks tasks at the last look: what its imports opened."""
 
     def __init__(self) -> None:
         self.modules = 0
@@ -50,7 +50,7 @@ class _Inherited:
         self.fortran: list[str] = []
 
     def look(self) -> None:
-        """A look takes milliseconds: one is taken when modules have been imported since the last."""
+        """Look again if modules have been imported since the last look, which takes milliseconds."""
         if self.modules == len(sys.modules):
             return
         self.modules = len(sys.modules)
@@ -60,7 +60,7 @@ class _Inherited:
         self.listeners = [one for one in found if listener is not None and isinstance(one, listener)]
         self.writers = []
         for one in found:
-            with contextlib.suppress(TypeError):  # of a class that allows none
+            with contextlib.suppress(TypeError):  # its class allows no weak references
                 self.writers += [weakref.ref(one)] if one not in self.listeners else []
 
 
@@ -68,20 +68,20 @@ _inherited = _Inherited()
 
 
 def before_fork() -> None:
-    """In a process that is about to fork a task, or what will fork tasks."""
+    """Call in a process that is about to fork a task, or a process that will fork tasks."""
     _inherited.look()
     _bounded(lambda doing: _flush(doing, None), _FORK_SECONDS)
 
 
 def note_writers() -> None:
-    """In a process that stays: what is open now is not a task's, and stays open at the end of each."""
+    """In a process that stays: what is open now belongs to no task, and stays open when each ends."""
     known, _inherited.modules = _inherited.writers, 0
     _inherited.look()
     _inherited.writers += known
 
 
 def carry_records() -> None:
-    """In a task's process: what it logs for a QueueListener goes to the listener's handlers, and not into a queue."""
+    """In a task's process: what it logs for a QueueListener goes to the listener's handlers, not into a queue."""
     for handler in _queue_handlers():
         for listener in _inherited.listeners:
             if listener.queue is handler.queue:
@@ -89,7 +89,7 @@ def carry_records() -> None:
 
 
 def unread_queues() -> list[logging.Handler]:
-    """Handlers that put records into a queue of this process's memory that no QueueListener known here reads."""
+    """Handlers that put records into a queue in this process's memory that no known QueueListener reads."""
     queues = tuple(
         kind
         for kind in (getattr(sys.modules.get("queue"), name, None) for name in ("Queue", "SimpleQueue"))
@@ -104,9 +104,9 @@ def unread_queues() -> list[logging.Handler]:
 
 
 def write_all() -> bool:
-    """At the end of a task. Whether writers were closed, which the task had left open.
+    """At the end of a task. Returns whether it closed writers that the task had left open.
 
-    :raises OSError: where a file cannot be written: its disk is full, say.
+    :raises OSError: if a file cannot be written: its disk is full, say.
     """
     closed: list[Any] = []
     _bounded(lambda doing: _flush(doing, closed), _SECONDS)
@@ -117,7 +117,7 @@ def _bounded(function: Callable[[list[Any]], None], seconds: float) -> None:
     doing: list[Any] = []
     call = BoundedCall(lambda: function(doing))
     if not call.wait(seconds):
-        # In another thread too: what hangs may be what this is written to.
+        # Also in another thread: what hangs may be the very thing that this warning is written to.
         hangs = repr(doing[-1:])
         BoundedCall(lambda: logger.warning(_HANGS, seconds, hangs)).wait(_FORK_SECONDS)
     elif call.error is not None:
@@ -128,7 +128,7 @@ _HANGS = "What this process has buffered could not be written within %s s, and s
 
 
 def _flush(doing: list[Any], closed: list[Any] | None) -> None:
-    """`doing` tells what it is at. What the task has opened is closed, and told in `closed`, where that is given."""
+    """Flush everything; `doing` shows the progress. If `closed` is given, close and list there what the task opened."""
     closes = closed is not None
     handlers = _handlers()
     for handler in handlers:
@@ -168,12 +168,12 @@ def _write(writer: Any, close: bool) -> None:
 
 
 def _ordered(found: Iterable[Any], close: bool) -> Iterator[tuple[Any, bool]]:
-    """Those that have something to write, what writes into others before these."""
+    """The writers that may have something to write; those that write into others come before them."""
     return ((writer, close) for writer in sorted(filter(_is_writer, found), key=_rank))
 
 
 def _is_writer(found: Any) -> bool:
-    """Whether it may have something buffered for a regular file."""
+    """Whether the object may have something buffered for a regular file."""
     try:
         if isinstance(found, io.IOBase):
             if found.closed or isinstance(found, io.FileIO) or not found.writable():
@@ -181,7 +181,7 @@ def _is_writer(found: Any) -> bool:
         elif found.fp is None or found.mode == "r":
             return False
         return stat.S_ISREG(os.fstat((found if isinstance(found, io.IOBase) else found.fp).fileno()).st_mode)
-    except Exception:  # in memory only, detached, or of the user's making
+    except Exception:  # in memory only, detached, or a class of the user's
         return False
 
 
@@ -199,9 +199,9 @@ def _writer_kinds() -> tuple[type, ...]:
 
 
 def _instances(kinds: tuple[type, ...], in_modules: bool = False) -> list[Any]:
-    """Objects of these kinds that the collector knows: not those that were there at gc.freeze, where a task begins.
+    """Objects of these kinds that the collector knows; not those from before gc.freeze, at the start of a task.
 
-    Their types are looked at, since an object may answer for its class by code of its own (proxies, mocks).
+    This looks at their types, since an object's `__class__` may run code of its own (proxies, mocks).
     """
     candidates = gc.get_objects()
     if len(candidates) > _MOST_OBJECTS:
@@ -214,7 +214,7 @@ def _instances(kinds: tuple[type, ...], in_modules: bool = False) -> list[Any]:
 
 
 def _handlers() -> list[Any]:
-    """All logging handlers, the newest first, as logging.shutdown has it: they may write into older ones."""
+    """All logging handlers, newest first, as in logging.shutdown: they may write into older ones."""
     known = (reference() for reference in reversed(getattr(logging, "_handlerList", ())))
     return [handler for handler in known if handler is not None]
 
@@ -230,10 +230,10 @@ def _c() -> Any:
 
 
 def _flush_c(every: bool) -> None:
-    """What C and Fortran have buffered.
+    """Flush what C and Fortran have buffered.
 
-    :param every: of all open streams. Else of standard output alone: another thread may be reading from one, for which
-        all would be waited for.
+    :param every: flush all open streams. Otherwise only standard output: flushing all would wait for any stream that
+        another thread is reading.
     """
     with contextlib.suppress(Exception):
         name = "stdout" if process_tree.LINUX else "__stdoutp"

@@ -1,4 +1,4 @@
-"""Exceptions from the task's process to the worker's: described there, made again here without running their code."""
+"""Exceptions from the task's process to the worker's: described there, rebuilt here without running their code."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 from sqstaskmaster._isolation import plain
 from sqstaskmaster.errors import RemoteError
 
-#: The most characters of an exception's text and of its traceback.
+#: The most characters kept of an exception's text and of its traceback.
 MAX_SUMMARY = 10_000
 MAX_TRACEBACK = 100_000
 
-# A class that has one of these would run code of its own where it is made again.
+# A class that defines one of these would run code of its own when it is rebuilt.
 _CUSTOM = frozenset(
     ("__new__", "__setattr__", "__getattribute__", "__setstate__", "__del__", "__dict__", "__class__", "args")
 )
 
-# Attributes of built-in exceptions that need not be plain: the object that had no such attribute.
+# Attributes of built-in exceptions that are left out, as they need not be plain: AttributeError's `obj`, say.
 _LEFT_OUT = frozenset(("obj", "print_file_and_line"))
 
-# Of CPython's object.h: the class was made by a `class` statement.
+# From CPython's object.h: the class was made by a `class` statement.
 _HEAP_TYPE = 1 << 9
 
 
 class TaskTraceback(Exception):
     """The traceback of the child process, shown as the cause of what is raised in the parent."""
 
-    __module__ = "sqstaskmaster"  # as a traceback shows it: not the private room where it is made
+    __module__ = "sqstaskmaster"  # what a traceback shows, instead of the private module
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -40,8 +40,8 @@ class TaskTraceback(Exception):
 
 
 def described(error: BaseException) -> bytes:
-    """In the task's process: the exception, whole if that can be, and in any case as text and with its traceback."""
-    # Without the frame that called the task, which is ours.
+    """In the task's process: the exception, whole if possible, and always as text with its traceback."""
+    # Without the frame that called the task: that one is ours.
     shown = error.__traceback__.tb_next if error.__traceback__ else None
     try:
         text = "".join(traceback.format_exception(type(error), error, shown))
@@ -62,7 +62,7 @@ def described(error: BaseException) -> bytes:
         }
     except AttributeError:
         return plain.dump(words)
-    # What it holds is worth more than where it was raised.
+    # If not everything fits: what the exception holds is worth more than its traceback.
     for said in ({**words, **whole}, {"summary": words["summary"][:100], "traceback": "", **whole}):
         try:
             return plain.dump(said)
@@ -72,7 +72,7 @@ def described(error: BaseException) -> bytes:
 
 
 def rebuilt(content: bytes, task: str) -> BaseException:
-    """In the worker: the exception, or a RemoteError with its text; the task's traceback is its cause."""
+    """In the worker: the exception, or a RemoteError with its text. Its cause is the task's traceback."""
     said = plain.load(content)
     try:
         error = _made_again(said)
@@ -98,8 +98,8 @@ def _made_again(said: dict[str, Any]) -> BaseException | None:
 
 
 def _loaded_class(module: str, name: str) -> type[BaseException] | None:
-    """The exception class, if it is one that can be made again here without importing or running anything."""
-    # A process started by spawn has the script's module under another name.
+    """The exception class, if it can be rebuilt here without importing or running anything."""
+    # A spawned process has the script's module under another name.
     home: Any = sys.modules.get("__main__" if module == "__mp_main__" else module)
     for part in name.split("."):
         home = vars(home).get(part) if isinstance(home, (types.ModuleType, type)) else None
@@ -110,7 +110,7 @@ def _may_cross(kind: type) -> bool:
     classes = kind.__mro__
     if BaseException not in classes or type(kind) is not type:
         return False
-    # One that would end the worker (KeyboardInterrupt) is only told of, unless it is made for the way.
+    # One that would end the worker (KeyboardInterrupt) crosses as text only, unless it is made to cross.
     if Exception not in classes and not any(vars(one).get("crosses_processes") is True for one in classes):
         return False
     written = [one for one in classes if one.__flags__ & _HEAP_TYPE]
@@ -118,14 +118,14 @@ def _may_cross(kind: type) -> bool:
 
 
 def _usual(kind: type) -> frozenset[str]:
-    """`__dict__` is no override where it is what Python puts into each class."""
+    """The names that are no override: `__dict__`, if it is what Python puts into every class."""
     return (
         frozenset(("__dict__",)) if isinstance(vars(kind).get("__dict__"), types.GetSetDescriptorType) else frozenset()
     )
 
 
 def _fields(error: BaseException) -> list[tuple[str, Any]]:
-    """What built-in exceptions keep outside of `args` and `__dict__`: errno, filename, and so on."""
+    """What built-in exceptions keep outside `args` and `__dict__`: errno, filename, and so on."""
     found = []
     for name, descriptor in _descriptors(type(error)):
         try:

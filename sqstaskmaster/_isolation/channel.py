@@ -1,6 +1,6 @@
-"""What a task and its worker say to each other, in whole messages: a kind, a length, plain data.
+"""What a task and its worker tell each other, in whole messages: a kind, a length, plain data.
 
-`current` is, in a task's process, the task that runs there; None elsewhere.
+`current` is the channel of the task that runs in this process; None elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from sqstaskmaster._isolation import plain
 
-#: Before each message: its kind, and its length in bytes.
+#: Precedes each message: its kind, and its length in bytes.
 HEADER = struct.Struct("=cI")
 
 STARTED = b"S"  # bytes that were resident when the task began
@@ -29,11 +29,11 @@ KINDS = VERDICTS | {STARTED, PROGRESS}
 
 
 class ChannelMisused(RuntimeError):
-    """Progress was reported from another process than the task's own."""
+    """Progress was reported from a process other than the task's own."""
 
 
 class Channel:
-    """The task's side: whole messages, from any of its threads, and from no other process.
+    """The task's side: whole messages, from any of its threads, but from no other process.
 
     :param results: the descriptor they are written to.
     :param notice: readable once the worker is stopping.
@@ -55,15 +55,15 @@ class Channel:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker was told to stop, or stops the task. Takes a microsecond, and stays true."""
+        """Whether the worker is stopping, or is stopping the task. Takes a microsecond, and stays true."""
         if not self._stopping:
             self._stopping = any(event & select.POLLIN for _, event in self._notice.poll(0))
         return self._stopping
 
     def report(self, progress: dict[str, Any]) -> None:
-        """Becomes `progress` at the worker. What in it is no plain data arrives as its repr.
+        """Becomes `progress` at the worker. Whatever in it is not plain data arrives as its repr.
 
-        :raises ChannelMisused: in another process than the task's own.
+        :raises ChannelMisused: in a process other than the task's own.
         """
         if not self.is_own():
             raise ChannelMisused("Progress can be reported by the task's own process only, not by one that it started")
@@ -80,10 +80,10 @@ current: Channel | None = None
 
 
 class MessageReader:
-    """The worker's side: messages out of the bytes that have come. Bytes that make no sense end it.
+    """The worker's side: parses messages from the bytes that come, until some make no sense.
 
-    They come from a task that writes to a descriptor that is not its own. They are read on, lest it wait, and lost;
-    `spoiled` says so.
+    Those come from a task that writes to a descriptor that is not its own. From then on `spoiled` is true, and bytes
+    are still read, lest the task block, but dropped.
     """
 
     def __init__(self) -> None:
@@ -100,13 +100,13 @@ class MessageReader:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What was reported last; read only now, since it may have been reported often."""
+        """The last report; parsed only when asked for, since reports may be frequent."""
         content = self._last_progress
         if content is not self._read_progress:
-            self._read_progress = content  # it may be asked for in any thread, while another comes
+            self._read_progress = content  # any thread may ask while the next report comes in
             with contextlib.suppress(ValueError):
                 progress = plain.load(content)
-                # One that was too much as a whole has come as text.
+                # A report that was too large arrives as text.
                 self._progress = progress if isinstance(progress, dict) else {"progress": progress}
         return self._progress
 

@@ -1,15 +1,15 @@
-"""One function run in a supervised child process, started for it, and waited for. Knows nothing of queues.
+"""One function run in a supervised child process of its own, and waited for. Knows nothing of queues.
 
     child = Child(function)
     child.start()
     while not child.wait(seconds):      True once everything that the task started is gone
-        ...                             what has to be done while it runs; child.stop(), child.kill()
+        ...                             whatever is due while it runs; child.stop(), child.kill()
     child.result()
     child.close()
 
-The parent never blocks but in `wait`, which attends to a `TaskProcess`: that one reads what comes and takes a stop from
-step to step. See `keeper` for the processes, and for why nothing is left behind. Started with `fork`, the function need
-not be picklable, and runs about 2 ms later; with `spawn` or `forkserver` it must be, and it takes about 0.2 s.
+The parent blocks only in `wait`, which drives a `TaskProcess`: that reads what comes and carries out a stop step by
+step. See `keeper` for the processes, and for why nothing is left behind. Started with `fork`, the function need not be
+picklable, and runs about 2 ms later; with `spawn` or `forkserver` it must be, and it takes about 0.2 s.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from sqstaskmaster.errors import TaskNotPicklable, UnsupportedContext
 
 logger = get_logger(__name__)
 
-#: Said of a task that writes into its pipes, with its name.
+#: The log message for a task that writes into its pipes; takes its name.
 SPOILED = "Task %s broke its channel to the worker, which hears no more from it"
 
 START_METHODS = ("fork", "forkserver", "spawn")
 
-# A thread of ours that has ended is still there for a moment as the system sees it.
+# A thread of ours that has ended stays in the system's count for a moment.
 _THREADS_SECONDS = 0.02
 
 
 class Child:
-    """One task in a process of its own, which takes a keeper of its own.
+    """One task in a process of its own, with a keeper of its own.
 
     :param function: called in the task with one argument, its `channel.Channel`.
     :param name: what the task is called in errors.
@@ -69,9 +69,9 @@ class Child:
         self._warned = False
 
     def prepare(self) -> None:
-        """Do what `start` would do first, and may take long: pickle the function, where it has to be.
+        """Do the first part of `start`, which may take long: pickle the function, if the start method needs that.
 
-        :raises TaskNotPicklable: where the start method needs to pickle it and cannot.
+        :raises TaskNotPicklable: if the start method needs to pickle it and cannot.
         """
         if self._method != "fork" and self._payload is None:
             self._payload = pickled(self._function, f"Task {self._name}", self._method)
@@ -79,8 +79,8 @@ class Child:
     def start(self) -> None:
         """Start the processes.
 
-        :raises TaskNotPicklable: where the start method needs to pickle the function and cannot; nothing was started.
-        :raises OSError: where the system has no process or no descriptor left; nothing was started, and none is open.
+        :raises TaskNotPicklable: if the start method needs to pickle the function and cannot; nothing was started.
+        :raises OSError: if the system has no process or descriptor left; nothing was started, no descriptor is open.
         """
         self.prepare()
         payload = self._payload
@@ -125,14 +125,14 @@ class Child:
             left = max(0.0, min(until, task.next_step_at, task.meter.next_look_at) - now)
             if not left and now >= until:
                 return False
-            # Rounded up: a little late is on time, a little early is a turn for nothing.
+            # Rounded up: a little late is fine, a little early is a wasted turn.
             happened = self._read_events(task, math.ceil(left * 1000), wakeup)
             if task.spoiled and not self._warned:
                 self._warned = True
                 logger.warning(SPOILED, self._name)
             if wakeup in happened:
                 return task.gone
-            # What has been waited for is over, also by a clock that a test has stopped.
+            # Count what was waited for even if a test has stopped the clock.
             now = max(time.monotonic(), now if happened else now + left)
         return True
 
@@ -147,16 +147,16 @@ class Child:
             self.task.kill()
 
     def tell_stopping(self) -> None:
-        """Have `stopping` be true in the task from now on. It goes on."""
+        """Make `stopping` true in the task from now on. The task itself goes on."""
         if self.task is not None:
             self.task.tell_stopping()
 
     def result(self) -> Any:
-        """What the function returned, once `wait` has said True; see `TaskProcess.result` for what it raises."""
+        """What the function returned, once `wait` has returned True; see `TaskProcess.result` for what it raises."""
         return self._started().result()
 
     def close(self) -> None:
-        """Reap the keeper, which has nothing left to do. It takes the system half a millisecond to end a process."""
+        """Reap the keeper, which has nothing left to do. The system takes half a millisecond to end a process."""
         keeper_process, self._keeper = self._keeper, None
         if isinstance(keeper_process, int):
             with contextlib.suppress(ChildProcessError):  # somebody else's waitpid(-1), or SIGCHLD ignored
@@ -171,12 +171,12 @@ class Child:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What the task reported last."""
+        """The task's last progress report."""
         return self.task.progress if self.task else {}
 
     @property
     def stack(self) -> str:
-        """Where the task was when it was stopped or crashed, for people to read; "" where nothing is known."""
+        """Where the task was when it was stopped or crashed, for people to read; "" if unknown."""
         return self.task.stack if self.task else ""
 
     @property
@@ -198,7 +198,7 @@ class Child:
         warn_of_threads()
         warn_of_what_is_lacking()
         buffers.before_fork()
-        # No signal handler of the worker's may run in the child, nor here before the pid is known.
+        # None of the worker's signal handlers may run in the child, nor here before the pid is known.
         with state.held() as caught:
             pid = fork()
             if pid == 0:
@@ -241,14 +241,14 @@ class Child:
 
 
 def default_start_method() -> str:
-    """Fork where it is safe: on Linux. The system libraries of macOS do not survive one."""
+    """Fork where that is safe: on Linux. The system libraries of macOS do not survive a fork."""
     return "fork" if process_tree.LINUX else "spawn"
 
 
 def pickled(function: Any, what: str, method: str) -> bytes:
-    """The function, for a process that was not forked. `what`: how it is called in the error.
+    """The function pickled, for a process that is not forked. `what`: what it is called in the error.
 
-    :raises TaskNotPicklable: where it cannot be.
+    :raises TaskNotPicklable: if it cannot be pickled.
     """
     try:
         return pickle.dumps(function)
@@ -260,16 +260,16 @@ def pickled(function: Any, what: str, method: str) -> bytes:
 
 
 def require_processes() -> None:
-    """Raises UnsupportedContext where none of this works."""
+    """Raise UnsupportedContext on platforms where none of this works."""
     if not hasattr(os, "fork"):
         raise UnsupportedContext(f"Tasks in processes of their own need Linux or macOS, not {sys.platform}")
 
 
 def _keep_spawned(ends: list[Any], payload: bytes) -> None:
-    """What a process started by spawn or forkserver runs: the keeper. The payload is the task's to load."""
+    """What a process started by spawn or forkserver runs: the keeper. The task loads the payload."""
     buffers.before_fork()  # the main module has been imported
     with contextlib.suppress(OSError):
-        # multiprocessing has opened another for it, and the task's is descriptor 0 as in every process: see `pipes`.
+        # multiprocessing has opened another stdin; the task's is descriptor 0, as in every process: see `pipes`.
         sys.stdin = open(0, encoding=sys.stdin.encoding, closefd=False)
     with state.held() as caught:  # the main module may have installed handlers
         *others, nothing = (end.fileno() for end in ends)
@@ -278,13 +278,13 @@ def _keep_spawned(ends: list[Any], payload: bytes) -> None:
 
 def fork() -> int:
     with warnings.catch_warnings():
-        # Python 3.12 warns of any thread, also one that is just ending; ours below says what to do.
+        # Python 3.12 warns of any thread, even one that is just ending; our warning below says what to do.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
 def _own_threads() -> int:
-    """Of this package's own threads those that stay: they wait for a question, and hold no lock."""
+    """How many of this package's own long-lived threads there are: they wait for a question, and hold no lock."""
     return sum(thread.name.startswith("sqstaskmaster-") for thread in threading.enumerate())
 
 
@@ -311,6 +311,6 @@ def warn_of_threads() -> None:
 
 @functools.cache
 def warn_of_what_is_lacking() -> None:
-    """Say once what this system, or its sandbox, does not offer."""
+    """Warn once of what this system, or its sandbox, lacks."""
     for what in process_tree.lacking():
         logger.warning("Tasks are not fully supervised: %s", what)

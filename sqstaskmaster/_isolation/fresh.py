@@ -1,9 +1,9 @@
-"""A slot's process that stays, as a fresh interpreter: for what does not survive a fork, and where nothing does.
+"""A slot's process that stays, as a fresh interpreter: for code that does not survive a fork, or where no code does.
 
     keeper -- forks --> child -- execs --> Python -- multiprocessing's own start --> Beginning -- be_warm --> ...
 
-What the interpreter imports for the user, it imports as the first thing of the initializer: what that raises is told
-with its traceback, and where it hangs can be seen.
+The interpreter imports the user's modules as the first step of the initializer, so that an error there is reported
+with its traceback, and a hang shows where it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqstaskmaster._isolation.child import pickled
 
 
 class Carried(NamedTuple):
-    """What the worker's process has that the new one is to have.
+    """What the new process takes over from the worker's.
 
     `preparation`: multiprocessing's, with the main module. `initializer`: pickled.
     """
@@ -33,21 +33,21 @@ class Carried(NamedTuple):
 
 
 def carried(initializer: Any) -> Carried:
-    """:raises TaskNotPicklable: for an initializer that cannot be sent.
-    :raises RuntimeError: in an interpreter that imports its main module for another.
+    """:raises TaskNotPicklable: if the initializer cannot be sent.
+    :raises RuntimeError: in a spawned interpreter that is still importing the main module.
     """
     preparation = spawn.get_preparation_data("MainProcess")
-    preparation["authkey"] = bytes(preparation["authkey"])  # else it refuses to be pickled
+    preparation["authkey"] = bytes(preparation["authkey"])  # an AuthenticationString refuses to be pickled
     return Carried(preparation, pickled(initializer, "The initializer", "spawn"))
 
 
 def become(orders: int, said: int, nothing: int, settings: warm.Warm, carries: Carried) -> NoReturn:
-    """Make a fresh interpreter of this process, which has parted from what it inherited.
+    """Turn this process, which has let go of what it inherited, into a fresh interpreter.
 
-    Nothing is open there but these, and what is standard.
+    Only these descriptors and the standard ones stay open there.
     """
     beginning = Beginning(orders, said, nothing, settings._replace(initializer=None), carries)
-    # The user's modules may be where this package is.
+    # Needed to find this package, which may not be on the default path.
     file = pipes.file_with(pickle.dumps({"sys_path": sys.path}) + pickle.dumps(beginning))
     os.lseek(file, 0, os.SEEK_SET)
     stay = (orders, said, nothing, file)
@@ -83,7 +83,7 @@ class Beginning:
             initializer = pickle.loads(self._carried.initializer)
         finally:
             del process._inheriting
-        # The main module has been imported: what it has opened and set up is no task's.
+        # The main module has been imported: what it opened and set up belongs to no task.
         buffers.before_fork()
         buffers.carry_records()
         gc.freeze()
@@ -92,5 +92,5 @@ class Beginning:
 
 
 def run(order: bytes, own: Channel) -> Any:
-    """A task there: its function, pickled."""
+    """Run a task there: the order is its function, pickled."""
     return pickle.loads(order)(own)

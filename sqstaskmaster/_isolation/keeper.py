@@ -2,17 +2,17 @@
 
     worker -- starts --> keeper -- forks --> task -- starts whatever it likes --> ...
 
-The keeper is why nothing of a task can be left behind. It is the parent of the task and, on Linux, of every descendant
-whose own parent ends; it does nothing but wait for one of two events, and then kills and reaps what is below it:
+The keeper is why a task can leave nothing behind. It is the parent of the task and, on Linux, of every descendant whose
+own parent ends. It only waits for one of two events, and then kills and reaps everything below it:
 
-- the task ended, however it did;
-- its lifeline, a pipe of which only the worker has the other end, came to its end: the worker asked for that by closing
-  it, or the worker itself is gone, SIGKILLed perhaps.
+- the task ended, in whatever way;
+- its lifeline, a pipe whose other end only the worker has, was closed: the worker closed it, or the worker itself is
+  gone, perhaps by SIGKILL.
 
-Through the lifeline come orders too, a byte each: the number of a signal to be sent to the task. The keeper sends them
-since it is the one who reaps the task, and so the only one who cannot hit a process that got the task's pid after it.
+The lifeline also carries orders, a byte each: the number of a signal to send to the task. The keeper sends them because
+it reaps the task, and so is the only process that cannot hit one that got the task's pid later.
 
-What it says to the worker, see `news`.
+For what it reports to the worker, see `news`.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from sqstaskmaster._isolation import news, process_tree, task_side
 from sqstaskmaster._isolation.pipes import Ends
 from sqstaskmaster._signals import state
 
-# How often the keeper looks whether the worker is still there: the lifeline tells at once, but not while some other
-# process has inherited the worker's end of it.
+# How often the keeper checks that the worker is still there. The lifeline tells at once, but not while another process
+# has inherited the worker's end of it.
 _LOOK_MILLISECONDS = 1000
 
-# The same for the task, on systems that cannot tell at once when a process ends (no pidfd).
+# The same for the task, on systems that do not report at once that a process has ended (no pidfd).
 _LOOK_WITHOUT_PIDFD_MILLISECONDS = 20
 
-# Of a task that is over by then, its start is told with its end.
+# If a task is over by then, its start is reported together with its end.
 _SHORT_MILLISECONDS = 20
 
 
 def keep(ends: Ends, nothing: int, load: Callable[[], task_side.Function], caught: frozenset[int]) -> NoReturn:
     """The keeper's whole life, in a process that was started for it, in `state.held`.
 
-    `load` is called in the task: what it loads may be the user's. `caught` are the signals with a handler. They and
+    `load` is called in the task, as it may load the user's code. `caught` are the signals with a handler. They and
     requests to stop stay blocked here: the keeper outlasts them. `nothing` is an open os.devnull.
 
-    After a fork each page that is touched is copied, which takes longer than anything done with it here: so there is
-    little of it, and what can be done before the fork is done there.
+    After a fork each page that is touched is copied, which costs more than any work done here. So this does little, and
+    whatever can be done before the fork is done there.
     """
     try:
         gc.disable()
@@ -81,10 +81,10 @@ def _be_task(
 
 
 def become_keeper() -> None:
-    """Out of the terminal's reach (Ctrl-C is for the worker to decide on), and the parent of every orphan below."""
+    """Leave the terminal's reach (the worker decides on Ctrl-C), and become the parent of every orphan below."""
     state.keep_exit_status()
     os.setsid()
-    process_tree.die_with_parent(signal.SIGCONT)  # lest a keeper that its task has stopped not see the worker's end
+    process_tree.die_with_parent(signal.SIGCONT)  # when the worker ends, wake a keeper that its task has stopped
     process_tree.adopt_orphans()
     process_tree.mark_self()
 
@@ -98,14 +98,14 @@ def attend(
     told: int | None = None,
     is_long: Callable[[], None] | None = None,
 ) -> set[int]:
-    """Until the task has ended, or was killed because the worker said so or is gone: it is not reaped here.
+    """Wait until the task ends, or kill it if the worker says so or is gone. It is not reaped here.
 
-    The signals that it was sent: none where it ended undisturbed.
+    Returns the signals that it was sent: none if it ended undisturbed.
 
-    :param parent: the worker's pid, where it is this process's parent: whether it still is, is looked at once a second.
-    :param worker: else a descriptor that is readable once the worker is gone.
-    :param told: a descriptor that is readable when the task is over in a process that stays.
-    :param is_long: called once, where it is not over after a moment, or is sent a signal.
+    :param parent: the worker's pid, if the worker is this process's parent: checked once a second.
+    :param worker: otherwise, a descriptor that is readable once the worker is gone.
+    :param told: a descriptor that is readable once the task is over, in a process that stays.
+    :param is_long: called once, if the task is not over after a moment, or is sent a signal.
     """
     events = select.poll()
     events.register(lifeline, select.POLLIN)
@@ -146,9 +146,12 @@ def attend(
 
 
 def bury(task: int) -> tuple[int, float, int]:
-    """Kill and reap the task and all that is below this process: wait status, CPU seconds of all, peak bytes."""
-    if not process_tree.trackers(process_tree.descendants(os.getpid())):  # which are in its group
+    """Kill and reap the task and everything below this process.
+
+    Returns the wait status, the CPU seconds of all, and the peak bytes.
+    """
+    if not process_tree.trackers(process_tree.descendants(os.getpid())):  # trackers are in the task's group
         with contextlib.suppress(OSError):
-            os.killpg(task, signal.SIGKILL)  # before it is reaped, while nobody else can be that group
+            os.killpg(task, signal.SIGKILL)  # before it is reaped, while no other group can have its number
     _, status, used = os.wait4(task, 0)
     return status, process_tree.cpu_seconds(used) + process_tree.sweep(), process_tree.peak_bytes(used)

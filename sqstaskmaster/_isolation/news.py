@@ -1,13 +1,13 @@
-"""What a keeper tells its worker about a task, a line each.
+"""What a keeper reports to its worker about a task, a line each.
 
-started PID BEFORE...                   what there was before it, in a process that stays: see `Before`
-spent WHY                               its process stays no longer
-stays                                   its process stays, for the next
+started PID BEFORE...                   BEFORE: what the process had used and held, if it stays: see `Before`
+spent WHY                               its process takes no other task
+stays                                   its process stays, for the next task
 ended STATUS CPU_SECONDS PEAK_BYTES     nothing of it is left
-failed WHY                              nothing of it ever was
+failed WHY                              it was never started
 
-The end of one in a process that stays is said in one write, with its start where it was short: each write wakes the
-worker.
+In a process that stays, the end is reported in one write, together with the start if the task was short, because each
+write wakes the worker.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 
 class Before(NamedTuple):
-    """What a process that stays, and those that its initializer had started, used and held before a task began.
+    """What a process that stays, and the helpers that its initializer started, used and held before a task began.
 
-    `cpu_seconds` of all; `helpers`: bytes resident in those that the initializer had started; `share`: the proportional
-    size of all; `image`: tells what was forked from the process, see `process_tree.image_of`; `resident`: bytes
-    resident in the process itself.
+    `cpu_seconds`: of all; `helpers`: bytes resident in the helpers; `share`: the proportional size of all; `image`:
+    identifies what is forked from the process, see `process_tree.image_of`; `resident`: bytes resident in the process
+    itself.
     """
 
     cpu_seconds: float = 0.0
@@ -37,7 +37,7 @@ def started(task: int, before: Before | None = None) -> str:
 
 
 def stays(spent: str) -> str:
-    """Whether the task's process takes another; `spent`: why it does not, "" where it does."""
+    """Whether the task's process takes another task; `spent`: why it does not, "" if it does."""
     return f"spent {' '.join(spent.split())[:500]}" if spent else "stays"
 
 
@@ -50,12 +50,12 @@ def failed(error: BaseException) -> str:
 
 
 def say(news: int, *lines: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # nobody is listening any more
         os.write(news, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
 
 
 class News:
-    """The worker's side. A line that an interrupt has lost leaves the others whole."""
+    """The worker's side. If an interrupt loses a line, the others stay whole."""
 
     def __init__(self) -> None:
         self.pid: int | None = None
@@ -70,7 +70,7 @@ class News:
 
     @property
     def over(self) -> bool:
-        """Whether the keeper has said that nothing of the task is left."""
+        """Whether the keeper has reported that nothing of the task is left."""
         return self.status is not None or bool(self.failure)
 
     def feed(self, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The pipes of one task. Each task has its own, so that nothing half written can be taken for the next one's.
+"""The pipes of one task. Each task has its own, so that half a message is never taken for part of the next task's.
 
 worker's end     keeper's end    task's end
 results  <-----------------------  results     whole messages: started, progress, verdict (see `channel`)
@@ -21,16 +21,16 @@ from typing import NamedTuple
 
 try:
     import fcntl
-except ImportError:  # Windows, where a producer imports the module that has the tasks, and nothing of this is called
+except ImportError:  # Windows: a producer may import the module with the tasks, but calls nothing here
     pass
 
-# Tasks that close "all" descriptors mostly close those below this one.
+# Tasks that close "all" descriptors usually close those below this one.
 _OUT_OF_REACH = 512
 
-# The worker's ends, which no keeper may inherit: it would keep lifelines from ending.
+# The worker's ends. No keeper may inherit them: that would keep lifelines from ending.
 _own_ends: set[int] = set()
 
-# What tasks have for their standard input: a terminal is not for them to read from, but where one is run by hand.
+# The tasks' standard input. They must not read from the terminal, unless a task is run by hand.
 standard_input = os.devnull
 
 
@@ -45,16 +45,16 @@ class Ends(NamedTuple):
 
 
 def reserve_standard() -> None:
-    """Have something be open as descriptors 0, 1 and 2, lest what is opened next be taken for standard output."""
+    """Make sure descriptors 0, 1 and 2 are open, lest the next file opened be taken for standard output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def open_nothing() -> int:
-    """A descriptor of what tasks have for their standard input; none of the standard ones, as it is closed again."""
+    """A descriptor for the tasks' standard input; not itself one of the standard three, as it is closed again."""
     reserve_standard()
     return os.open(standard_input, os.O_RDWR | os.O_NOCTTY)
 
@@ -62,7 +62,7 @@ def open_nothing() -> int:
 def open_pipes() -> tuple[Ends, Ends]:
     """The worker's ends, which do not block, and the others.
 
-    :raises OSError: where there are no more descriptors to be had; none is left open then.
+    :raises OSError: if no descriptors are left; none stays open then.
     """
     reserve_standard()
     opened: list[tuple[int, int]] = []
@@ -86,12 +86,12 @@ def keep_from_children(*descriptors: int) -> None:
 
 
 def leave_to_children(*descriptors: int) -> None:
-    """No longer: they are about to be closed, and their numbers used anew."""
+    """Undo `keep_from_children`: these are about to be closed, and their numbers reused."""
     _own_ends.difference_update(descriptors)
 
 
 def close(*descriptors: int) -> None:
-    """Close what is open of these."""
+    """Close those that are open."""
     for descriptor in descriptors:
         _own_ends.discard(descriptor)
         with contextlib.suppress(OSError):
@@ -99,43 +99,43 @@ def close(*descriptors: int) -> None:
 
 
 def hang_up(connection: socket.socket) -> None:
-    """Close this end, and have the other come to its end, also where another process has inherited this one."""
+    """Close this end, so that the other sees the end of file even if another process has inherited this one."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     close(connection.detach())
 
 
 def close_own_ends() -> None:
-    """In a process that the worker has forked: close the worker's ends, those of other tasks too."""
+    """In a process that the worker has forked: close the worker's ends, including those of other tasks."""
     close(*list(_own_ends))
 
 
 def is_readable(descriptor: int) -> bool:
-    """Whether there is something to read. Not by select(): that takes no descriptor from 1024 on."""
+    """Whether there is something to read. Not by select(), which takes no descriptor above 1023."""
     events = select.poll()
     events.register(descriptor, select.POLLIN)
     return bool(events.poll(0))
 
 
 def out_of_reach(descriptor: int) -> int:
-    """The same open file under a number that a task which closes descriptors is unlikely to close."""
+    """The same open file under a high number, which a task that closes descriptors is unlikely to close."""
     try:
         high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_REACH)
     except OSError:
-        return descriptor  # over this process's limit
+        return descriptor  # the number is over this process's limit
     os.close(descriptor)
     return high
 
 
 def close_all_but(*kept: int) -> None:
-    """In a process that is about to be another program: these stay, and what is standard."""
-    # One by one: where the limit is a billion, and the system closes no ranges, a range takes minutes.
+    """In a process that is about to exec another program: keep only these and the standard descriptors."""
+    # One by one: if the limit is a billion, and the system cannot close ranges, a range takes minutes.
     for descriptor in open_descriptors().difference(kept, range(3)):
         close(descriptor)
 
 
 def open_descriptors() -> set[int]:
-    """Those of this process, with that of the listing itself, which is closed by now."""
+    """This process's open descriptors, and that of the listing itself, which is closed by now."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         try:
             found = set(map(int, os.listdir(folder)))
@@ -146,7 +146,7 @@ def open_descriptors() -> set[int]:
 
 
 def file_with(content: bytes) -> int:
-    """A descriptor of a file that only its descriptors know: it takes any length without blocking, whoever reads it."""
+    """A descriptor of a nameless file with this content. Unlike a pipe it takes any length without blocking."""
     try:
         file = os.memfd_create("order", os.MFD_CLOEXEC)
     except (AttributeError, OSError):  # a sandbox may refuse it
@@ -163,10 +163,10 @@ def file_with(content: bytes) -> int:
 
 
 class Open:
-    """Descriptors of one owner, written to and closed only while they are open: their numbers are used anew.
+    """Descriptors of one owner, written to and closed only while they are open, since their numbers get reused.
 
-    From any thread: a stack may be asked for while the owner's loop closes what it has read to its end. `before_close`
-    is called with each before it is closed.
+    Safe from any thread: a stack may be requested while the owner's loop closes what it has read to the end.
+    `before_close` is called with each descriptor before it is closed.
     """
 
     def __init__(self, descriptors: Iterable[int]) -> None:
@@ -178,7 +178,7 @@ class Open:
         """Write a byte, if anybody is there to read it."""
         with self._lock:
             if descriptor in self._descriptors:
-                with contextlib.suppress(OSError):  # nobody is there, or it is full of what was told before
+                with contextlib.suppress(OSError):  # nobody is there, or it is full of unread orders
                     os.write(descriptor, bytes([number]))
 
     def close(self, descriptor: int) -> None:

@@ -1,10 +1,10 @@
-"""Plain data as JSON, with tags for what JSON lacks. What a task says is read by this, and runs nothing of the user's.
+"""Plain data as JSON, with tags for what JSON lacks. The worker reads a task's messages with it: no user code runs.
 
-    dump    value -> bytes     NotPlain where something in it is not plain, or all of it is too much
-    spoken  value -> bytes     never fails: what is not plain is its repr, what is too much is the repr of the whole
+    dump    value -> bytes     NotPlain if part of the value is not plain, or the whole is too large
+    spoken  value -> bytes     never fails: a part that is not plain becomes its repr; so does a whole that is too large
     load    bytes -> value
 
-Plain are None, booleans, numbers, strings, bytes, lists, tuples, sets, dictionaries; dates, times and durations of
+Plain data are None, booleans, numbers, strings, bytes, lists, tuples, sets, dictionaries; dates, times and durations of
 `datetime`; Decimal, Fraction, complex, UUID and paths. Of a subclass of one of these (a namedtuple, NumPy's
 float64) the plain part arrives. Pickle would run code, import modules, and hold the interpreter as long as it likes.
 """
@@ -23,14 +23,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-#: The most bytes that a value may have, and how deep it may be nested.
+#: The most bytes of a value, and its deepest nesting.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
 
-#: The most characters of the repr that stands for what is not plain.
+#: The most characters of a repr that stands for a value that is not plain.
 MAX_TEXT = 10_000
 
-# An integer's digits take quadratic time to read.
+# Parsing an integer's digits takes quadratic time.
 _MAX_BITS = 10_000
 
 # The key of a tagged value: {"$": ["set", [1, 2]]}.
@@ -38,21 +38,21 @@ _TAG = "$"
 
 
 class NotPlain(TypeError):
-    """A value that is no plain data, or too much of it."""
+    """A value that is not plain data, or too large."""
 
 
 def dump(value: Any) -> bytes:
-    """The value, whole.
+    """The value, complete.
 
-    :raises NotPlain: where that cannot be.
+    :raises NotPlain: if that is not possible.
     """
     return _written(value, _refuse)
 
 
 def spoken(value: Any, most: int | None = MAX_BYTES) -> bytes:
-    """The value, as text where it cannot be whole.
+    """The value, as text if it cannot be complete.
 
-    :param most: how many bytes it may have, None for any number: what comes up from a task is limited.
+    :param most: the most bytes it may have, None for no limit. What a task sends is limited.
     """
     try:
         return _written(value, text_of, most)
@@ -61,7 +61,7 @@ def spoken(value: Any, most: int | None = MAX_BYTES) -> bytes:
 
 
 def load(content: bytes, most: int | None = MAX_BYTES) -> Any:
-    """What `dump` or `spoken` was given.
+    """The value that `dump` or `spoken` was given.
 
     :raises ValueError: for anything else.
     """
@@ -74,7 +74,7 @@ def load(content: bytes, most: int | None = MAX_BYTES) -> Any:
 
 
 def text_of(value: Any, limit: int = MAX_TEXT) -> str:
-    """The repr, cut; of collections only the beginning, since one can hold itself many times over."""
+    """The repr, cut; of collections only the beginning, since one can contain itself many times over."""
     short = _Short()
     short.maxlevel = 4
     short.maxdict = short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = short.maxdeque = 20
@@ -87,13 +87,13 @@ def text_of(value: Any, limit: int = MAX_TEXT) -> str:
 
 class _Short(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
-        """Python's own refuses long ones, and its newer releases have words for them that name an address."""
+        """Python's own refuses long integers, and newer releases describe them by an address."""
         bits = x.bit_length()
         return f"<int of {bits:,} bits>" if bits > _MAX_BITS else super().repr_int(x, level)
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, its middle left out where it is longer than `limit`."""
+    """The text, without its middle if it is longer than `limit`."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -111,7 +111,7 @@ def _written(value: Any, otherwise: Callable[[Any], Any], most: int | None = MAX
     if most is not None and len(content) > most:
         raise NotPlain(f"{len(content):,} bytes are more than {most:,}")
     try:
-        # A set of a user's hashable lists, say. Told here, since what the worker cannot read is no verdict there.
+        # Fails for a set of a user's hashable lists, say. Checked here: a verdict that the worker cannot read is lost.
         load(content, most)
     except ValueError as error:
         raise NotPlain(f"it cannot be read again: {error}") from error
@@ -123,7 +123,7 @@ def _refuse(value: Any) -> Any:
 
 
 class _Walk:
-    """From a value to what JSON can write. Ends early where it is too much, so that no value takes long."""
+    """Turns a value into what JSON can write. Stops early if there is too much, so that no value takes long."""
 
     def __init__(self, otherwise: Callable[[Any], Any], most: int | None) -> None:
         self._otherwise = otherwise
@@ -177,7 +177,7 @@ _WRITERS: dict[type, Callable[[_Walk, Any, int], Any]] = {
     bytes: _as_text("bytes", _base64),
     bytearray: _as_text("bytearray", _base64),
     complex: _tagged("complex", lambda walk, value, depth: [value.real, value.imag]),
-    datetime.datetime: _as_text("datetime", datetime.datetime.isoformat),  # before date, which it is too
+    datetime.datetime: _as_text("datetime", datetime.datetime.isoformat),  # before date, its base class
     datetime.date: _as_text("date", datetime.date.isoformat),
     datetime.time: _as_text("time", datetime.time.isoformat),
     datetime.timedelta: _tagged(

@@ -1,4 +1,4 @@
-"""Processes below a process, and what Linux offers to keep hold of them. Elsewhere: the nearest thing, or nothing."""
+"""The processes below a process, and what Linux offers to keep hold of them. Elsewhere: the nearest thing, or none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 try:
     import resource
-except ImportError:  # Windows, where a producer imports the module that has the tasks, and nothing of this is called
+except ImportError:  # Windows: a producer may import the module with the tasks, but calls nothing here
     pass
 
 LINUX = sys.platform == "linux"
@@ -26,24 +26,24 @@ _PR_GET_PDEATHSIG = 2
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 
-# https://man7.org/linux/man-pages/man2/getrlimit.2.html: the number of file locks, without effect since Linux 2.4.25.
+# https://man7.org/linux/man-pages/man2/getrlimit.2.html: the number of file locks, ignored since Linux 2.4.25.
 _RLIMIT_LOCKS = 10
 
-# Far above any number of locks that somebody may have set a limit to.
+# Far above any limit on locks that somebody may have set.
 _MARKS = 1 << 40
 
-# The longest that the end of what was killed is waited for where processes cannot be listed, and so not be found.
+# The longest wait for killed processes to end on systems that cannot list processes, and so cannot find them.
 _BLIND_SECONDS = 1.0
 
-# Helpers that clean up after processes that were killed: multiprocessing's and loky's. They outlive the processes that
-# share the other end of a pipe with them, then unlink shared memory, semaphores and folders that are left, and end.
+# Trackers clean up after processes that were killed: multiprocessing's and loky's. They outlive the processes that hold
+# the other end of their pipe, then unlink leftover shared memory, semaphores and folders, and end.
 _TRACKER = b"resource_tracker import main"
 
-# The longest that they may take for it. It takes them milliseconds.
+# The longest that they may take for it. They need milliseconds.
 _TRACKER_SECONDS = 2.0
 
-# Between two looks at processes that were killed and are not gone yet: the kernel needs microseconds, or, to tear down
-# gigabytes, some tenths of a second.
+# The shortest and longest pause between looks at killed processes that are not gone yet: the kernel needs microseconds,
+# or, to tear down gigabytes, some tenths of a second.
 _LOOK_SECONDS = (0.001, 0.05)
 
 
@@ -60,7 +60,7 @@ def load() -> None:
 
 
 def die_with_parent(number: int | None = None) -> None:
-    """Have the kernel send this process a signal, SIGKILL where none is given, when the thread that forked it ends.
+    """Have the kernel send this process a signal, SIGKILL by default, when the thread that forked it ends.
 
     Linux only.
     """
@@ -69,7 +69,7 @@ def die_with_parent(number: int | None = None) -> None:
 
 
 def lacking() -> list[str]:
-    """What of all this is refused here, and what comes of it, for people: a sandbox may have no /proc, say."""
+    """Which of these features are missing here, and what that means, for people: a sandbox may have no /proc, say."""
     found: list[str] = []
     if not LINUX:
         return found
@@ -80,7 +80,7 @@ def lacking() -> list[str]:
         ("PR_SET_CHILD_SUBREAPER", _PR_GET_CHILD_SUBREAPER, _PR_SET_CHILD_SUBREAPER),
         ("PR_SET_PDEATHSIG", _PR_GET_PDEATHSIG, _PR_SET_PDEATHSIG),
     ):
-        # As it is: only whether that is allowed is of interest.
+        # Set to its present value: this only finds out whether setting it is allowed.
         if _prctl()(get, ctypes.byref(now)) or _prctl()(put, now.value):
             found.append(f"prctl({name}) is refused: processes that a task leaves behind may outlive it")
     return found
@@ -93,7 +93,7 @@ def adopt_orphans() -> None:
 
 
 def descendants(pid: int, without: Collection[int] = ()) -> list[int]:
-    """The processes below `pid`, as of now; `without` some and what is below them. Empty where there is no /proc."""
+    """The processes below `pid` now, except `without` and what is below those. Empty if there is no /proc."""
     children_of = _children if _kernel_lists_children() else _children_by_parent()
     found: list[int] = []
     unseen = [pid]
@@ -110,7 +110,7 @@ def _kernel_lists_children() -> bool:
 
 
 def children_of_self() -> list[int] | None:
-    """Of this process, which has one thread; None where the kernel lists only parents."""
+    """The children of this process, which has one thread; None if the kernel lists only parents."""
     return _children(os.getpid()) if _kernel_lists_children() else None
 
 
@@ -124,7 +124,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _children_by_parent() -> Callable[[int], list[int]]:
-    """For kernels that list only parents: all processes are asked for theirs."""
+    """For kernels that list only parents: looks up the parent of every process."""
     children: dict[int, list[int]] = {}
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc"):
@@ -136,23 +136,23 @@ def _children_by_parent() -> Callable[[int], list[int]]:
 
 def _parent_of(pid: int) -> int:
     with open(f"/proc/{pid}/stat", "rb") as stat:
-        # The second field is the program's name in parentheses, which may hold spaces and parentheses itself.
+        # The second field is the program's name in parentheses, which may itself contain spaces and parentheses.
         return int(stat.read().rpartition(b")")[2].split()[1])
 
 
 def kill(pid: int, number: int) -> None:
-    """Send a signal; nothing where the process is gone."""
+    """Send a signal, unless the process is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def wake(pid: int, pidfd: int | None) -> bool:
-    """Have a process go on that was stopped. False where it is gone."""
+    """Let a stopped process go on. False if it is gone."""
     return send(pid, pidfd, signal.SIGCONT)
 
 
 def send(pid: int, pidfd: int | None, number: int) -> bool:
-    """Send a signal. False where the process is gone; with its pidfd, whoever has its pid now."""
+    """Send a signal. False if the process is gone; with a pidfd, even if another process has its pid now."""
     try:
         if pidfd is None:
             os.kill(pid, number)
@@ -164,7 +164,7 @@ def send(pid: int, pidfd: int | None, number: int) -> bool:
 
 
 def has_pidfd() -> bool:
-    """Whether this system has such descriptors, and lets this process have them."""
+    """Whether this system has pidfds, and lets this process have them."""
     own = pidfd(os.getpid())
     if own is not None:
         os.close(own)
@@ -172,7 +172,7 @@ def has_pidfd() -> bool:
 
 
 def pidfd(pid: int) -> int | None:
-    """A descriptor that is readable once the process has ended; None where there is no such thing."""
+    """A descriptor that is readable once the process has ended; None if the system or the process has none."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -180,14 +180,14 @@ def pidfd(pid: int) -> int | None:
 
 
 def kill_all(pids: Iterable[int]) -> None:
-    """SIGKILL; nothing to those that are not ours to kill any more (set-user-ID)."""
+    """Send SIGKILL, except to processes that we may no longer kill (set-user-ID)."""
     for pid in pids:
         with contextlib.suppress(PermissionError):
             kill(pid, signal.SIGKILL)
 
 
 def trackers(pids: Iterable[int]) -> set[int]:
-    """Those of the processes that are there to clean up when the others have ended."""
+    """Those of the processes that clean up after the others have ended."""
     return {pid for pid in pids if _is_tracker(pid)}
 
 
@@ -200,16 +200,16 @@ def _is_tracker(pid: int) -> bool:
 
 
 def sweep() -> float:
-    """SIGKILL everything below this process, and reap it. Returns when nothing is left: the CPU seconds it had used.
+    """SIGKILL and reap everything below this process. Returns the CPU seconds it had used, once nothing is left.
 
-    Those that clean up after the others get a moment to do so once these are gone.
+    Trackers, which clean up after the others, get a moment to do so once those are gone.
 
-    With `adopt_orphans` that is every descendant: one that slips through between the look and the kill is orphaned, and
-    thereby becomes a child of this process, to be found at the next look. One that is not ours to kill is waited for.
-    Where processes cannot be listed (no /proc), what is not found is given up after a moment.
+    With `adopt_orphans` this covers every descendant: one that slips through between the look and the kill is orphaned,
+    and so becomes a child of this process, to be found at the next look. One that we may not kill is waited for.
+    If processes cannot be listed (no /proc), those not found are given up after a moment.
     """
     pause, longest = _LOOK_SECONDS
-    # Pauses are counted, since a test may have stopped the clock of the process that this one was forked from.
+    # Add up pauses instead of reading the clock: this process may be forked from one whose clock a test has stopped.
     waited = spared = seconds = 0.0
     while True:
         others, used = _reap()
@@ -228,7 +228,7 @@ def sweep() -> float:
 
 
 def _reap() -> tuple[bool, float]:
-    """Reap the children that have ended. Whether there are others, and the CPU seconds of those that were reaped."""
+    """Reap the children that have ended. Returns whether others are left, and the CPU seconds of those reaped."""
     seconds = 0.0
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -239,28 +239,28 @@ def _reap() -> tuple[bool, float]:
     return False, seconds
 
 
-# The prefixes and suffixes are those of the builds that NumPy and SciPy bring along.
+# The prefixes and suffixes of the builds that NumPy and SciPy ship.
 _OPENBLAS_THREADS = tuple(
     f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")
 )
 
 
 def threads() -> int:
-    """Of this process, as the system counts them, those of OpenMP included; as Python does where there is no /proc.
+    """How many threads this process has: the system's count, with those of OpenMP; Python's count if there is no /proc.
 
-    Not those of OpenBLAS, which puts its pool in order round a fork.
+    Threads of OpenBLAS are left out, as it handles forks itself.
     """
     try:
         number = len(os.listdir("/proc/self/task"))
     except OSError:
         return threading.active_count()
-    # A look takes as long as a tenth of a fork; what is loaded changes with what has been imported.
+    # A look takes a tenth as long as a fork; only imports change which libraries are loaded.
     return number if number == 1 else number - _openblas_threads(len(sys.modules))
 
 
 @functools.lru_cache(maxsize=1)
 def _openblas_threads(modules: int) -> int:
-    """How many threads the pools of OpenBLAS have, each beside the one that calls it."""
+    """How many threads the pools of OpenBLAS have, not counting the thread that calls each."""
     number = 0
     for path in loaded("openblas"):
         with contextlib.suppress(OSError):
@@ -270,7 +270,7 @@ def _openblas_threads(modules: int) -> int:
 
 
 def loaded(library: str) -> list[str]:
-    """The files of libraries of such a name that are loaded in this process. None where that cannot be read."""
+    """The files of loaded libraries whose path contains this name. Empty if that cannot be read."""
     try:
         with open("/proc/self/maps") as maps:
             return list(dict.fromkeys(line.split(None, 5)[5].strip() for line in maps if library in line))
@@ -285,26 +285,26 @@ def can_list() -> bool:
 
 # -- a mark that is inherited ----------------------------------------------------------------------------------------
 #
-# A keeper that is killed leaves its task's daemons behind: they become children of somebody who does not know them,
-# and have left their session and group. What they cannot lose unknowingly are their resource limits, which survive
-# setsid, fork and exec, and are there for all to read: so one limit that has no effect carries the keeper's pid.
+# A keeper that is killed leaves its task's daemons behind: they become children of a process that does not know them,
+# and have left their session and group. What they cannot lose by accident are their resource limits, which survive
+# setsid, fork and exec, and which anybody can read. So a limit that has no effect carries the keeper's pid.
 
 
 def mark_self() -> None:
-    """Mark this process, a keeper, and all that will be below it. Linux only."""
+    """Mark this process, a keeper, and everything that will be below it. Linux only."""
     if LINUX:
-        with contextlib.suppress(OSError, ValueError):  # a hard limit that somebody has set
+        with contextlib.suppress(OSError, ValueError):  # somebody has set a hard limit
             _, hard = resource.getrlimit(_RLIMIT_LOCKS)
             resource.setrlimit(_RLIMIT_LOCKS, (_MARKS + os.getpid(), hard))
 
 
 def marked(keeper: int) -> list[int]:
-    """The processes, dead ones aside, that began below this keeper. Takes some milliseconds."""
+    """The live processes that began below this keeper. Takes some milliseconds."""
     mark = b"%d" % (_MARKS + keeper)
     found: list[int] = []
     seen = {keeper}
     with contextlib.suppress(OSError):
-        # Until a list has no other: a process that was listed may have forked one and ended before it was looked at.
+        # Repeat until nothing new is listed: a listed process may have forked another, and ended before it was read.
         while new := {int(name) for name in os.listdir("/proc") if name.isdigit()} - seen:
             found += [pid for pid in new if _has_mark(pid, mark)]
             seen |= new
@@ -333,12 +333,12 @@ def _state_of(pid: int) -> bytes:
 
 
 def prefer_for_oom_kill() -> None:
-    """Have the kernel's out-of-memory killer choose this process before others. Needs no privilege. Linux only."""
+    """Have the kernel's OOM killer choose this process before others. Needs no privilege. Linux only."""
     _tell_kernel("oom_score_adj", b"1000")
 
 
 def _tell_kernel(name: str, text: bytes) -> None:
-    """Write to a file of this process's in /proc, where there is one and the kernel allows it."""
+    """Write to a file in /proc/self, if it exists and the kernel allows it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -351,12 +351,12 @@ def _tell_kernel(name: str, text: bytes) -> None:
 
 
 def cpu_seconds(used: Any) -> float:
-    """Of a rusage structure: user and system together."""
+    """User and system time in a rusage structure."""
     return float(used.ru_utime + used.ru_stime)
 
 
 def peak_bytes(used: Any) -> int:
-    """Of a rusage structure: the most that was resident."""
+    """The peak resident size in a rusage structure."""
     return int(used.ru_maxrss) * (1024 if LINUX else 1)
 
 
@@ -366,27 +366,27 @@ def peak_of_self() -> int:
 
 
 def resident_of_self() -> int:
-    """Bytes that this process has resident now; where that cannot be read, the most it has had."""
+    """Bytes that this process has resident now; if that cannot be read, the most it has had."""
     return resident_of(os.getpid()) or peak_of_self()
 
 
 def forget_peak() -> None:
-    """Have `peak_of_self` begin anew with what is resident now, where the kernel allows that. Linux only."""
+    """Restart `peak_of_self` from what is resident now, if the kernel allows it. Linux only."""
     _tell_kernel("clear_refs", b"5")
 
 
 def cpu_seconds_of_self() -> float:
-    """Of this process, and of the children that it has reaped."""
+    """CPU seconds of this process and of the children that it has reaped."""
     return sum(cpu_seconds(resource.getrusage(who)) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def cpu_seconds_below(keeper: int) -> float:
-    """CPU seconds of the processes below a keeper, and of those that they have reaped. Linux only; else 0."""
+    """CPU seconds of the processes below a keeper and of those that they have reaped. Linux only; elsewhere 0."""
     return cpu_seconds_of(descendants(keeper))
 
 
 def cpu_seconds_of(pids: Iterable[int]) -> float:
-    """CPU seconds of these, and of those that they have reaped."""
+    """CPU seconds of these processes and of those that they have reaped."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):  # it has ended
@@ -400,14 +400,14 @@ def own_memory(
 ) -> int:
     """Bytes that the processes below a keeper hold beyond what they were forked with. Linux only.
 
-    In a process that stays, beyond what there was before the task began: `helpers` was resident in processes of the
-    initializer's, `before` the proportional size of all, `image` is that process's.
+    In a process that stays: beyond what there was before the task began. Then `helpers` was resident in the
+    initializer's processes, `before` is the proportional size of all, and `image` is the staying process's.
 
-    `inherited` is what was resident when the task began. Where there are several processes, each one's share of what
-    was inherited is the keeper's, which has nothing else; those that have exec'ed a program have none of it.
+    `inherited` is what was resident when the task began. If there are several processes, each one's share of what was
+    inherited equals the size of the keeper, which has nothing else; those that have exec'ed a program have no share.
 
-    Resident sizes are cheap to read, but count what processes share once for each. Where they say over `enough`, the
-    proportional sizes are asked, which cost a walk through the page tables and count every page once.
+    Resident sizes are cheap to read, but count shared pages once per process. If they add up to over `enough`, the
+    proportional sizes are read, which takes a walk through the page tables and counts every page once.
     """
     pids = descendants(keeper)
     image = image_of(keeper) if image is None else image
@@ -422,7 +422,7 @@ def own_memory(
 
 
 def image_of(pid: int) -> int:
-    """The same for processes that have forked from each other, another after exec: where the stack begins."""
+    """Where the stack begins: the same for processes forked from one another, but different after an exec."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             return int(stat.read().rpartition(b")")[2].split()[25])
@@ -431,7 +431,7 @@ def image_of(pid: int) -> int:
 
 
 def resident_of(pid: int) -> int:
-    """Bytes that a process has resident; 0 where it has ended."""
+    """Bytes that a process has resident; 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -440,12 +440,12 @@ def resident_of(pid: int) -> int:
 
 
 def proportional_of(pid: int) -> int:
-    """The same, of each page its share among the processes that have it. Takes a walk through the page tables."""
+    """The same, with each shared page divided among its processes. Takes a walk through the page tables."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
             for line in rollup:
                 if line.startswith(b"Pss:"):
                     return int(line.split()[1]) * 1024
     except (OSError, ValueError):
-        pass  # it has ended, or this kernel does not tell
+        pass  # it has ended, or this kernel does not provide it
     return resident_of(pid)

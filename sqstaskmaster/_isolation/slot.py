@@ -1,4 +1,4 @@
-"""The worker's end of a slot: tasks are ordered through it, one at a time. Nothing here blocks."""
+"""The worker's end of a slot, which starts tasks in it, one at a time. Nothing here blocks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sqstaskmaster._isolation.task import TaskProcess
 
 
 class SlotLost(RuntimeError):
-    """A slot's keeper, or the template that makes keepers, has ended: another has to be asked for, or started."""
+    """A slot's keeper, or the template that forks keepers, has ended: open another slot, or start another template."""
 
 
 class Slot:
-    """One slot, as `Template.open_slot` gives it.
+    """One slot, as `Template.open_slot` returns it.
 
-    :param connection: its end of the keeper's socket.
+    :param connection: the worker's end of the keeper's socket.
     :param keeper: the keeper's pid.
-    :param descriptor: the keeper's pidfd: readable once the keeper has ended. All three are this object's from now on.
+    :param descriptor: the keeper's pidfd: readable once the keeper has ended. This object now owns it and the socket.
     """
 
     def __init__(self, connection: socket.socket, keeper: int, descriptor: int) -> None:
@@ -31,33 +31,33 @@ class Slot:
 
     @property
     def alive(self) -> bool:
-        """Whether the keeper is there; False after `close`."""
+        """Whether the keeper is running; False after `close`."""
         return self.descriptor >= 0 and not pipes.is_readable(self.descriptor)
 
     def begin(self, name: str, term_grace: float) -> TaskProcess:
-        """Have the slot make a process that stays, and that run the initializer: it ends as a task does.
+        """Have the slot make a process that stays and runs the initializer, which ends as a task does.
 
         :raises SlotLost, OSError: as `start`.
         """
         return self._start(BEGIN, b"", name, term_grace)
 
     def start(self, order: bytes, *, name: str, term_grace: float = 5.0, last: bool = False) -> TaskProcess:
-        """Have the slot run its function with the order. It starts at once, where the task before is gone.
+        """Have the slot run its function with the order: at once, if the task before is gone.
 
         :param name: what the task is called in errors.
         :param term_grace: seconds between SIGTERM and SIGKILL.
-        :param last: whether its process is not to stay for another.
-        :raises SlotLost: where the keeper is gone. Nothing was started.
-        :raises OSError: where this process has no descriptor left. Nothing was started, and none is open.
+        :param last: whether its process is to end afterwards.
+        :raises SlotLost: if the keeper is gone. Nothing was started.
+        :raises OSError: if this process has no descriptor left. Nothing was started, and no descriptor is open.
         """
         return self._start(LAST if last else ORDER, order, name, term_grace)
 
     def fileno(self) -> int:
-        """A descriptor that is readable when a process that stays has ended between two tasks."""
+        """A descriptor that is readable once a process that stays has ended between two tasks."""
         return self._connection.fileno()
 
     def heard(self) -> str:
-        """Why it has; "" where it has not."""
+        """Why that process has ended; "" if it has not."""
         try:
             return self._connection.recv(1 << 12).decode(errors="replace")
         except OSError:
@@ -85,7 +85,7 @@ class Slot:
         return TaskProcess(name, term_grace, ours, self.keeper, pidfd, waiting=True)
 
     def close(self) -> None:
-        """End the slot: the keeper kills what it runs, and ends. Does not wait."""
+        """End the slot: the keeper kills what it runs and ends. Does not wait."""
         if self.descriptor >= 0:
             pipes.hang_up(self._connection)
             pipes.close(self.descriptor)

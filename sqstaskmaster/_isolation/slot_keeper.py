@@ -1,15 +1,15 @@
-"""The keeper of a slot: one process for all the tasks that a slot runs, one after the other, each forked ahead.
+"""The keeper of a slot: one process for all the tasks that a slot runs, one after another, each forked ahead.
 
     worker                    keeper                                spare
-      |                         |-- forks, after the sweep --------->| parts from what it inherited, waits
-      |-- order, with pipes --->|-- hands it on -------------------->| becomes the task: runs, tells its end, exits
+      |                         |-- forks, after the sweep --------->| lets go of what it inherited, waits
+      |-- order, with pipes --->|-- hands it on -------------------->| becomes the task: runs, reports its end, exits
       |<-- started -------------|                                    |
       |<-- ended, usage --------| kills and reaps what is left       x
       |                         |-- forks the next spare ----------->| ...
 
-It never runs a task and starts no thread, so that what it forks is as clean as it is itself: OpenMP, say, works.
-Orders lie in a queue that all its spares read from: a spare that is killed without taking one leaves it to the next.
-It watches the worker itself (a pidfd): its parent is the template.
+It never runs a task and starts no thread, so what it forks is as clean as the keeper itself: OpenMP, say, works.
+All its spares read orders from one queue: a spare that is killed before it takes one leaves it to the next.
+It watches the worker itself, by pidfd, since its parent is the template.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from sqstaskmaster._signals import state
 #: Called in the task with the order's bytes and its channel.
 OrderFunction = Callable[[bytes, Channel], Any]
 
-#: What an order is on the socket: this word, and the descriptors of `pipes.Ends` and of a file with its content.
+#: An order on the socket: this word, and the descriptors of `pipes.Ends` and of a file with the order's content.
 ORDER = b"order"
 
-#: In a slot whose process stays: to make that process, and the order that is to be its last.
+#: In a slot whose process stays: the order to make that process, and the order that is its last.
 BEGIN, LAST = b"begin", b"final"
 
 _DESCRIPTORS = len(pipes.Ends._fields) + 1
 
-# Between two tries to fork a spare, where the system has no process left.
+# Between two tries to fork a spare, if the system has no process left.
 _FORK_AGAIN_SECONDS = 0.2
 
-# A spare that dies before it has an order is followed by another, later each time; an order has so many.
+# A spare that dies before it gets an order is replaced, after a longer pause each time; an order gets this many spares.
 _LONGEST_PAUSE_SECONDS = 60.0
 _MOST_SPARES = 3
 
@@ -74,7 +74,7 @@ def keep_slot(
 
 
 class SlotKeeper:
-    """That of a slot whose tasks have a process each.
+    """The keeper of a slot whose tasks have a process each.
 
     :param function: what runs in the task's process.
     """
@@ -93,7 +93,7 @@ class SlotKeeper:
         self._problem = OSError()
 
     def live(self) -> None:
-        """Until the end of the slot or of the worker."""
+        """Run until the slot or the worker ends."""
         try:
             while True:
                 if self._spare is None and time.monotonic() >= self._fork_at:
@@ -101,12 +101,12 @@ class SlotKeeper:
                 if not self._await():
                     return
         finally:
-            # By its pid: the sweep cannot list processes where no descriptor is left, which is a way to come here.
+            # By its pid: running out of descriptors is a way to get here, and then the sweep cannot list processes.
             if self._spare is not None:
                 process_tree.kill(self._spare, signal.SIGKILL)
 
     def _await(self) -> bool:
-        """Wait for an order, and see to it; for the end of the spare. False at the end of the slot or of the worker."""
+        """Wait for an order and carry it out, or for the spare's end. False when the slot or the worker has ended."""
         events = select.poll()
         events.register(self._orders, select.POLLIN)
         events.register(self._worker, select.POLLIN)
@@ -145,7 +145,7 @@ class SlotKeeper:
                 os.close(end)
 
     def _see_to(self, said: bytes, ends: pipes.Ends, order: int) -> bool:
-        """One task, from its order to its end. False where the worker is gone."""
+        """One task, from its order to its end. False if the slot is to end."""
         socket.send_fds(self._to_spare, [ORDER], [ends.results, ends.stack, ends.notice, order])
         for descriptor in (ends.results, ends.stack, ends.notice, order):
             os.close(descriptor)
@@ -184,7 +184,7 @@ class SlotKeeper:
     # -- the spare -----------------------------------------------------------------------------------------------
 
     def _fork_spare(self, *held: int) -> None:
-        """`held` are descriptors of the keeper's that are not for the spare."""
+        """Fork a spare. `held` are descriptors of the keeper's that are not for the spare."""
         try:
             pid = os.fork()
         except OSError as error:
@@ -212,11 +212,11 @@ class SlotKeeper:
 
 
 def content_of(order: int) -> bytes:
-    """What an order says; the descriptor is closed."""
+    """The content of an order; the descriptor is closed."""
     with open(order, "rb") as file:
         file.seek(0)
         return file.read()
 
 
-#: Makes the keeper of a slot's socket, the worker's pidfd and its signals.
+#: Makes the keeper from the slot's socket, the worker's pidfd and the signals that the worker handles.
 Kind = Callable[[socket.socket, int, frozenset[int]], SlotKeeper]

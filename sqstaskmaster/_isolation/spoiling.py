@@ -1,6 +1,6 @@
-"""Whether a task has left its process as it found it: a list of cheap comparisons with what the initializer left.
+"""Whether a task has left its process as it found it: cheap comparisons with the state that the initializer left.
 
-What cannot be seen: globals that the task changed, caches, an allocator's state, what a native library keeps.
+Not detected: globals that the task changed, caches, an allocator's state, what a native library keeps.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from sqstaskmaster._signals.bounded import looks
 
 try:
     import resource
-except ImportError:  # Windows, where a producer imports the module that has the tasks, and nothing of this is called
+except ImportError:  # Windows: a producer may import the module with the tasks, but calls nothing here
     pass
 
 # Clients open their connections when they are first used.
 _MOST_NEW_SOCKETS = 8
 
-# A thread that has ended is still there for a moment.
+# A thread that has ended stays in the count for a moment.
 _THREADS_SECONDS = 0.05
 _LOOK_SECONDS = 0.002
 
-# What a descriptor is open on is compared for so many, the lowest: whoever maps thousands of files does not pay for it.
+# How many descriptors are compared by their target, lowest first: a process with thousands open does not pay for all.
 _MOST_COMPARED = 64
 
 _SIGNALS = tuple(sorted(int(number) for number in signal.valid_signals()))
@@ -40,7 +40,7 @@ _TIMERS = tuple(number for name, number in sorted(vars(signal).items()) if name.
 
 
 def new_threads(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Those that `threading` knows, beside the caller's and those of before."""
+    """The threads that `threading` knows, except the caller's and those of `before`."""
     mine = threading.current_thread()
     return [
         thread
@@ -52,7 +52,7 @@ def new_threads(before: set[threading.Thread]) -> list[threading.Thread]:
 class Snapshot:
     """A process as it is now, between two tasks.
 
-    :param ours: descriptors that are this package's, and open on something else for each task.
+    :param ours: this package's descriptors, whose target changes with each task.
     :param max_growth: bytes that it may grow by; None for no limit.
     """
 
@@ -60,7 +60,7 @@ class Snapshot:
         self.threads = set(threading.enumerate())
         unknown = _unknown_threads()
         if unknown:
-            time.sleep(_LOOK_SECONDS)  # lest one that has ended, and is still there, give its ident to a task's
+            time.sleep(_LOOK_SECONDS)  # one that has just ended is not noted: a task's thread could get its ident
         self._unknown = unknown & _unknown_threads()
         self._descriptors = {number for number in pipes.open_descriptors() if _target(number)[0]}
         compared = sorted(self._descriptors.difference(ours))[:_MOST_COMPARED]
@@ -81,7 +81,7 @@ class Snapshot:
         )
 
     def spoiled(self) -> str:
-        """What is not as it was, for people; "" where all is."""
+        """What is not as it was, for people; "" if nothing has changed."""
         return "; ".join(self._found())
 
     def _found(self) -> Iterator[str]:
@@ -108,7 +108,7 @@ class Snapshot:
     def _changed_descriptors(self) -> Iterator[str]:
         now = pipes.open_descriptors()
         if len(now) > len(self._descriptors) + 1:
-            gc.collect()  # garbage may hold what is open
+            gc.collect()  # garbage may hold descriptors open
             now = pipes.open_descriptors()
         closed = len(self._descriptors - now)
         if closed:
@@ -119,18 +119,18 @@ class Snapshot:
             yield f"it left {len(new)} descriptors open, {sockets} of them sockets"
         for number, before in self._targets.items():
             if number in now and (found := _target(number)) != before:
-                # A client may have connected anew.
+                # A client may have reconnected.
                 if not (stat.S_ISSOCK(before[0]) and stat.S_ISSOCK(found[0])):
                     yield f"its descriptor {number} is open on something else"
 
 
 def _unknown_threads() -> set[int]:
-    """Those that were started below `threading`, which does not know them, by their idents."""
+    """The idents of threads that `threading` does not know, as they were started by lower-level code."""
     return set(sys._current_frames()) - {thread.ident or 0 for thread in threading.enumerate()}
 
 
 def _handlers() -> list[Any]:
-    # Below Python's enums, whose making for 64 signals takes longer than some tasks do.
+    # Bypasses Python's enums: making them for 64 signals takes longer than some tasks do.
     return [_signal.getsignal(number) for number in _SIGNALS]
 
 
@@ -140,7 +140,7 @@ def _folder() -> tuple[int, int]:
 
 
 def _umask() -> int:
-    now = os.umask(0o077)  # lest another thread make a file for all to write
+    now = os.umask(0o077)  # lest another thread make a world-writable file meanwhile
     os.umask(now)
     return now
 
@@ -161,7 +161,7 @@ _LIMITS = (
 
 
 def _target(descriptor: int) -> tuple[int, int, int]:
-    """Of what kind it is, and what it is open on; zeros where it is closed."""
+    """The descriptor's file type and the file it is open on; zeros if it is closed."""
     try:
         found = os.fstat(descriptor)
     except OSError:

@@ -1,4 +1,4 @@
-"""What faulthandler writes, made readable: innermost call last, with source lines, as Python's own tracebacks are.
+"""Faulthandler's output made readable: innermost call last, with source lines, like Python's own tracebacks.
 
 Fatal Python error: Segmentation fault           Segmentation fault
                                                  Thread of the signal, most recent call last:
@@ -20,7 +20,7 @@ _FATAL = "Fatal Python error: "
 
 
 class Dump:
-    """What was written to a stack's descriptor: by faulthandler, or by a task that writes where it should not."""
+    """What was written to the stack descriptor: by faulthandler, or by a task that writes where it should not."""
 
     def __init__(self, most_bytes: int = 1 << 18) -> None:
         self._most = most_bytes
@@ -30,12 +30,12 @@ class Dump:
         self._bytes += content[: self._most - len(self._bytes)]
 
     def begin_anew(self) -> None:
-        """What came until now is no longer of interest."""
+        """Discard what has come so far."""
         self._bytes.clear()
 
     @property
     def is_fatal(self) -> bool:
-        """Whether it was written by a crash."""
+        """Whether a crash wrote it."""
         return _FATAL.encode() in self._bytes
 
     def text(self, starter: tuple[str, str]) -> str:
@@ -45,8 +45,8 @@ class Dump:
 def readable(dump: str, starter: tuple[str, str]) -> str:
     """The dump as text for people; "" for an empty one.
 
-    `starter` is the file and the function that called the task: its frame, those outside it, and those of its package
-    next to it are not where a task hangs, and left out.
+    `starter` is the file and the function that called the task. A task does not hang in its frame, in those outside it,
+    or in adjacent frames of its package, so these are left out.
     """
     shown: list[str] = []
     frames: list[re.Match[str]] = []
@@ -73,7 +73,7 @@ def _traceback(frames: list[re.Match[str]], starter: tuple[str, str]) -> list[st
     calls = frames[: next(of_starter, 0)]
     while calls and os.path.dirname(calls[-1]["file"]) == package:
         calls.pop()
-    # Nothing of the task's own: a thread that it did not start, or the starter waiting for such.
+    # No frame of the task's own: a thread that it did not start, or the starter waiting for threads.
     calls = calls or frames
     return [line for frame in reversed(calls) for line in _lines(frame)]
 

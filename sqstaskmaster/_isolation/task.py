@@ -1,14 +1,14 @@
-"""The worker's side of one task: driven by events, it never blocks. Who waits is its driver: `Child`, or a loop.
+"""The worker's side of one task: driven by events, it never blocks. Its driver does the waiting: `Child`, or a loop.
 
-    for descriptor in those of task.descriptors() that are readable:  task.read(descriptor)
-    when task.next_step_at is over:                                    task.step()
+    for each readable descriptor in task.descriptors():  task.read(descriptor)
+    when task.next_step_at has passed:                   task.step()
     until task.gone; then task.result(), task.meter.usage
 
-A stop goes from step to step:
+A stop proceeds in steps:
 
-    stop() -> stopping is told, the stack is asked for
-           -> SIGTERM -- term_grace --> the keeper kills and reaps all there is: kill()
-                                    -- it does not answer --> what is below it is killed from here
+    stop() -> `stopping` becomes true in the task, its stack is requested
+           -> SIGTERM -- term_grace --> the keeper kills and reaps everything: kill()
+                                    -- no answer --> what is below the keeper is killed from here
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from sqstaskmaster._isolation.stacks import Dump
 from sqstaskmaster._isolation.usage import Meter
 from sqstaskmaster._signals import state
 
-# A stack takes under a millisecond to write, from a signal handler in C; a machine that is busy, a little longer. What
-# comes later is read all the same, SIGTERM does not wait for it.
+# A signal handler in C writes the stack in under a millisecond, on a busy machine a little more. SIGTERM does not wait
+# longer than this, but a stack that comes later is still read.
 _STACK_SECONDS = 0.05
 _STACK_PAUSE_SECONDS = 0.005
 
-# A task that has told its end has only its output left to flush. What it prints to may never be read.
+# A task that has reported its verdict only has output left to flush, perhaps to a pipe that nobody reads.
 _LAST_SECONDS = 5.0
 
-# A keeper that was told to kill, and has not after this time, is being stopped by its task.
+# A keeper that has not carried out a kill after this time is being stopped (SIGSTOP) by its task.
 _KEEPER_SECONDS = 0.5
 _KILL_AGAIN_SECONDS = 0.05
 
-# The keeper of a slot says within a millisecond that a task has started. One that is silent for so long hangs, or is
-# stopped: it is killed, with all that is below it.
+# The keeper of a slot reports within a millisecond that a task has started. One that stays silent this long hangs or is
+# stopped: it is killed, with everything below it.
 _SILENT_SECONDS = 2.0
 
-# One that has not ended after this time hangs: in what a library does round a fork, say (os.register_at_fork). What is
-# left below it is found by its mark.
+# A keeper that has not ended after this time hangs: in a library's fork hook (os.register_at_fork), say. What it leaves
+# behind is found by its mark.
 _HUNG_KEEPER_SECONDS = 5.0
 
-# Between two looks for processes that a killed keeper has left behind.
+# The interval between searches for processes that a killed keeper left behind.
 _LOOK_SECONDS = 0.01
 
 _READ_BYTES = 1 << 20
 
-# What is read of what is left when the task is gone: pipes hold less, but a process that may not be killed may write.
+# The most reads per pipe once the task is gone: pipes hold less, but a process that we may not kill could keep writing.
 _LAST_READS = 16
 
 
 class _Plan:
-    """The one step that is to be taken next."""
+    """The one step to take next."""
 
     def __init__(self) -> None:
         self.step: Callable[[], None] | None = None
@@ -67,12 +67,12 @@ class _Plan:
         self.step, self.at = step, time.monotonic() + seconds
 
     def drop(self, step: Callable[[], None]) -> None:
-        """It is not to be taken, if it is the next."""
+        """Cancel this step, if it is the next."""
         if self.step == step:
             self.step, self.at = None, math.inf
 
     def take(self, now: float) -> None:
-        """Take it, if it is due."""
+        """Take the step, if it is due."""
         if now >= self.at and self.step:
             step, self.step, self.at = self.step, None, math.inf
             step()
@@ -81,19 +81,19 @@ class _Plan:
 class TaskProcess:
     """One task below a keeper, as the worker sees it.
 
-    `done`: it has told that its function has returned. `gone`: it and everything below the keeper has ended.
+    `done`: it has reported that its function returned. `gone`: it and everything below the keeper have ended.
     `meter`: what it uses. `open`: its descriptors here.
-    `stays`: its process is there for another task, once this one is gone. `spent`: why not, for people, where that is
-    known; for its driver to say, too.
-    `spoiled`: it has written to what is not its own, and nothing more is heard of it but its end.
+    `stays`: once this task is gone, its process can take another. `spent`: why it cannot, for people, if known; the
+    driver may set it too.
+    `spoiled`: it wrote to a descriptor that is not its own; nothing more is heard from it except that it ended.
 
     :param name: what the task is called in errors.
     :param term_grace: seconds between SIGTERM and SIGKILL.
     :param ends: the worker's ends of the task's pipes; closed when the task is gone.
     :param keeper: the keeper's pid.
-    :param waiting: whether the keeper is there and waits for a task, as that of a slot.
-    :param pidfd: a descriptor that tells of the keeper's end, also where another process has inherited ends of the
-        pipes; None where there is no such thing. Closed when the task is gone.
+    :param waiting: whether the keeper already exists and waits for a task, as a slot's does.
+    :param pidfd: the keeper's pidfd, which signals its end even if another process has inherited ends of the pipes;
+        None if the system has none. Closed when the task is gone.
     """
 
     def __init__(
@@ -130,15 +130,15 @@ class TaskProcess:
     # -- for the driver ------------------------------------------------------------------------------------------
 
     def descriptors(self) -> list[int]:
-        """What is to be read when it is readable; empty once the task is gone."""
+        """The descriptors to read once they are readable; empty once the task is gone."""
         if self.gone:
             return []
-        # Of a task that has told its end, only that it is gone is waited for; the rest is read then.
+        # Once a task has reported its verdict, only its being gone is waited for; the rest is read then.
         ends = [end for end in self._readers if not self.told or end == self._ends.news]
         return ends if self._pidfd is None else [*ends, self._pidfd]
 
     def read(self, descriptor: int) -> None:
-        """Read what is there, which may be nothing."""
+        """Read what has come, if anything."""
         if self.gone:
             return
         if descriptor == self._pidfd:
@@ -150,7 +150,7 @@ class TaskProcess:
 
     @property
     def next_step_at(self) -> float:
-        """When `step` has something to do, by `time.monotonic`; infinity where nothing is."""
+        """When `step` has something to do, by `time.monotonic`; infinity if nothing is due."""
         return math.inf if self.gone else self._plan.at
 
     def step(self, now: float | None = None) -> None:
@@ -161,31 +161,32 @@ class TaskProcess:
 
     @property
     def pid(self) -> int | None:
-        """None until it is known."""
+        """The pid of the task's process; None until known."""
         return self._news.pid
 
     @property
     def told(self) -> bool:
-        """Whether the task has told how it ended; its process may be there for a moment yet."""
+        """Whether the task has reported how it ended; its process may live on for a moment."""
         return self._messages.verdict is not None
 
     @property
     def keeper_spent(self) -> bool:
-        """Whether the keeper is to have no other task, once this one is gone.
+        """Whether the keeper must get no other task, once this one is gone.
 
-        It has ended without saying that all is gone: it was killed, or soon will have ended. Or processes below it were
-        killed from here. The spare for the next task may be among them: it can still take an order, and die with it.
+        Either it ended without reporting that everything is gone (it was killed, or is about to end), or processes
+        below it were killed from here. The next task's spare may be among them: it can still take an order, and die
+        with it.
         """
         return self.gone and (self._past_keeper or not self._news.over)
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What the task reported last."""
+        """The task's last progress report."""
         return self._messages.progress
 
     @property
     def stack(self) -> str:
-        """Where the task was when it was last asked, stopped or crashed, for people; "" where nothing is known."""
+        """Where the task was when it was last asked, stopped or crashed, for people; "" if unknown."""
         return self._dump.text(task_side.STARTER)
 
     @property
@@ -194,12 +195,12 @@ class TaskProcess:
         return (time.monotonic() if self._ended is None else self._ended) - self._began
 
     def result(self) -> Any:
-        """What the function returned, once the task is gone. What is no plain data has become its repr.
+        """What the function returned, once the task is gone. Anything that is not plain data arrives as its repr.
 
-        :raises BaseException: what the function raised, the child's traceback as its cause.
-        :raises RemoteError: the same as text, where it cannot be made again here.
-        :raises TaskKilled, TaskExited: where the task ended without having finished.
-        :raises TaskNotStarted: where the system has no process for it.
+        :raises BaseException: what the function raised, with the child's traceback as its cause.
+        :raises RemoteError: the same as text, if the exception cannot be rebuilt here.
+        :raises TaskKilled, TaskExited: if the task ended without finishing.
+        :raises TaskNotStarted: if the system had no process for it.
         """
         news = self._news
         failure = news.failure or self._failure
@@ -209,15 +210,16 @@ class TaskProcess:
     # -- stopping ------------------------------------------------------------------------------------------------
 
     def tell_stopping(self) -> None:
-        """Have `stopping` be true in the task from now on. It goes on."""
+        """Make `stopping` true in the task from now on. The task itself goes on."""
         self.open.write(self._ends.notice, 1)
 
     def ask_stack(self, unseen: bool = False) -> bool:
-        """Have the task write where it is, without stopping it; `stack` tells, some milliseconds later.
+        """Have the task write where it is, without stopping it; `stack` has the answer some milliseconds later.
 
-        False where it would tell nothing: one that has exec'ed another program would die of the signal.
+        False if the task cannot answer: one that has exec'ed another program would die of the signal.
 
-        :param unseen: ask also where that cannot be seen, since a keeper slower than its task has not told the pid yet.
+        :param unseen: ask even before the pid is known, when that cannot be checked: a keeper may be slower than its
+            task.
         """
         if self.gone or self.pid is None and not unseen:
             return False
@@ -229,14 +231,14 @@ class TaskProcess:
         return True
 
     def forget_stack(self) -> None:
-        """After `ask_stack`: where the task was is no longer where it is. What it wrote when it crashed stays."""
+        """After `ask_stack`: drop the stack, which is out of date. What a crash wrote stays."""
         if not self._dump.is_fatal:
             self._dump.begin_anew()
 
     def stop(self) -> None:
         """Begin the end: the stack is taken, then SIGTERM, then, `term_grace` later, SIGKILL to all. Does not wait."""
         for descriptor in list(self._readers):
-            self.read(descriptor)  # that it has started may have come, and not been read
+            self.read(descriptor)  # the report that it has started may still be unread
         self.tell_stopping()
         if self.ask_stack(unseen=True):
             self._plan.step_in(_STACK_SECONDS, self._terminate)
@@ -247,7 +249,7 @@ class TaskProcess:
         """SIGKILL to the task and everything below it, now. Does not wait."""
         if self.gone:
             return
-        # In so many words, since the lifeline does not end while another process has inherited this end of it.
+        # As an explicit order: closing the lifeline does not end it while another process has inherited this end.
         self._order(signal.SIGKILL)
         self.open.close(self._ends.lifeline)
         self._keeper_until = time.monotonic() + _HUNG_KEEPER_SECONDS
@@ -265,13 +267,13 @@ class TaskProcess:
         if process_tree.wake(self._keeper, self._pidfd):
             self._past_keeper = True
             below = set(process_tree.descendants(self._keeper))
-            process_tree.kill_all(below - process_tree.trackers(below))  # the keeper gives those a moment
+            process_tree.kill_all(below - process_tree.trackers(below))  # the keeper gives trackers a moment
             if time.monotonic() >= self._keeper_until:
                 process_tree.send(self._keeper, self._pidfd, signal.SIGKILL)
         self._plan.step_in(_KILL_AGAIN_SECONDS, self._kill_past_keeper)
 
     def _give_up_keeper(self) -> None:
-        """It was there, waiting, and has not said that the task has started."""
+        """Kill a keeper that was waiting for a task but has not reported its start."""
         self.read(self._ends.news)
         if not self.gone and self._news.pid is None:
             self._failure = f"its keeper (pid {self._keeper}) has not answered in {_SILENT_SECONDS:g} s"
@@ -280,12 +282,12 @@ class TaskProcess:
 
     def _order(self, number: int) -> None:
         self.open.write(self._ends.lifeline, number)
-        process_tree.wake(self._keeper, self._pidfd)  # lest the task has stopped it
+        process_tree.wake(self._keeper, self._pidfd)  # the task may have stopped it
 
     # -- reading, and the end ------------------------------------------------------------------------------------
 
     def _read(self, descriptor: int) -> bool:
-        """Whether there was anything."""
+        """Read once; whether there was anything."""
         try:
             content = os.read(descriptor, _READ_BYTES)
         except BlockingIOError:
@@ -312,7 +314,7 @@ class TaskProcess:
         return True
 
     def _lose_keeper(self) -> None:
-        """The keeper has ended. Where it did not say that all is gone, it was killed; the task died with it."""
+        """The keeper has ended. If it did not report that everything is gone, it was killed; the task died with it."""
         if self._pidfd is not None:
             self.open.close(self._pidfd)
             self._pidfd = None
@@ -322,7 +324,7 @@ class TaskProcess:
             self._end_what_is_left()
 
     def _end_what_is_left(self) -> None:
-        """What the task started does not die with it, and is found by its keeper's mark."""
+        """Kill what the task started: that does not die with it, and is found by its keeper's mark."""
         left = process_tree.marked(self._keeper)
         if not left:
             self._end()
@@ -331,7 +333,7 @@ class TaskProcess:
         self._plan.step_in(_LOOK_SECONDS, self._end_what_is_left)
 
     def _end(self) -> None:
-        """Everything below the keeper is gone: read what is left, and clean up."""
+        """Everything below the keeper is gone: read what is left in the pipes, and clean up."""
         for descriptor in [end for end in self._readers if end != self._ends.news]:
             reads = 0
             while reads < _LAST_READS and self._read(descriptor):

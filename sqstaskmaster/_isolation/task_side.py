@@ -1,4 +1,4 @@
-"""The task's process: what it cleans of what it inherited, how the function is called, and how its end is told."""
+"""The task's process: how it sheds what it inherited, calls the function, and reports how that ended."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from sqstaskmaster._isolation import buffers, carried, channel, pipes, plain, pr
 from sqstaskmaster._isolation.pipes import Ends
 from sqstaskmaster._signals import forks, state
 
-#: Makes the task write its Python stack. A real-time signal where there are any, since tasks use the other two.
+#: Makes the task write its Python stack. A real-time signal if there are any, since tasks may use SIGUSR1 and SIGUSR2.
 STACK_SIGNAL: int = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else getattr(signal, "SIGUSR2", 0)
 
 #: Called in the task with its channel.
 Function = Callable[[channel.Channel], Any]
 
 
-# That of the worker, which its tasks go on using.
+# The worker's temporary folder of multiprocessing, which its tasks go on using.
 _inherited_folder: str | None = None
 
 
 def _temporary_folder() -> str | None:
-    """multiprocessing's, of which it makes one for each process that needs it."""
+    """The temporary folder of multiprocessing, which makes one for each process that needs it."""
     return multiprocessing.process.current_process()._config.get("tempdir")  # type: ignore[attr-defined, no-any-return]
 
 
 def settle(keeper: int, nothing: int) -> None:
-    """The first acts of a process that will be a task: part from what it inherited. Signals stay as they are.
+    """The first acts of a process that will be a task: let go of what it inherited. Signals stay as they are.
 
     `nothing` is its standard input: see `pipes.standard_input`.
     """
-    # What was inherited stays: a collection that visits it would copy every page of it.
+    # Freeze what was inherited: a collection that visited it would copy every page of it.
     gc.enable()
     gc.freeze()
     process_tree.die_with_parent()
@@ -55,12 +55,12 @@ def settle(keeper: int, nothing: int) -> None:
     os.dup2(nothing, 0)
     pipes.reserve_standard()
     if "numpy.random" in sys.modules:
-        # Forked processes would all draw the same; Python's own generator takes care of itself.
+        # Forked processes would all draw the same numbers; Python's own generator reseeds itself.
         sys.modules["numpy.random"].seed()
 
 
 def perform(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) -> NoReturn:
-    """Run the function that `load` gives, and tell how it ended. What it loads may be the user's.
+    """Run the function that `load` returns, and report how it ended. `load` may load the user's code.
 
     Only `results`, `stack` and `notice` of the ends are used. `caught` are the signals the worker had handlers for.
     """
@@ -73,14 +73,14 @@ def perform(ends: Ends, load: Callable[[], Function], caught: frozenset[int]) ->
 
 
 def begin(stack: int, caught: frozenset[int]) -> None:
-    """The state of signals and logging with which the user's code begins. Where it is, is written to `stack`."""
+    """Set up signals and logging as the user's code is to find them. Stacks are written to `stack`."""
     state.start_afresh(caught)
     _write_stacks_to(stack)
     buffers.carry_records()
 
 
 def exit_after(body: Callable[[int], Any]) -> NoReturn:
-    """Call `body` with this process's pid, and end the process, however that ends."""
+    """Call `body` with this process's pid, then end the process, however `body` ends."""
     code = 1
     owner = os.getpid()
     try:
@@ -89,7 +89,7 @@ def exit_after(body: Callable[[int], Any]) -> NoReturn:
     except state.Terminated as terminated:
         code = int(terminated.code or 1)
     except _Untold:
-        pass  # the worker sees that nothing was told, and says so
+        pass  # the worker sees that there is no verdict, and reports that
     except BaseException:
         if os.getpid() == owner:
             traceback.print_exc()
@@ -105,10 +105,10 @@ def exit_after(body: Callable[[int], Any]) -> NoReturn:
 def run_one(
     load: Callable[[], Function], ends: Ends, owner: int, end: Callable[[], Any], says_start: bool = False
 ) -> bool:
-    """Run the function, and tell how it ended. Whether it has returned.
+    """Run the function, and report how it ended. True if it returned.
 
-    :param end: called when it has returned, before that is told: to write what is buffered, at least.
-    :param says_start: whether to tell that it begins, too: in a process that stays, the keeper knows.
+    :param end: called when it has returned, before that is reported: to write what is buffered, at least.
+    :param says_start: whether to report its start too: in a process that stays, the keeper knows.
     """
     own: channel.Channel | None = None
     try:
@@ -136,7 +136,7 @@ def run_one(
 
 
 class _StackFile:
-    """Held by faulthandler alone: gone as soon as the task has given it another."""
+    """Referenced by faulthandler alone: gone as soon as the task gives that another file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -149,7 +149,7 @@ class _StackFile:
 
 
 def _write_stacks_to(descriptor: int) -> None:
-    """Of this process only: what a process that the task forks writes there would be taken for the task's."""
+    """Have faulthandler write stacks there, in this process only: those of its forks would be taken for the task's."""
     was_enabled = faulthandler.is_enabled()
     on_crash, on_signal = _StackFile(descriptor), _StackFile(descriptor)
     faulthandler.enable(on_crash)
@@ -168,7 +168,7 @@ def _write_stacks_to(descriptor: int) -> None:
 
 
 class _Untold(Exception):
-    """The task has closed, or filled, what its end is told through."""
+    """The task has closed, or filled, the pipe that its verdict is sent through."""
 
 
 def _send(own: channel.Channel, kind: bytes, content: bytes) -> None:
@@ -178,28 +178,28 @@ def _send(own: channel.Channel, kind: bytes, content: bytes) -> None:
         raise _Untold from error
 
 
-#: Where the task is called from, for whoever reads its stack.
+#: The function that calls the task, for readers of its stack.
 STARTER = (run_one.__code__.co_filename, run_one.__name__)
 
 
 def _end_as_python_does() -> None:
-    """What Python does at the end of a process: wait for threads that are no daemons, and for such processes.
+    """Do what Python does at the end of a process: wait for threads and processes that are not daemons.
 
-    Not what was registered with atexit: most of that is the worker's.
+    Functions registered with atexit are not run: most of them are the worker's.
     """
-    threading._shutdown()  # type: ignore[attr-defined]  # sends idle pools home first
+    threading._shutdown()  # type: ignore[attr-defined]  # ends idle pools first
     end_multiprocessing()
     buffers.write_all()
 
 
 def end_multiprocessing(stays: Collection[Any] = (), least: int | None = None) -> None:
-    """What multiprocessing does at the end of a process.
+    """Do what multiprocessing does at the end of a process.
 
     :param stays: children that are not waited for.
-    :param least: of the finalizers that are run, the least priority. None: all, and it forgets those without one, which
-        are to run when their objects go.
+    :param least: the least priority of the finalizers to run. None: all, and multiprocessing forgets those without a
+        priority, which would run when their objects go.
     """
-    # Those of this process only: pools and managers are ended, then queues written, the temporary folder removed.
+    # This process's own only: pools and managers are ended, then queues written, the temporary folder removed.
     finalize = getattr(sys.modules.get("multiprocessing.util"), "_run_finalizers", lambda least=None: None)
     finalize(0)
     for process in multiprocessing.process.active_children():
@@ -209,7 +209,7 @@ def end_multiprocessing(stays: Collection[Any] = (), least: int | None = None) -
 
 
 def _written_down(error: BaseException) -> BaseException:
-    """The error that the task has ended with. One that says that its work is done is not true of work that is lost."""
+    """Write what is buffered; the error to report. One that stands for finished work gives way if the write fails."""
     folder = _temporary_folder()
     if folder is not None and folder != _inherited_folder:
         shutil.rmtree(folder, ignore_errors=True)
@@ -231,9 +231,9 @@ def _tell(error: BaseException, own: channel.Channel) -> None:
 
 
 def _exit_code(error: BaseException) -> int:
-    """As Python itself makes an exit code of an exception."""
+    """The exit code that Python itself would derive from the exception."""
     if not isinstance(error, SystemExit):
         return 1
     code = error.code
-    # The lowest byte is what the system keeps of it.
+    # The system keeps only the lowest byte.
     return code & 0xFF if isinstance(code, int) else int(code is not None)

@@ -1,11 +1,11 @@
-"""The template: a process that the worker forks when its modules are imported, and that forks the keepers of slots.
+"""The template (a fork server): the worker forks it once its modules are imported, and it forks the keepers of slots.
 
     worker -- forks --> template -- forks --> keeper of a slot -- forks --> task
                             |---------------> keeper of another
 
-It has everything imported, no connection, no thread, and never runs a task, and so it stays: whatever becomes of the
-worker or of a keeper, the next keeper is forked from a process as clean as at the start, and shares its memory. It ends
-with the worker.
+It has everything imported, no connection and no thread, and never runs a task. So whatever becomes of the worker or of
+a keeper, the next keeper is forked from a process as clean as at the start, and shares its memory. It ends with the
+worker.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from sqstaskmaster.errors import UnsupportedContext
 
 logger = get_logger(__name__)
 
-# An environment is a few lines. A message of this kind of socket can be longer still.
+# An environment is a few lines. A message on this kind of socket could be longer still.
 _MOST_BYTES = 1 << 16
 
-# The longest that its end is waited for: a task may have stopped it, or what a library does round a fork hang in it.
+# The longest wait for its end: a task may have stopped it, or a library's fork hook may hang in it.
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 0.001
 
-# A thread that has ended is still there for a moment as the system sees it.
+# A thread that has ended stays in the system's count for a moment.
 _THREADS_SECONDS = 0.05
 
 
@@ -50,8 +50,8 @@ class Template:
     """What slots are made from.
 
     :param function: called in each task's process with the order's bytes and its `channel.Channel`.
-    :param warm: where processes stay, what is wanted of them.
-    :raises TaskNotPicklable: for an initializer that cannot be sent, where processes are spawned.
+    :param warm: how processes that stay are made and limited; None if each task has its own.
+    :raises TaskNotPicklable: if processes are spawned, and the initializer cannot be sent.
     """
 
     def __init__(self, function: OrderFunction, warm: Warm | None = None) -> None:
@@ -63,12 +63,12 @@ class Template:
         self._control: socket.socket | None = None
 
     def start(self) -> None:
-        """Fork it. To be called in the main thread, when what tasks need is imported, and nothing is connected yet.
+        """Fork it. Call this in the main thread, once what tasks need is imported, and before anything is connected.
 
-        Threads that are there already are named in a warning: a task can hang on what they held.
+        A warning names threads that already run: a task can hang on a lock that they hold.
 
         :raises UnsupportedContext: without Linux 5.3 or later.
-        :raises OSError: where the system has no process left.
+        :raises OSError: if the system has no process left.
         """
         if not process_tree.LINUX:
             raise UnsupportedContext("More than one slot needs Linux")
@@ -101,14 +101,14 @@ class Template:
         pipes.keep_from_children(control.fileno())
 
     def open_slot(self, environment: Mapping[str, str], patience: float = 10.0) -> Slot:
-        """Have a keeper forked, and with it a spare. Takes some milliseconds.
+        """Have a keeper and its first spare forked. Takes some milliseconds.
 
-        :param environment: what the slot's tasks find in os.environ beside what was inherited. What a library that is
-            imported already has read (OMP_NUM_THREADS, say) does not change by it.
-        :param patience: the longest that the keeper is waited for, in seconds: nothing else goes on meanwhile.
-        :raises TypeError: for names and values that are no strings.
-        :raises SlotLost: where the template is gone, or has not been started.
-        :raises OSError: where the system has no process or no descriptor left.
+        :param environment: what the slot's tasks find in os.environ beside what was inherited. A variable that an
+            imported library has already read (OMP_NUM_THREADS, say) has no effect.
+        :param patience: the longest wait for the keeper, in seconds. It blocks everything else.
+        :raises TypeError: for names and values that are not strings.
+        :raises SlotLost: if the template is gone, or has not been started.
+        :raises OSError: if the system has no process or no descriptor left.
         """
         for name, value in environment.items():
             if (
@@ -134,7 +134,7 @@ class Template:
         return Slot(connection, keeper, pidfd)
 
     def close(self) -> None:
-        """End it. Slots that are open stay. Waits for a process that has nothing left to do, and not for ever."""
+        """End the template; open slots stay. Waits for its end, which takes a moment, but not for ever."""
         control, self._control = self._control, None
         if control is not None:
             pipes.hang_up(control)
@@ -155,7 +155,7 @@ class Template:
             socket.send_fds(control, [environment], [its_end.fileno()])
             said, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)
         except OSError as error:
-            # Also one that does not answer: its answer to this must not be taken for the next.
+            # Also if it does not answer: a late answer must not be taken for the next one.
             pipes.close(control.detach())
             self._control = None
             raise SlotLost(f"The template (pid {self.pid}) has ended: {error}") from error
@@ -172,7 +172,7 @@ def _be_template(control: socket.socket, worker: int, kind: Kind, caught: frozen
     gc.disable()
     gc.freeze()
     pipes.close_own_ends()
-    state.ignore_children()  # keepers that end are nobody's to wait for: the worker holds their pidfds
+    state.ignore_children()  # nobody waits for keepers here: the worker holds their pidfds
     os.setsid()
     events = select.poll()
     events.register(control, select.POLLIN)
@@ -205,9 +205,9 @@ def _be_template(control: socket.socket, worker: int, kind: Kind, caught: frozen
 def _foreign_threads() -> tuple[list[str], int]:
     """Threads that are not this package's: their names, and how many more native code has started."""
     mine = threading.current_thread()
-    # A dummy stands for a thread that `threading` has not started, and stays when that has ended.
+    # A dummy stands for a thread that `threading` did not start, and outlives it.
     others = [t for t in threading.enumerate() if t is not mine and not isinstance(t, threading._DummyThread)]
-    # Those of a worker that ran here before wait for an answer, and hold nothing.
+    # Threads of a worker that ran here before wait for an answer, and hold nothing.
     foreign = [thread for thread in others if thread.ident not in bounded.running()]
     named = [thread.name for thread in foreign if not thread.name.startswith("sqstaskmaster-")]
     known = bounded.running() | {thread.ident for thread in others}
@@ -215,7 +215,7 @@ def _foreign_threads() -> tuple[list[str], int]:
 
 
 def _warn_of_threads() -> None:
-    """A fork copies one thread, and every lock that the others held."""
+    """Warn of other threads: a fork copies one thread, and every lock that the others hold."""
     for _ in looks(_THREADS_SECONDS, _LOOK_SECONDS):
         named, native = _foreign_threads()
         if not named and native <= 0:

@@ -1,4 +1,4 @@
-"""What a task uses: CPU seconds and memory, of its whole process tree."""
+"""What a task uses: the CPU seconds and memory of its whole process tree."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import NamedTuple
 from sqstaskmaster._isolation import process_tree
 from sqstaskmaster._isolation.news import Before
 
-# Between two looks at the memory of a task: a quarter of a second at first, then a tenth of its age, up to 10 seconds.
-# A hundred sleeping tasks cost a thousandth of a core so.
+# The pause between two looks at a task's memory: a quarter of a second at first, then a tenth of its age, up to 10
+# seconds. This way a hundred sleeping tasks cost a thousandth of a core.
 _LOOK_SECONDS = (0.25, 10.0)
 _LOOK_SHARE = 0.1
 
 
 class Usage(NamedTuple):
-    """What a task has used; None where that is not known.
+    """What a task has used; None if unknown.
 
-    `cpu_seconds`: user and system time of the task and of all it started. `peak_memory`: the most bytes it held beyond
-    what it was forked with. That of the task's process is exact; that of several at once, and of other programs, is
-    from samples, a quarter of a second to ten seconds apart.
+    `cpu_seconds`: user and system time of the task and everything it started. `peak_memory`: the most bytes it held
+    beyond what it was forked with. It is exact for the task's process; for several at once, and for other programs, it
+    comes from samples taken a quarter of a second to ten seconds apart.
     """
 
     cpu_seconds: float | None = None
@@ -26,16 +26,16 @@ class Usage(NamedTuple):
 
 
 class Meter:
-    """What one task uses: samples of its memory while it runs, on Linux, and what its keeper says at the end.
+    """What one task uses: samples of its memory while it runs, on Linux, and what its keeper reports at the end.
 
-    :param began: by `time.monotonic`.
+    :param began: when it began, by `time.monotonic`.
     :param keeper: the keeper's pid.
     """
 
     def __init__(self, began: float, keeper: int) -> None:
         self.next_look_at = began + _LOOK_SECONDS[0]
-        self.inherited: int | None = None  # the bytes that it was forked with, known once it has started
-        self.before: Before | None = None  # what was there already, in a process that stays
+        self.inherited: int | None = None  # the bytes that it was forked with; known once it has started
+        self.before: Before | None = None  # what was used and held before it, in a process that stays
         self._began = began
         self._keeper = keeper
         self._peak = 0
@@ -56,7 +56,7 @@ class Meter:
 
     @property
     def held(self) -> int | None:
-        """Bytes that it and everything below it hold now, beyond what it was forked with; None where not known."""
+        """Bytes that it and everything below it hold now, beyond what it was forked with; None if unknown."""
         known = self._used is None and self.inherited is not None and process_tree.LINUX
         return self.memory(0) if known else None
 
@@ -74,7 +74,7 @@ class Meter:
         self._peak = max(self._peak, self.held or 0)
 
     def end(self, cpu_seconds: float | None, resident_peak: int | None) -> None:
-        """The task is gone: what its keeper said of it, None for what that did not say."""
+        """The task is gone: the figures that its keeper reported, None for any that it did not."""
         peak = None
         if resident_peak is not None and self.inherited is not None:
             peak = max(self._peak, resident_peak - self.inherited, 0)

@@ -1,4 +1,4 @@
-"""How a task ended, as the value that it returned or as the exception that says why there is none."""
+"""How a task ended: the value that it returned, or the exception that says why there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqstaskmaster.errors import TaskExited, TaskKilled, TaskNotStarted
 
 
 class Death(NamedTuple):
-    """What is known of a task's end beside its own words. `failure`: why it could not be started, "" where it was."""
+    """What is known of a task's end besides its own verdict. `failure`: why it could not be started, "" if it was."""
 
     task: str
     pid: int | None
@@ -24,7 +24,7 @@ class Death(NamedTuple):
 def value_of(verdict: tuple[bytes, bytes] | None, death: Death) -> Any:
     """What the task returned.
 
-    :raises BaseException: what it raised, or what its end is called.
+    :raises BaseException: what it raised, or an exception that names how it ended.
     """
     kind, content = verdict or (b"", b"")
     facts: dict[str, Any] = {"task": death.task, "pid": death.pid, "seconds": death.seconds, "stack": death.stack}
@@ -40,13 +40,13 @@ def value_of(verdict: tuple[bytes, bytes] | None, death: Death) -> Any:
             error = TaskExited(code, how, **facts)
         else:
             error = _silent(death, facts)
-    except (ValueError, LookupError, TypeError):  # bytes of the task's that were no message
+    except (ValueError, LookupError, TypeError):  # the task wrote bytes that are no message
         error = _silent(death, facts)
     raise error
 
 
 def _silent(death: Death, facts: dict[str, Any]) -> Exception:
-    """The end of a task that said nothing."""
+    """How a task ended that gave no verdict."""
     if death.failure:
         return TaskNotStarted(death.task, death.failure)
     if death.status is None:

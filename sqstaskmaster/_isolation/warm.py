@@ -1,14 +1,14 @@
-"""A process that stays: it runs the initializer, then one task after the other, until it is spoiled.
+"""A process that stays: it runs the initializer, then one task after another, until it is spoiled.
 
     keeper                          process
-      |-- order: begin, with pipes --->| runs the initializer, tells how that ended, as a task does
+      |-- order: begin, with pipes --->| runs the initializer, reports how that ended, as a task does
       |<-- said ----------------------|  what it has used, whether it can take a task
-      |-- order, with pipes --------->|  runs the task, tells its end, looks for what it left behind
+      |-- order, with pipes --------->|  runs the task, reports its end, checks what it left behind
       |<-- said ----------------------|
       ...                                after any failure it ends, as a task's own process does
 
-Each order brings pipes of its own. They are put under three descriptors that stay the same, and stand for nothing
-between two orders.
+Each order brings its own pipes. They are duplicated onto three fixed descriptors, which are open on os.devnull between
+two orders.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from sqstaskmaster._isolation import buffers, channel, pipes, process_tree, slot
 from sqstaskmaster._isolation.spoiling import Snapshot, new_threads
 from sqstaskmaster._signals import state
 
-#: The longest that a process says of itself.
+#: The most bytes of a process's report.
 MOST_BYTES = 1 << 12
 
 _MOST_REASON = 500
 
 
 class Warm(NamedTuple):
-    """What is wanted of processes that stay. `initializer`: run first; None for nothing. `max_growth`: in bytes.
+    """How processes that stay are made and limited. `initializer`: run first; None for none. `max_growth`: in bytes.
 
     `spawned`: each is a fresh interpreter.
     """
@@ -46,10 +46,10 @@ class Warm(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a process says to its keeper after an order.
+    """What a process reports to its keeper after an order.
 
-    `spoiled`: why it must take no other. `cpu_seconds` since it began, `peak`: bytes since the order.
-    `has_children`: whether there are processes that it has started.
+    `spoiled`: why it must take no other. `cpu_seconds`: since it began. `peak`: in bytes, since the order.
+    `has_children`: whether it has child processes.
     """
 
     spoiled: str
@@ -66,10 +66,10 @@ def be_warm(
     caught: frozenset[int],
     nothing: int,
 ) -> NoReturn:
-    """The process's whole life. It has parted from what it inherited.
+    """The process's whole life, after it has let go of what it inherited.
 
-    :param orders: where the keeper's orders come from; its end is that of this process.
-    :param said: where `Said` is written to.
+    :param orders: the socket that the keeper's orders come from; when it ends, so does this process.
+    :param said: the socket for `Said`.
     :param nothing: an open os.devnull.
     """
     nothing = pipes.out_of_reach(nothing)
@@ -96,7 +96,7 @@ class _Process:
         self._ends = ends
         self._owner = owner
         self._as_it_was: _AsItWas | None = None
-        self._spoiled = ""  # by what is known before its end is told
+        self._spoiled = ""  # as far as known before the task's end is reported
 
     def live(self, caught: frozenset[int]) -> None:
         task_side.begin(self._ends.stack, caught)
@@ -108,7 +108,7 @@ class _Process:
             self._redirect(*ends)
             pipes.close(*ends)
             content = slot_keeper.content_of(order)
-            # The peak is the order's own.
+            # Each order's peak is its own.
             process_tree.forget_peak()
             run = self._initialize if word == slot_keeper.BEGIN else self._run
             if not run(content):
@@ -127,7 +127,7 @@ class _Process:
             lambda: lambda _: _without_value(initializer), self._ends, self._owner, _keep_what_is_there
         ):
             return False
-        # A stop of a task is ours to tell from another signal, whatever the initializer has put there.
+        # SIGTERM must stop a task, whatever handler the initializer has installed.
         state.take_stops()
         self._as_it_was = _AsItWas(self._ends, self._warm.max_growth)
         return True
@@ -137,14 +137,14 @@ class _Process:
         return task_side.run_one(lambda: function, self._ends, self._owner, self._end_task)
 
     def _end_task(self) -> None:
-        """What the task has left is waited for, and written, as at the end of a process."""
+        """Wait for what the task left running, and write what it buffered, as at the end of a process."""
         if self._as_it_was is not None:
             self._spoiled = self._as_it_was.wait_for_the_rest()
-        if buffers.write_all():  # what is kept of them is of no use to the next task
+        if buffers.write_all():  # it closed them: what still refers to them is of no use to the next task
             self._spoiled = self._spoiled or "it left files open that it wrote to"
 
     def _say(self) -> None:
-        """What it leaves is looked for when its end has been told: its message is deleted meanwhile."""
+        """Check what the task left behind. Its end has been reported by then, so its message is deleted meanwhile."""
         spoiled = self._spoiled
         if self._as_it_was is not None:
             spoiled = spoiled or self._as_it_was.snapshot.spoiled()
@@ -158,7 +158,7 @@ class _Process:
 
 
 class _AsItWas:
-    """The process after its initializer: what is older than its tasks."""
+    """The state of the process after its initializer: what is older than its tasks."""
 
     def __init__(self, ours: Collection[int], max_growth: int | None) -> None:
         self.snapshot = Snapshot(ours, max_growth)
@@ -167,9 +167,10 @@ class _AsItWas:
         self._folder = _configuration().get("tempdir")
 
     def wait_for_the_rest(self) -> str:
-        """Wait for what a task has started, as Python does at the end of a process: threads, and such processes.
+        """Wait for the threads and processes that a task started, unless daemonic, as Python does when a process ends.
 
-        What makes the process unfit for another task, for people: a pool whose threads were sent home takes no work.
+        Returns what makes the process unfit for another task, for people: a pool whose threads were ended takes no
+        more work.
         """
         threads = new_threads(self.snapshot.threads)
         spoiled = "it left the threads of a ThreadPoolExecutor" if threads and _send_pools_home(threads) else ""
@@ -182,7 +183,7 @@ class _AsItWas:
             task_side.end_multiprocessing(self._children, least=-sys.maxsize)
         finalizers.update(ours)
         if _configuration().get("tempdir") != self._folder:
-            _configuration()["tempdir"] = self._folder  # that of the task has been removed
+            _configuration()["tempdir"] = self._folder  # the task's has been removed
         return spoiled
 
 
@@ -195,7 +196,7 @@ def _configuration() -> dict[str, Any]:
 
 
 def _send_pools_home(threads: list[threading.Thread]) -> bool:
-    """Have those of a ThreadPoolExecutor end when what it was given is done, as at the end of a process. Any?"""
+    """Have threads of ThreadPoolExecutors finish their work and end, as when a process ends. Whether there were any."""
     pools = sys.modules.get("concurrent.futures.thread")
     queues = {thread: queue for thread, queue in dict(getattr(pools, "_threads_queues", {})).items()}
     theirs = [thread for thread in threads if thread in queues]
@@ -213,7 +214,7 @@ def _send_pools_home(threads: list[threading.Thread]) -> bool:
 
 
 def _keep_what_is_there() -> None:
-    """At the end of the initializer: what it has loaded is not looked through again, what it has opened not closed."""
+    """At the end of the initializer: keep the collector off what it loaded, and leave open what it opened."""
     buffers.note_writers()
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The keeper of a slot whose process stays. It does as it is told: the worker decides when the slot gets a new process.
+"""The keeper of a slot whose process stays. It only takes orders: the worker decides when the slot gets a new process.
 
     worker                    keeper                                process
       |-- begin, with pipes ->|-- forks, hands it on ---------------->| runs the initializer
@@ -8,8 +8,8 @@
       |-- order, with pipes ->|-- hands it on ----------------------->| fails, and ends
       |<-- ended, spent ------| kills and reaps what is left          x
 
-What the initializer has started stays with its process, and ends with it. A process that ends between two orders, or
-loses what its initializer had started, is told to the worker on the slot's socket.
+What the initializer starts lives as long as its process. If the process ends between two orders, or loses something
+that its initializer started, the keeper reports that to the worker on the slot's socket.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sqstaskmaster._isolation.slot_keeper import BEGIN, LAST, OrderFunction, Slo
 from sqstaskmaster._signals import state
 from sqstaskmaster._signals.bounded import looks
 
-# A child that has just been killed or has ended is still there for a moment.
+# A child that has just ended, or been killed, lingers for a moment.
 _LEFT_SECONDS = 0.02
 _LOOK_SECONDS = 0.001
 
@@ -41,12 +41,12 @@ class _Process:
         self._its_end = its_end
         self.said = said
         self.end = process_tree.pidfd(pid)
-        self.cpu_seconds = 0.0  # after the last order
-        self.helpers: dict[int, int | None] = {}  # what the initializer has started, with their pidfds
+        self.cpu_seconds = 0.0  # as of the end of the last order
+        self.helpers: dict[int, int | None] = {}  # the processes that the initializer started, with their pidfds
         self._share = self._resident = self._image = 0
 
     def meet(self, keeper: int) -> None:
-        """The initializer has returned: what there is now below the keeper is its."""
+        """The initializer has returned: every process below the keeper now belongs to it."""
         pids = [pid for pid in process_tree.descendants(keeper) if pid != self.pid and not process_tree.is_dead(pid)]
         self.helpers = {pid: process_tree.pidfd(pid) for pid in pids}
         everybody = (self.pid, *self.helpers)
@@ -55,36 +55,36 @@ class _Process:
         self._image = process_tree.image_of(self.pid)
 
     def before(self) -> news.Before:
-        """A task is about to begin."""
+        """What is used and held now, as a task is about to begin."""
         helpers = sum(map(process_tree.resident_of, self.helpers))
         resident = process_tree.resident_of(self.pid)
         share = self._share + resident + helpers - self._resident
         return news.Before(self.used(), helpers, share, self._image, resident)
 
     def has_taken_order(self) -> bool:
-        """Whether the last order is no longer there."""
+        """Whether the process has taken the last order from its socket."""
         return not pipes.is_readable(self._its_end.fileno())
 
     def used(self) -> float:
-        """CPU seconds until now."""
+        """CPU seconds used so far."""
         return self.cpu_seconds + (process_tree.cpu_seconds_of(self.helpers) if self.helpers else 0.0)
 
     def lost_helper(self) -> bool:
-        """Whether something that the initializer has started has ended."""
+        """Whether a process that the initializer started has ended."""
         return any(end is None or pipes.is_readable(end) for end in self.helpers.values())
 
     def close(self) -> None:
-        """It is gone."""
+        """Close the descriptors: the process is gone."""
         for connection in (self.orders, self._its_end, self.said):
             connection.close()
         pipes.close(*(end for end in (self.end, *self.helpers.values()) if end is not None))
 
 
 class WarmKeeper(SlotKeeper):
-    """That of a slot whose process stays.
+    """The keeper of a slot whose process stays.
 
-    :param settings: what is wanted of it.
-    :param carries: what a process that is a fresh interpreter has from the worker; None where it is forked.
+    :param settings: how the process is to be made and limited.
+    :param carries: what a fresh interpreter gets from the worker; None if the process is forked.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class WarmKeeper(SlotKeeper):
         self._process: _Process | None = None
 
     def live(self) -> None:
-        """Until the end of the slot or of the worker."""
+        """Run until the slot or the worker ends."""
         try:
             while self._wait():
                 pass
@@ -144,7 +144,7 @@ class WarmKeeper(SlotKeeper):
         try:
             socket.send_fds(process.orders, [said], [ends.results, ends.stack, ends.notice, order])
         except OSError:
-            pass  # it has ended, which is seen below
+            pass  # the process has ended: handled below
         pipes.close(ends.results, ends.stack, ends.notice, order)
         start = [news.started(process.pid, before)]
         sent = keeper.attend(
@@ -179,12 +179,12 @@ class WarmKeeper(SlotKeeper):
         return True
 
     def _told(self, process: _Process) -> warm.Said | None:
-        """What the process has said; None where it has ended."""
+        """What the process reported; None if it has ended."""
         if process.end is None or pipes.is_readable(process.end) or not pipes.is_readable(process.said.fileno()):
             return None
         try:
             return warm.Said(*json.loads(process.said.recv(warm.MOST_BYTES)))
-        except (OSError, ValueError, TypeError):  # a task has written there
+        except (OSError, ValueError, TypeError):  # a task wrote to this socket
             return None
 
     def _spoiled(self, process: _Process, told: warm.Said, sent: set[int]) -> str:
@@ -201,7 +201,7 @@ class WarmKeeper(SlotKeeper):
 
     def _left_behind(self, process: _Process, told: warm.Said) -> list[int]:
         if not told.has_children and process_tree.children_of_self() == [process.pid]:
-            return []  # as mostly
+            return []  # the usual case
         found = []
         for pid in process_tree.descendants(self._pid, without=process.helpers):
             if pid == process.pid:
@@ -209,7 +209,7 @@ class WarmKeeper(SlotKeeper):
             if not process_tree.is_dead(pid):
                 found.append(pid)
             else:
-                with contextlib.suppress(ChildProcessError):  # one that its own parent has not reaped yet
+                with contextlib.suppress(ChildProcessError):  # its own parent has not reaped it yet
                     os.waitpid(pid, os.WNOHANG)
         return found
 
@@ -250,7 +250,7 @@ class WarmKeeper(SlotKeeper):
         warm.be_warm(orders, said, self._function, self._settings, self._caught, self._nothing)
 
     def _bury(self, process: _Process) -> tuple[int, float, int]:
-        """End it and everything that it and its tasks have started."""
+        """End the process and everything that it and its tasks started."""
         process_tree.kill(process.pid, signal.SIGKILL)
         self._process = None
         process.close()

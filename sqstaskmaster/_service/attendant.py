@@ -1,6 +1,6 @@
 """How a loop keeps up with clocks that its timers do not follow.
 
-The clock of claims runs on while this machine is suspended, and timers stand still. `advance` moves the clock of a
+While this machine is suspended, the clock of claims runs on, and timers stand still. `advance` moves the clock of a
 test's queues, from event to event:
 
 advance (a thread of the test's) ---> due_in: waits until the loop has done what was due ---> moves that far
@@ -20,17 +20,17 @@ from sqstaskmaster._service.running import Running
 from sqstaskmaster._service.source import Source
 from sqstaskmaster._service.world import World
 
-# A shorter suspension makes no timer late by more than this.
+# A suspension no longer than this is ignored: it makes timers late by no more.
 _SUSPENDED_SECONDS = 0.5
 
-# The test's clock waits no longer than this for a request or a task that does not end.
+# The test's clock waits at most this long for a request or a task that does not end.
 _BUSY_SECONDS = 10.0
 
 
 class Attendant:
     """Has one loop check again what is due, and tells a test's clock when the loop next has something to do.
 
-    :param running: a live view of the tasks that run.
+    :param running: a live view of the running tasks.
     :param between: whether the task of any message is about to start, or has just ended.
     """
 
@@ -48,7 +48,7 @@ class Attendant:
         self._behind = world.claim_now() - world.task_now()
 
     def due_in(self) -> float:
-        """Wait until nothing is due or under way, and return the seconds until a claim or a task next needs something.
+        """Wait until nothing is due or under way. Returns the seconds until a claim or a task next needs something.
 
         From any thread. It returns inf if nothing will be due, if the wait takes too long, and in the loop's own
         thread, which cannot wait for itself.
@@ -72,7 +72,7 @@ class Attendant:
     # -- in the loop's thread --------------------------------------------------------------------------------------
 
     def keep_up(self) -> None:
-        """After each turn of the loop, which a claim's heartbeat wakes soon after a suspension."""
+        """Call this after each turn of the loop, which a claim's heartbeat wakes soon after a suspension."""
         behind = self._world.claim_now() - self._world.task_now()
         if behind > self._behind + _SUSPENDED_SECONDS:
             self._behind = behind

@@ -1,4 +1,4 @@
-"""What a loop does about one process below a keeper: it reads what comes, and takes the steps that are due."""
+"""How a loop drives one process below a keeper: it reads what comes, and takes the steps that are due."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqstaskmaster._service.world import World
 
 
 class Driven:
-    """A process from its start until it and everything that it has started is gone."""
+    """A process, from its start until it and everything it started is gone."""
 
     def __init__(self, world: World, process: TaskProcess) -> None:
         self.process = process
@@ -21,23 +21,23 @@ class Driven:
         process.open.before_close = self._forget
 
     def _see_to(self, now: float) -> None:
-        """Do what is due beside the steps of its stop."""
+        """Do what is due, apart from the steps of its stop."""
 
     def _next_at(self, now: float) -> float:
         """When that is."""
         return math.inf
 
     def _warn(self) -> None:
-        """It has written to what is not its own. May be called more than once."""
+        """The process has written to descriptors that are not its own. May be called more than once."""
 
     def _heard(self) -> None:
-        """Something may have come from it, and it is not gone."""
+        """The process may have sent something, and is not gone."""
 
     def _gone(self) -> None:
-        """It is gone: called once, when nothing waits for it any more."""
+        """The process is gone: called once, after it is no longer driven."""
 
     def stop_process(self) -> None:
-        """Begin its end."""
+        """Begin to stop the process."""
         if not self._is_over:
             self.process.stop()
             self._changed()
@@ -46,7 +46,7 @@ class Driven:
         """Do what is due."""
         now = self._world.now()
         if now < self._due or self._is_over:
-            return  # an alarm that was set before another was
+            return  # a timer that a later call has superseded
         self._due = math.inf
         if now >= self.process.next_step_at:
             self.process.step(now)
@@ -54,7 +54,7 @@ class Driven:
         self._changed()
 
     def _changed(self) -> None:
-        """Wait for what its descriptors have to say, and for what is due next."""
+        """Wait for its descriptors, and for what is due next."""
         if self._is_over:
             return
         if self.process.spoiled:
@@ -77,7 +77,7 @@ class Driven:
             self._world.at(due, self._attend)
 
     def leave(self) -> None:
-        """Nothing is done about it any more."""
+        """Stop driving it."""
         self._is_over = True
         for descriptor in list(self._watched):
             self._forget(descriptor)

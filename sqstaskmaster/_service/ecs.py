@@ -1,4 +1,4 @@
-"""Scale-in protection of the ECS task that a worker runs in: taken when work starts, returned when there is none.
+"""Scale-in protection of the ECS task that a worker runs in: taken when work starts, released when there is none.
 
 https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-scale-in-protection-endpoint.html
 """
@@ -24,16 +24,16 @@ from sqstaskmaster._signals.bounded import BoundedCall, looks
 
 logger = get_logger(__name__)
 
-# The agent is on the same machine. Longer than this and it is not going to answer.
+# The agent is on the same machine: if it has not answered by then, it will not.
 _CALL_SECONDS = 2.0
 
 # From the hard timeout to the end of the protection: for a task that is slow to stop, and for deleting its message.
 _MARGIN_SECONDS = 300.0
 
-# Another process that is just returning the protection is waited for, and looked at so often.
+# How often to look whether another process has finished releasing the protection.
 _LOOK_AGAIN_SECONDS = 0.01
 
-# How long the end of a worker waits for the last request.
+# How long a worker that ends waits for the last request.
 _LAST_CALL_SECONDS = 2 * _CALL_SECONDS
 
 _MINUTES = (1, 2880)
@@ -42,23 +42,22 @@ _MINUTES = (1, 2880)
 class ScaleInProtection:
     """Protects this ECS task for as long as the work may take, so that nothing has to be renewed while it runs.
 
-    Protection is asked for until after the hard timeout of the task that starts, and renewed when a later one would
-    outlast it. A timer that renews would have to run beside tasks that hold the interpreter.
+    Protection is requested until after the hard timeout of the task that starts, and renewed when a later task would
+    outlast it. A timer for renewals would have to run beside tasks that hold the interpreter.
 
-    Nothing here waits for the agent, leaving aside: what is wanted is noted, and a thread that ends when it is told to
-    the agent makes the requests, one after the other. Of what was wanted while a request was under way only the last
-    is asked for.
+    Nothing here waits for the agent, except leaving: a thread makes the requests, one after the other, and ends when
+    the agent knows what is wanted. Of the changes wanted during one request, only the last is requested.
 
     All worker processes of a container share its one protection: each holds a shared lock on a file while it is busy,
-    and the one that becomes idle returns the protection only where no other is busy. The lock is one of POSIX: it is a
-    process's own though the descriptor is inherited, what a task forks does not have it, and the kernel releases it
-    when the process is killed.
+    and a process that becomes idle releases the protection only if no other is busy. It is a POSIX lock: it belongs to
+    the process although the descriptor is inherited, forked tasks do not hold it, and the kernel releases it when the
+    process is killed.
 
-    :param agent_uri: what ECS puts into ECS_AGENT_URI; None: not on ECS, nothing is done.
+    :param agent_uri: the value of ECS_AGENT_URI; None: not on ECS, nothing is done.
     :param lock: a descriptor, for reading and writing, of a file that the processes of the container share; None: there
         is one process.
 
-    Nothing here raises: what fails is a warning.
+    Nothing here raises: failures are logged as warnings.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class ScaleInProtection:
         self._lock = lock
         self._expires = -math.inf
         self._busy: bool | None = None
-        self._wanted: int | None = None  # minutes, 0 to return it; None: nothing to be asked for
+        self._wanted: int | None = None  # minutes, 0 to release it; None: nothing to request
         self._teller: BoundedCall | None = None
         self._telling = False
         self._hand_over = _thread.allocate_lock()
 
     def __enter__(self) -> ScaleInProtection:
         if self._url:
-            # Loaded here and not in the thread: a task that is forked meanwhile would find the import half done.
+            # Loaded here, not in the thread: a task forked meanwhile would find the import half done.
             import http.client  # noqa: F401
 
-            self.idle()  # a worker that was killed here before may have left it
+            self.idle()  # an earlier worker that was killed here may have left protection on
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -94,7 +93,7 @@ class ScaleInProtection:
             _warn("ECS scale-in protection: the agent does not answer; the protection lasts until it expires")
 
     def busy(self, seconds: float) -> None:
-        """Work starts that may take so long."""
+        """Work starts that may take this long."""
         if not self._url:
             return
         self._busy = True
@@ -154,7 +153,7 @@ class ScaleInProtection:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
     def _ask(self, state: dict[str, object]) -> None:
-        # In a thread of its own again: the bound of `urllib` is for each byte, and an agent may drip.
+        # In yet another thread: the timeout of `http.client` applies to each read, and the agent may answer in drips.
         call = BoundedCall(lambda: _request(str(self._url), state, self._call_seconds))
         if not call.wait(self._call_seconds):
             raise TimeoutError(f"no answer within {self._call_seconds} seconds")
@@ -162,7 +161,7 @@ class ScaleInProtection:
             raise call.error
 
     def _share(self) -> None:
-        """Wait until no other process is just returning the protection: at most for its bounded call."""
+        """Take the shared lock, waiting while another process releases the protection: at most for its bounded call."""
         if self._lock is None:
             return
         for _ in looks(self._call_seconds, _LOOK_AGAIN_SECONDS):
@@ -178,11 +177,11 @@ def _request(url: str, state: dict[str, object], seconds: float) -> None:
     import http.client
 
     parts = urlsplit(url)
-    # No proxy is asked: the agent's address is link-local, and none leads there.
+    # Without a proxy: the agent's address is link-local, and no proxy leads there.
     connection = http.client.HTTPConnection(parts.netloc, timeout=seconds)
     connection.connect()
     descriptor = connection.sock.fileno()
-    pipes.keep_from_children(descriptor)  # a call that hangs is abandoned, and its socket is not for tasks to inherit
+    pipes.keep_from_children(descriptor)  # a hanging call is abandoned, and tasks must not inherit its socket
     try:
         connection.request("PUT", parts.path, json.dumps(state), {"Content-Type": "application/json"})
         response = connection.getresponse()

@@ -6,7 +6,7 @@ import enum
 
 
 class Exit(enum.IntEnum):
-    """The exit codes of `sqstaskmaster`. Scripts and orchestrators read them: a number is never given a new meaning."""
+    """The exit codes of `sqstaskmaster`. Scripts and orchestrators read them: a number never gets a new meaning."""
 
     OK = 0
     FAILED = 1

@@ -1,4 +1,4 @@
-"""What a worker runs, as it is now, for whoever asks: in a thread that makes the worker wait for nothing."""
+"""What a worker is running, on request: gathered in a thread, without making the worker wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.process_handler import ProcessMessageHandler
 from sqstaskmaster.results import Finished
 
-# The tasks' stacks are waited for so long, and one is taken for whole that has not grown between two looks.
+# How long to wait for the tasks' stacks. A stack that has not grown between two looks is considered complete.
 _STACKS_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 
@@ -42,8 +42,8 @@ def finished_of(attempt: Attempt) -> Finished:
 class SlotFacts:
     """The tasks of a worker with slots. Reads what the loop writes.
 
-    :param running: what runs.
-    :param put: has a function called in the loop's thread: only the loop may speak to a task.
+    :param running: the running tasks.
+    :param put: has a function called in the loop's thread: only the loop may talk to a task.
     """
 
     def __init__(self, running: Mapping[Attempt, Running], put: Callable[[Callable[[], None]], None]) -> None:
@@ -51,19 +51,19 @@ class SlotFacts:
         self._put = put
 
     def __call__(self, stacks: bool) -> list[dict[str, Any]]:
-        """Of each task all there is to say. With `stacks` where it is, which goes on."""
+        """All facts about each task. With `stacks`, also where it is, while it goes on."""
         running = list(self._running.values())
         if not stacks:
             return [each.facts(False) for each in running]
         self._put(lambda: self._each(running, TaskProcess.ask_stack))
         _wait_for_stacks([each.process for each in running])
         found = [each.facts(True) for each in running if each.attempt in self._running]
-        # Lest one that fails later be told to have been there.
+        # Else a later failure would be reported with this stack.
         self._put(lambda: self._each(running, TaskProcess.forget_stack))
         return found
 
     def _each(self, running: Collection[Running], step: Callable[[TaskProcess], Any]) -> None:
-        """For those that have not ended meanwhile, and are not being stopped, which asks for stacks itself."""
+        """Take the step for tasks that have not ended, and are not being stopped: a stop asks for stacks itself."""
         for each in running:
             if each.attempt in self._running and each.attempt.stop_reason is None and not each.process.gone:
                 step(each.process)
@@ -77,7 +77,7 @@ class BlockFacts:
         self._cpu_before = 0.0
 
     def begin(self, handler: MessageHandler) -> None:
-        """Its block is entered."""
+        """The handler's block was entered."""
         self._cpu_before = time.process_time()
         self._handler = handler
 
@@ -85,7 +85,7 @@ class BlockFacts:
         self._handler = None
 
     def __call__(self, stacks: bool) -> list[dict[str, Any]]:
-        """Of the task all there is to say. With `stacks` where it is, which goes on."""
+        """All facts about the task. With `stacks`, also where it is, while it goes on."""
         handler = self._handler
         return [] if handler is None else [self._task(handler, stacks)]
 
@@ -98,7 +98,7 @@ class BlockFacts:
             **{name: said[name] for name in ("task", "message_id", "receive_count")},
             "seconds": round(handler._run_time(), 1),
             "limit": handler.hard_timeout,
-            "memory": None,  # that of the task cannot be told from the worker's
+            "memory": None,  # the task's cannot be told apart from the worker's
             "cpu_seconds": time.process_time() - self._cpu_before,
             "progress": handler.progress,
             "claim_age": round(handler.sqs_timeout - attempt.claim.left(clock.now()), 1),

@@ -1,4 +1,4 @@
-"""FunctionHandler: a plain function of its kwargs, as a task in a process of its own."""
+"""FunctionHandler: runs a plain function with the message's kwargs as a task in a process of its own."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ class FunctionHandler(ProcessMessageHandler):
 
     def _task_side(self: Self) -> Self:
         task_side = super()._task_side()
-        # The worker's, and not picklable: the manager behind `notify` holds a boto3 client.
+        # These belong to the worker, and cannot be pickled: the manager behind `notify` holds a boto3 client.
         task_side._notify_with = task_side._retry_policy = None
         return task_side

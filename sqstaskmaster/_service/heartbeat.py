@@ -1,6 +1,6 @@
-"""The extensions of one queue's claims: those due together leave as one request, and none waits for another's answer.
+"""The extensions of one queue's claims: those due together are sent in one request; none waits for another's answer.
 
-due ----------+--> one batch, up to ten --> a thread --> each claim is told its own answer
+due ----------+--> one batch, up to ten --> a thread --> each claim gets its own answer
 due soon -----+                              | no answer within the patience
                                              +--> another batch, from another thread; a late answer counts
 """
@@ -20,16 +20,16 @@ from sqstaskmaster._service.world import Timer, World
 from sqstaskmaster._sqs.queues import QueueCalls
 from sqstaskmaster.errors import NoAnswer
 
-# How early an extension may be sent to join a batch, as a part of the time between two.
+# How early an extension may be sent to join a batch, as a fraction of the time between two.
 _EARLY = 0.25
 
-# SQS answers in milliseconds. A batch that has not by then is sent again.
+# SQS answers in milliseconds. A batch without an answer by then is sent again.
 _PATIENCE_SECONDS = 2.0
 
-# A machine that was suspended: claims ran on, and the timer stood still. So long it may be asleep after that.
+# While a machine is suspended, claims run on and timers stand still. After that the timer may be late by this much.
 _LOOK_SECONDS = 5.0
 
-# Of a claim that ends in this very moment.
+# When to look again at a claim that ends at this very moment.
 _SOON_SECONDS = 0.001
 
 
@@ -39,11 +39,11 @@ class _Batch(NamedTuple):
 
 
 class Heartbeat:
-    """Keeps the claims of the attempts that it is given, until they let go.
+    """Keeps the claims of the attempts that it is given, until it is told to let go.
 
-    :param pool: whose threads make the requests. An attribute too.
-    :param on_lost: called with an attempt whose claim is gone, once.
-    :param on_failure: called where an extension failed and the claim is held yet.
+    :param pool: the pool whose threads make the requests. An attribute too.
+    :param on_lost: called once with an attempt whose claim is gone.
+    :param on_failure: called when an extension failed and the claim is still held.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Heartbeat:
         self._calls = calls
         self._on_lost = on_lost
         self._on_failure = on_failure
-        # When something is due about each, and the same in order; what is there no more, or at another time, is stale.
+        # When each attempt is due, and the same as a heap. A heap entry that disagrees with `_due` is stale.
         self._due: dict[Attempt, float] = {}
         self._order: list[tuple[float, int, Attempt]] = []
         self._numbers = itertools.count()
@@ -69,12 +69,12 @@ class Heartbeat:
         self._timer_at = math.inf
 
     def keep(self, attempt: Attempt) -> None:
-        """From now on its claim is kept; also once more, after its times have changed."""
+        """Keep its claim from now on. Call it again after its times have changed."""
         self._plan(attempt)
         self._wake()
 
     def let_go(self, attempt: Attempt, seconds: float, then: Callable[[], None]) -> None:
-        """Extend it no more. `then()` once no extension is under way, or after so many seconds."""
+        """Stop extending it. Calls `then()` once no extension is under way, or after this many seconds."""
         self._due.pop(attempt, None)
         if not seconds or attempt not in self._under_way:
             then()
@@ -88,7 +88,7 @@ class Heartbeat:
         self._quiet[attempt] = once
 
     def due_in(self) -> float:
-        """Seconds until a claim needs something; 0 where it does now, inf where none does."""
+        """Seconds until a claim needs something; 0 if one does now, inf if none does."""
         earliest = self._next()
         return math.inf if earliest is None else max(0.0, earliest[0] - self._world.claim_now())
 
@@ -102,11 +102,11 @@ class Heartbeat:
     def _plan(self, attempt: Attempt, earliest: float = -math.inf) -> None:
         before = self._due.get(attempt)
         self._due[attempt] = due = max(attempt.claim.due(self._world.claim_now()), earliest)
-        if due < math.inf and due != before:  # else it is there already, and would be extended twice
+        if due < math.inf and due != before:  # else it is in the heap already, and would be extended twice
             heapq.heappush(self._order, (due, next(self._numbers), attempt))
 
     def _next(self) -> tuple[float, Attempt] | None:
-        """The earliest that is not stale."""
+        """The earliest entry that is not stale."""
         while self._order:
             due, _, attempt = self._order[0]
             if self._due.get(attempt) == due:
@@ -139,7 +139,7 @@ class Heartbeat:
         self._wake()
 
     def _send(self, first: Attempt, now: float) -> None:
-        """One batch: the first, and whoever else is due now or soon, the most urgent first."""
+        """Send one batch: the first, and others that are due now or soon, the most urgent first."""
         most = self._calls.most(first.message)
         until = now + _EARLY * first.claim.alarm_timeout
         batch: list[Attempt] = []
@@ -186,7 +186,7 @@ class Heartbeat:
             if not self._under_way[attempt]:
                 del self._under_way[attempt]
             if claim is not attempt.claim:
-                pass  # of an earlier receipt: the message was received again since
+                pass  # the answer is for an earlier receipt: the message has been received again since
             elif not claim.lapsed(now):
                 if failed is None:
                     claim.extended(request, now)

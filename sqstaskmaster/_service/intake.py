@@ -1,4 +1,4 @@
-"""The polls of a worker's loop: when the next is made, for how many messages, and what becomes of its answer."""
+"""The polls of a worker's loop: when to make the next, for how many messages, and what to do with its answer."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from sqstaskmaster._sqs.limits import MAX_BATCH_ENTRIES, MAX_WAIT_SECONDS
 from sqstaskmaster.errors import PollRefused
 from sqstaskmaster.task_manager import Task
 
-# After a poll that brought something the next may wait this long for more slots to become free, while a quarter of them
-# is busy: short tasks then share a request.
+# After a poll that brought something, while over a quarter of the slots are busy, the next may wait this long for more
+# slots to become free: short tasks then share a request.
 _LINGER_SECONDS = 0.025
 
-# While no slot is free there are no polls that would tell that the loop turns.
+# While no slot is free, no polls show that the loop is alive: report it this often instead.
 _ALIVE_SECONDS = 5.0
 
 
 class Intake:
-    """Asks for as many messages as slots are ready.
+    """Polls for as many messages as slots are ready.
 
     `not_before`: no poll is made earlier.
 
-    :param sqs_timeout: the visibility timeout that is asked for.
-    :param wants_more: whether anything may be polled for.
+    :param sqs_timeout: the visibility timeout to ask for.
+    :param wants_more: whether polls may be made.
     :param is_idle: whether nothing runs, and nothing is being settled.
     :param take: called with a source and a task that came from it.
-    :param tell: called after each poll that was answered, and every few seconds while no slot is ready.
+    :param tell: called after each answered poll, and every few seconds while no slot is ready.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Intake:
 
     @property
     def all_empty(self) -> bool:
-        """Whether the last poll of every queue brought nothing, and nothing has ended since."""
+        """Whether the last poll of every queue brought nothing, and no task has ended since."""
         return self._polling.all_empty
 
     @property
@@ -84,17 +84,17 @@ class Intake:
         return self._polling.first_refused
 
     def busy(self) -> None:
-        """Something has ended: a slot may be free, and a queue no longer empty."""
+        """A task has ended: a slot may be free, and a queue no longer empty."""
         self._polling.busy()
         self.look_soon()
 
     def soonest(self, source: Source) -> int:
-        """In how many seconds a message that is given back may be visible: after a poll of ours that would bring it."""
+        """In how many seconds a returned message may become visible: after our own poll, which would receive it."""
         left = self._polling.ends_in(source, self._world.now())
         return min(MAX_WAIT_SECONDS, math.ceil(left)) + 1 if left else 0
 
     def look_soon(self) -> None:
-        """Have it looked whether to poll, once for all that happens in this turn."""
+        """Check soon whether to poll, once for all that happens in this turn."""
         self._look_at(self._world.now())
 
     def _look_at(self, when: float) -> None:
@@ -104,7 +104,7 @@ class Intake:
 
     def _look(self, when: float) -> None:
         if when != self._timer_at:
-            return  # another was set, for an earlier time
+            return  # superseded by one for an earlier time
         self._timer_at = math.inf
         if not self._wants_more():
             return
@@ -129,7 +129,7 @@ class Intake:
         manager, wait, timeout = source.manager, self._polling.wait_time, self._sqs_timeout
         now_of_claims = self._world.claim_now
         # One answer of a FIFO queue may hold several messages of one group, which would then run side by side. While
-        # one is claimed, SQS itself keeps back the others.
+        # one is claimed, SQS itself holds back the others.
         most = 1 if manager.url.endswith(".fifo") else most
         self._world.call(
             source.polls,
@@ -150,7 +150,7 @@ class Intake:
             return
         self._polling.answered(source, len(received or ()))
         if not idle:
-            self._polling.busy()  # what ran meanwhile may have left something behind: a successor, a message given back
+            self._polling.busy()  # what ran meanwhile may have put something there: a successor, a returned message
         if received:
             self._linger_until = self._world.now() + _LINGER_SECONDS
         for task in received or ():

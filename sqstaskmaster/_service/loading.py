@@ -1,4 +1,4 @@
-"""While the command line imports the module that has its worker, no worker may run: it would run twice."""
+"""While the command line imports the module with its worker, no worker may run: it would run twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _module: list[str] = []
 
 @contextlib.contextmanager
 def importing(module: str) -> Iterator[None]:
-    """In the block that module is imported for its worker."""
+    """A block in which that module is imported for its worker."""
     _module.append(module)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Writes a worker's own lines of the log in a thread: whoever reads the log may stall, and holds up nobody but that.
+"""Writes a worker's own log lines in a thread: a reader of the log that stalls holds up nothing but this thread.
 
 logger.info(...) --- filters of the logger ---> a queue ---> its thread: handlers, one line after the other
                                                   +--------- full: the line is lost, and counted
@@ -22,25 +22,25 @@ from sqstaskmaster._signals.bounded import BoundedCall
 
 logger = _logging.get_logger("sqstaskmaster.worker")
 
-# At most this many lines wait for a reader that has stalled. Each may hold a traceback, and what its frames hold.
+# At most this many lines wait for a stalled reader. Each may hold a traceback, and what its frames hold.
 _MOST_LINES = 1000
 
-# At the end of a run, the lines that are left get this long.
+# At the end of a run, the remaining lines get this long.
 _LAST_LINE_SECONDS = 5.0
 
-# A program that could not write them has this long to end by itself.
+# A program that could not write them then has this long to end by itself.
 _LAST_SECONDS = 5.0
 
 
 class LogWriter:
     """For a `with` block: this package's loggers hand their records to it, in this process.
 
-    Before `start`, and where the system has no thread for it, they write for themselves. Records that the task or other
-    code of the user's makes with loggers of its own are the user's.
+    Before `start`, and if the system has no thread for it, they write directly. Records that the task or other user
+    code makes with loggers of its own are the user's.
     """
 
     def __init__(self) -> None:
-        # Python's own would not do in a signal handler, which logs too: this one may interrupt itself.
+        # `queue.Queue` would not do in a signal handler, which logs too: this one is reentrant.
         self._lines: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._process = os.getpid()
         self._lost = 0
@@ -72,14 +72,14 @@ class LogWriter:
                 atexit.register(_leave_in_any_case, 0 if exception is None else 1)
 
     def _put(self, write: Callable[[], object]) -> bool:
-        """False in a process that was forked from this one, which has no such thread."""
+        """Returns False in a process forked from this one, which has no such thread."""
         if os.getpid() != self._process:
             return False
         if self._lines.qsize() < _MOST_LINES:
             context = current.as_of_now()
             self._lines.put(lambda: context.run(write))
         else:
-            self._lost += 1  # without a lock, which a signal's handler could not take: one more or less does not matter
+            self._lost += 1  # without a lock, which a signal handler could not take: one more or less does not matter
         return True
 
     def _work(self) -> None:
@@ -92,12 +92,12 @@ class LogWriter:
             if write is None:
                 return
             write()
-            owner.leave_if_forked(self._process)  # by a handler
-            del write  # lest it keep an exception's frames alive
+            owner.leave_if_forked(self._process)  # a log handler may have forked
+            del write  # it would keep an exception's frames alive
 
 
 def _leave_in_any_case(code: int) -> None:
-    """At the program's end: Python's own flushes what is written to, and waits for a reader that has gone away."""
+    """At exit, Python flushes its streams, and would wait for a reader that has gone away: end after a while."""
 
     def leave() -> None:
         time.sleep(_LAST_SECONDS)

@@ -8,11 +8,11 @@
                           v
     the slot is free again; Settling: delete, give back, delay, report, send on (threads) ---> over
 
-Where processes stay, the settlement of a task that is done begins while its process is looked at: `_leaving`.
+Where processes stay, the settlement of a task that is done begins while its process is inspected: `_leaving`.
 
-The loop waits for descriptors, for answers of threads, and for what is due next. It never makes a request, never calls
-code of the user's, and never writes to a log by itself: each of those can take for ever, and every claim waits here.
-What it costs follows what happens, not how many tasks run.
+The loop waits for descriptors, for answers of threads, and for what is due next. It never makes a request, calls user
+code, or writes to a log itself: each of those can take for ever, and every claim waits here. Its cost depends on what
+happens, not on how many tasks run.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ from sqstaskmaster.errors import (
 )
 from sqstaskmaster.task_manager import Task
 
-# A constructor that takes longer is given up: its message is left, its slot goes on.
+# A constructor that takes longer is abandoned: its message is left, its slot is free again.
 _PREPARE_SECONDS = 30.0
 
-# After the second signal, and when all tasks are over, requests and reports get so long.
+# After the second signal, and when all tasks are over, requests and reports get this long.
 _LAST_SECONDS = 5.0
 
-# What a poll has brought so lately counts as held, however long the poll took.
+# A message that a poll brought less than this ago counts as held, however long the poll took.
 _FRESH_SECONDS = 2.0
 
-# Tasks that cannot be started: how long the next poll waits, and how many in a row end the worker.
+# When tasks cannot be started: how long the next poll waits, and how many failures in a row end the worker.
 _START_BACKOFF = ExponentialBackoff(first=1.0, longest=60.0)
 _MOST_START_FAILURES = 8
 
-# SIGTERM may reach a task before its worker: where all processes of a container are told to stop, say.
+# SIGTERM may reach a task before its worker: when all processes of a container get it, say.
 _STOP_BEHIND_SECONDS = 1.0
 
-# How long a run whose loop has failed goes on turning, to end what it has started.
+# For how long a loop that has failed keeps turning, to end what it has started.
 _DRAIN_SECONDS = 10.0
 
 logger = get_logger("sqstaskmaster.worker")
@@ -92,9 +92,9 @@ class _Preparing(NamedTuple):
 class Loop:
     """One run of a worker whose tasks have processes of their own. Main thread only.
 
-    :param template: what slots are forked from, started; None where they are not.
-    :param environments: one a slot.
-    :param world: see there.
+    :param template: the started template that slots are forked from; None if they are not forked.
+    :param environments: one per slot.
+    :param world: see World.
     """
 
     def __init__(
@@ -118,14 +118,14 @@ class Loop:
         self.counts: collections.Counter[str] = collections.Counter()
         self._preparing: dict[Attempt, _Preparing] = {}
         self._running: dict[Attempt, Running] = {}
-        self._leaving: dict[Attempt, Running] = {}  # done, and their slots are not free yet
+        self._leaving: dict[Attempt, Running] = {}  # done, but their slots are not free yet
         self._sources: dict[Attempt, Source] = {}  # of all attempts that are not over
         self._stop_signals = 0
         self._end_at = math.inf
         self._lost: Exception | None = None
         self._start_failures = 0
         self._by_id: dict[tuple[Source, str], Attempt] = {}
-        self._waiting: dict[Attempt, functools.partial[None]] = {}  # for the end of this very message's task
+        self._waiting: dict[Attempt, functools.partial[None]] = {}  # for the end of the same message's earlier task
         warm = None if settings.warm is None else settings.warm._replace(on_event=on_event)
         self._slots = SlotPool(
             world, template, environments, lambda: self._intake.look_soon(), self._cannot_go_on, warm
@@ -141,7 +141,7 @@ class Loop:
         self._stops = Stops(functools.partial(order_stop, world, self._running))
 
         def others_soon(source: Source) -> bool:
-            # A process that stays is free again in a moment. SQS gives out no other of a FIFO group before the delete.
+            # A process that stays is soon free again. SQS delivers no other message of a FIFO group before the delete.
             is_quick = settings.warm is not None and not source.manager.url.endswith(".fifo")
             return bool(self._running) or is_quick and not self._takes_no_more
 
@@ -152,15 +152,15 @@ class Loop:
 
         However it ends, it ends what it has started.
 
-        :raises PollRefused: where polling again does not help.
-        :raises SlotLost, TasksCannotStart: where tasks cannot be started any more.
+        :raises PollRefused: if polling again does not help.
+        :raises SlotLost, TasksCannotStart: if tasks cannot be started any more.
         """
         for _ in self.turns():
             pass
         return self.counts
 
     def turns(self) -> Iterator[float]:
-        """The same turn by turn, for worlds that have several loops. Gives until when the next turn may wait."""
+        """The same turn by turn, for worlds with several loops. Yields until when the next turn may wait."""
         world, settings = self._world, self._settings
         self._slots.open_all()
         # From here on there may be threads.
@@ -189,7 +189,7 @@ class Loop:
             raise reason
 
     def _drain(self, error: BaseException) -> Iterator[float]:
-        """The loop itself has failed: stop what runs, hand the messages back, and report, before that is raised."""
+        """The loop itself has failed: stop what runs, return the messages, and report, before the error is raised."""
         world = self._world
         text = "The worker has failed, and stops its tasks: %r"
         world.log(logging.ERROR, text, error, exc_info=error, extra={"action": "worker_failed"})
@@ -232,14 +232,14 @@ class Loop:
         takes_no_more = self._takes_no_more
         if not takes_no_more and not (self._burst and self._intake.all_empty):
             return False
-        # A second signal abandons a poll; so does a queue that is refused, whose poll is overdue.
+        # A second signal abandons a poll. So does the refusal of all queues: a poll still out then is overdue.
         waits_for_poll = self._intake.out and (self._stop_signals == 1 or not takes_no_more)
         if waits_for_poll or self._running or self._preparing or self._waiting or self._leaving:
             return False
         if self._sources and not self._stop_signals:
             return False
         if self._sources or self._world.unfinished(CALLBACKS):
-            # What depends on SQS or on an error service gets so long, and no longer.
+            # Whatever depends on SQS or on an error service gets this long, and no longer.
             self._end_at = min(self._end_at, now + _LAST_SECONDS)
             return False
         return True
@@ -247,7 +247,7 @@ class Loop:
     # -- from the poll to the start ------------------------------------------------------------------------------
 
     def _polled(self) -> None:
-        """A poll was answered, or the loop turns all the same. For health checks."""
+        """A poll was answered, or the loop is alive without polls. For health checks."""
         if not self._sources:
             self._protection.idle()
         on_event = self._on_event
@@ -255,7 +255,7 @@ class Loop:
             self._world.call(EVENTS, lambda: on_event("polled"))
 
     def _take(self, source: Source, received: Task) -> None:
-        """Begin with a message: give it back, refuse it, or have its handler made."""
+        """Begin with a message: return it, refuse it, or have its handler made."""
         task, kwargs, message = received
         settings, manager = self._settings, source.manager
         receipt = note.read(message)
@@ -275,7 +275,7 @@ class Loop:
             self._by_id[source, report.message_id] = attempt
         source.heartbeat.keep(attempt)
         if earlier in self._running and not self._takes_no_more:
-            # Its task is being stopped: it begins again when nothing of that is left, and in its slot.
+            # Its task is being stopped: it starts again in the same slot once all of that is gone.
             self._waiting[earlier] = functools.partial(self._prepare, attempt, source, kwargs)
         elif self._takes_no_more or not self._slots.ready:
             self._settling.begin(attempt, source, give_back(attempt))
@@ -283,9 +283,9 @@ class Loop:
             self._prepare(attempt, source, kwargs, self._slots.take())
 
     def _is_adopted(self, attempt: Attempt, source: Source, message: Any, receipt: note.Receipt, claim: Claim) -> bool:
-        """Whether a message that was received again goes to its own attempt, which then goes on by the new receipt.
+        """Whether a message that was received again joins its own attempt, which then continues under the new receipt.
 
-        Its claim had lapsed, and nobody else has received it. Not where its task is stopped for that.
+        Its claim had lapsed, and no other worker received it. Not if its task is being stopped for the lost claim.
         """
         is_settled = self._settling.has_begun(attempt)
         if is_settled and not self._settling.adopts(attempt):
@@ -301,7 +301,7 @@ class Loop:
         return True
 
     def _prepare(self, attempt: Attempt, source: Source, kwargs: dict[str, Any], slot: int) -> None:
-        """Have the handler made, for a slot that is taken."""
+        """Have the handler made; its slot is already taken."""
         settings, manager, task = self._settings, source.manager, attempt.task
         try:
             entry = settings.registry.entry_for(task, kwargs)
@@ -360,7 +360,7 @@ class Loop:
         self._sampling.begin(process.meter)
 
     def _start_failed(self, attempt: Attempt, error: Exception) -> Settlement:
-        """For want of something this worker lacks: the message is not to be received again and again meanwhile."""
+        """The worker lacks something. The message must not be received again and again meanwhile."""
         self._start_failures += 1
         pause = _START_BACKOFF.bound(self._start_failures)
         self._intake.not_before = self._world.now() + pause
@@ -372,7 +372,7 @@ class Loop:
         return give_back(attempt, math.ceil(pause))
 
     def _done(self, running: Running) -> None:
-        """A task is done; what it has left in its process is being looked for, and decides about the process alone."""
+        """A task is done. Its process is still being inspected for leftovers, which decide only about the process."""
         attempt = running.attempt
         self._leaving[attempt] = self._running.pop(attempt)
         self._start_failures = 0
@@ -430,7 +430,7 @@ class Loop:
                 running.lose(lost)
 
     def _extension_failed(self, attempt: Attempt, error: BaseException) -> None:
-        """An extension failed, and is tried again. The task goes on."""
+        """An extension failed, and is retried. The task goes on."""
         running = self._running.get(attempt)
         if running is not None:  # SQS may have said that the claim's 12 hours end sooner
             self._world.at(self._world.now(), running.look)
@@ -438,7 +438,7 @@ class Loop:
         self._world.call(CALLBACKS, lambda: attempt.report.trouble(text, error, "extension_failed"))
 
     def _cannot_go_on(self, error: Exception) -> None:
-        """For the supervisor to start afresh."""
+        """Stop the worker, so that the supervisor starts another."""
         if self._lost is None:
             self._lost = error
             text = "Tasks cannot be started any more, the worker stops: %s"
@@ -452,7 +452,7 @@ class Loop:
             self._stop(name)
 
     def _stop(self, why: str) -> None:
-        """The first signal: no more polls, running tasks get their grace. The second: now."""
+        """The first signal: no more polls, and running tasks get their grace. The second: stop now."""
         self._stop_signals += 1
         self._slots.rest()
         now, settings = self._world.now(), self._settings
@@ -466,7 +466,7 @@ class Loop:
             if self._intake.out:
                 what += f"; waiting for the poll, up to {self._intake.wait_time} s. A second signal stops it at once"
             self._world.at(now + settings.shutdown_grace, self._stop_all)
-            # After that nothing is waited for that depends on a peer.
+            # After that the loop waits for nothing that depends on a peer.
             wait = self._intake.wait_time if self._intake.out else 0
             grace = settings.shutdown_grace + _longest_grace(self._running.values()) if self._running else 0.0
             self._end_at = min(self._end_at, now + max(wait, grace) + 2 * _LAST_SECONDS)
@@ -475,11 +475,11 @@ class Loop:
             self._end_at = min(self._end_at, now + _LAST_SECONDS + _longest_grace(self._running.values()))
             self._stop_all()
         else:
-            return  # it cannot be any sooner, and is not put off
+            return  # it cannot end any sooner, and is not delayed
         self._world.log(logging.INFO, "%s: %s", why, what, extra={"action": "stopping", "signal": why})
 
     def _stop_all(self) -> None:
-        """The time of tasks to finish is over."""
+        """The tasks' time to finish is over."""
         for running in list(self._running.values()):
             running.stop(ShutdownRequested("The worker is stopping, and the task's time to finish is over"))
         for attempt, (source, slot) in list(self._preparing.items()):
@@ -491,7 +491,7 @@ class Loop:
 def _may_have_lapsed(attempt: Attempt, now: float) -> bool:
     """Whether its message may be visible by now, though a poll has just brought it: see `TaskManager.receive`.
 
-    The machine was suspended since, or no extension was answered while the handler was made.
+    The machine may have been suspended, or no extension answered while the handler was made.
     """
     claim = attempt.claim
     return claim.lapses and not claim.left(now) and now > attempt.receipt.answered_at + _FRESH_SECONDS

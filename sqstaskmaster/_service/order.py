@@ -1,7 +1,7 @@
-"""What goes down to a task's process, and what is made of it there.
+"""The order that goes down to a task's process, and how the process carries it out.
 
 forked ahead:  of(attempt) -> bytes ~~~ slot ~~~ run(registry, ...)(bytes, channel) -> handler.run(): nothing is pickled
-spawned:       the handler itself, pickled, as in a block, for a process of its own or for one that stays
+spawned:       the handler itself, pickled, as in a block, for a process of its own or one that stays
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqstaskmaster.process_handler import MessageContent, ProcessMessageHandler,
 
 
 class Prepared(NamedTuple):
-    """A task that is ready to be started: by the order to a slot, or as a child of its own."""
+    """A task that is ready to start: by an order to a slot, or as a child of its own."""
 
     handler: ProcessMessageHandler
     limits: Limits
@@ -38,10 +38,10 @@ def prepare(
     claim_now: float,
     stays: bool = False,
 ) -> Prepared:
-    """Make the task's handler, and all that is needed to start it. In a thread, where this runs the user's code.
+    """Make the task's handler, and all that is needed to start it. In a thread if this runs user code.
 
-    :param method: how slots have their processes started, ahead of tasks; None where they have none.
-    :param stays: whether they take one task after the other.
+    :param method: how slots start their processes ahead of tasks; None if they do not.
+    :param stays: whether these processes take one task after the other.
     """
     handler = registry.handler_for(attempt.task, kwargs, attempt.message, notify)
     if not isinstance(handler, ProcessMessageHandler):
@@ -76,7 +76,7 @@ def prepare(
 
 
 def _order(attempt: Attempt, seconds: float) -> bytes:
-    """What the message says. The claim stays with the worker. Of any length: it goes down, to a task we start."""
+    """The message's content. The claim stays with the worker. Of any length: it goes down, to a task we start."""
     message = attempt.message
     said = {
         "body": message.body,
@@ -101,5 +101,5 @@ def run(registry: Registry, around: Callable[..., Any] | None, order: bytes, cha
 
 
 def _plain(mapping: Any) -> dict[str, Any] | None:
-    """A mapping of a message as it is, None where it has none."""
+    """A mapping of a message as a plain dict, None if it is empty or missing."""
     return dict(mapping) if mapping else None

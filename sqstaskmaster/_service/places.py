@@ -1,8 +1,8 @@
 """Where the sockets of this machine's workers are, and why one cannot be reached.
 
-A worker's socket is in the folder `sqstaskmaster-UID` among its temporary files. Another process may have another
-TMPDIR, or see another /tmp (systemd's PrivateTmp). On Linux the kernel lists the sockets of all processes with their
-paths, and /proc/PID/root leads to the files as that process sees them.
+A worker's socket is in the folder `sqstaskmaster-UID` in its directory for temporary files. Another process may have
+another TMPDIR, or see another /tmp (systemd's PrivateTmp). On Linux the kernel lists the sockets of all processes with
+their paths, and /proc/PID/root leads to the files as that process sees them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Place(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The folders that can be asked.
+    """The folders whose workers can be asked.
 
-    `troubles`: a sentence with its remedy for each worker that cannot be reached. `others`: the users whose workers
-    are here and are not this user's to see.
+    `troubles`: for each worker that cannot be reached a sentence with the remedy. `others`: the users whose workers are
+    here but not visible to this user.
     """
 
     places: list[Place]
@@ -53,7 +53,7 @@ def folder_of(uid: int) -> Path:
 
 
 def check(folder: Path, uid: int) -> None:
-    """:raises OSError: where others could have made the folder, or can enter it."""
+    """:raises OSError: if others could have made the folder, or can enter it."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or stat.S_IMODE(found.st_mode) & 0o077:
         raise PermissionError(f"{folder} is not a folder that only user {uid} can enter: remove it")
@@ -78,7 +78,7 @@ def look() -> Found:
             others.add(bound.uid)
         elif (path := _seen_from_here(bound)) is not None:
             places[path.parent] = bound.uid
-        elif bound in set(_listed()):  # it has not ended in this moment
+        elif bound in set(_listed()):  # it has not just ended
             troubles[
                 f"Cannot reach worker {bound.pid} of user {bound.uid}: it sees {bound.path}, and this command does not "
                 "(another container, or systemd's PrivateTmp). Look as root, or inside that container"
@@ -90,7 +90,7 @@ def look() -> Found:
             os.listdir(folder)
             found.setdefault((folder.stat().st_dev, folder.stat().st_ino), Place(folder, uid))
         except FileNotFoundError:
-            pass  # no worker has made it
+            pass  # no worker has created it
         except OSError as error:
             remedy = f". Look as user {uid}, or as root with CAP_DAC_OVERRIDE" if error.errno else ""
             troubles[f"Cannot look into {folder}: {error.strerror or error}{remedy}"] = None
@@ -106,7 +106,7 @@ def where() -> str:
 
 
 def _listed() -> Iterator[_Socket]:
-    """The sockets of workers that the kernel lists, whosever they are."""
+    """The sockets of workers that the kernel lists, of all users."""
     try:
         with open(_LISTED, "rb") as listed:
             lines = listed.read().splitlines()
@@ -123,7 +123,7 @@ def _seen_from_here(bound: _Socket) -> Path | None:
         try:
             path.lstat()
         except PermissionError:
-            return path if path == bound.path else None  # to be told as a folder that cannot be looked into
+            return path if path == bound.path else None  # reported as a folder that cannot be looked into
         except OSError:
             continue
         return path

@@ -1,4 +1,4 @@
-"""A worker's loop where a task runs in the worker's own process: one task at a time, each in a block.
+"""A worker's loop for tasks in the worker's own process: one task at a time, each in a block.
 
 poll --- nothing ------------------------------------------ burst: the end
   |
@@ -46,7 +46,7 @@ from sqstaskmaster.task_manager import Task, TaskManager
 
 logger = get_logger("sqstaskmaster.worker")
 
-# After the first signal an answer to the poll under way is waited for so much longer than the poll takes.
+# After the first signal the loop waits this much longer than the poll takes for the poll under way.
 _LATE_SECONDS = 5.0
 
 
@@ -77,7 +77,7 @@ class PlainLoop:
     def run(self) -> collections.Counter[str]:
         """Run tasks until a stop is requested, or, in a burst, until the queues are empty.
 
-        :raises PollRefused: where polling again does not help.
+        :raises PollRefused: if polling again does not help.
         """
         self._shutdown.on_signal = self._on_signal
         self._settings.start(logger)
@@ -97,7 +97,7 @@ class PlainLoop:
     def _run_tasks(self) -> collections.Counter[str]:
         counts: collections.Counter[str] = collections.Counter()
         while not self._shutdown.requested:
-            owner.leave_if_forked(self._process)  # forked by a hook, say: the queue is its parent's to consume
+            owner.leave_if_forked(self._process)  # forked by a hook, say: only the parent may consume the queue
             if self._polling.refused is not None:
                 raise self._polling.refused
             now = time.monotonic()
@@ -116,7 +116,7 @@ class PlainLoop:
         return counts
 
     def _poll(self, manager: TaskManager) -> list[Task | None]:
-        """What a poll brings; nothing where a stop was requested meanwhile."""
+        """The result of a poll; empty if a stop was requested meanwhile."""
         wait, timeout = self._polling.wait_time, self._settings.sqs_timeout
         receive = functools.partial(manager.receive, wait, timeout, in_worker=True, MessageAttributeNames=["All"])
         self._polling.sent(manager, time.monotonic())
@@ -135,7 +135,7 @@ class PlainLoop:
         return received
 
     def _take(self, manager: TaskManager, task: str, kwargs: dict[str, Any], message: Any) -> str:
-        """Run one task, or give its message back. How it ended."""
+        """Run one task, or return its message. Returns how it ended."""
         attempt = self._attempt(manager, task, message)
         if self._shutdown.requested:
             return self._settle(attempt, give_back(attempt))
@@ -186,7 +186,7 @@ class PlainLoop:
             raise ShutdownRequested("The worker is stopping")
         try:
             if isinstance(handler, ProcessMessageHandler):
-                handler.run()  # in whose process `around` is entered
+                handler.run()  # its process enters `around`
             elif around is None:
                 check_has_run(handler.run())
             else:
@@ -203,7 +203,7 @@ class PlainLoop:
         return self._settings.terms(manager, task, on_finish=self._on_finish, **stopping)
 
     def _attempt(self, manager: TaskManager, task: str, message: Any) -> Attempt:
-        """For what becomes of a message outside its handler."""
+        """For settling a message outside its handler."""
         receipt, settings = note.read(message), self._settings
         assert receipt is not None  # `receive` has left it
         claim = Claim.of(receipt, settings.sqs_timeout, settings.alarm_timeout, clock.now())
@@ -221,7 +221,7 @@ class PlainLoop:
                 ask(attempt, functools.partial(call_on_finish, on_finish, attempt), "on_finish", time.monotonic())
 
     def _order_stop(self, attempt: Attempt, order: StopOrder) -> bool:
-        """Somebody wants the task stopped. In a thread. False where it has not begun, or has ended."""
+        """Carry out a stop order. In a thread. Returns False if the task has not begun, or has ended."""
         entered = self._entered
         if entered is not None:
             entered._block.order_stop(order)

@@ -1,8 +1,8 @@
-"""Which queue is polled next, and how long after a failure: decisions only, whoever asks makes the requests.
+"""Which queue to poll next, and how long after a failure: decisions only, the caller makes the requests.
 
-Queues are in order of priority: a later one is polled only after an empty poll of each earlier one. No poll lasts over
-a second while several queues are waited for, so that a message in the first never waits longer behind the others. One
-poll is under way at a time; one that is overdue holds back no other queue any more, and its own until it has ended.
+Queues are in order of priority: a later one is polled only after an empty poll of each earlier one. With several queues
+no poll lasts over a second, so that a message in the first never waits longer behind the others. One poll is under way
+at a time; an overdue poll holds back only its own queue, until it has ended.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Log = Callable[..., Any]
 # Between polls that fail: 1 to 60 seconds.
 _BACKOFF = ExponentialBackoff(first=1.0, longest=60.0, uniform=lambda _, longest: random.uniform(1.0, longest))
 
-# Where several queues are waited for.
+# With several queues.
 _SHARED_WAIT_SECONDS = 1
 
-# A poll that has not answered so long after its wait no longer holds back the other queues.
+# A poll unanswered this long after its wait no longer holds back the other queues.
 _OVERDUE_SECONDS = 2.0
 
-# A queue that could be polled before, and is refused for so long, is refused for good: rights and keys that are changed
-# take a while to be known everywhere.
+# A queue that could be polled before, but is refused for this long, is refused for good: changes of rights and keys
+# take a while to reach all of AWS.
 _REFUSED_SECONDS = 300.0
 
 _WRONG_QUEUE = "correct the object that queue_constructor returns, or the AWS configuration"
 
 
 class _State(Generic[Queue]):
-    """One queue, and how its polls go."""
+    """One queue, and the state of its polls."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -55,11 +55,11 @@ class _State(Generic[Queue]):
 class Polling(Generic[Queue]):
     """The order of polls over one queue or several.
 
-    `refused`: why no queue can be polled any more, which is what the first of them said; None while one can.
+    `refused`: why no queue can be polled any more: the error of the first queue; None while one can be polled.
 
     :param queues: in order of priority.
     :param wait_time: seconds that a poll of a single queue waits, 0 to 20.
-    :param log: `Logger.log`, or what does the same without ever waiting.
+    :param log: `Logger.log`, or an equivalent that never waits.
     """
 
     def __init__(self, queues: Sequence[Queue], wait_time: int, log: Log) -> None:
@@ -81,7 +81,7 @@ class Polling(Generic[Queue]):
 
     @property
     def first_refused(self) -> PollRefused | None:
-        """Why the first of those queues that are refused for good cannot be polled."""
+        """Why the first of the queues that are refused for good cannot be polled."""
         return next((state.refused for state in self._states if state.refused is not None), None)
 
     @property
@@ -90,17 +90,17 @@ class Polling(Generic[Queue]):
         return sum(state.is_out for state in self._states)
 
     def ends_in(self, queue: Queue, now: float) -> float:
-        """Seconds until the poll of the queue that is under way can end; 0 where there is none."""
+        """Seconds until the queue's poll under way has ended by itself; 0 if there is none."""
         state = self._state_of(queue)
         return max(0.0, state.holds_until - _OVERDUE_SECONDS - now) if state.is_out else 0.0
 
     def busy(self) -> None:
-        """Something may have come since: the queues are no longer known to be empty."""
+        """Messages may have arrived: the queues are no longer known to be empty."""
         for state in self._states:
             state.empty = False
 
     def next(self, now: float) -> Queue | None:
-        """The queue to poll now; None while there is none."""
+        """The queue to poll now; None if there is none."""
         if any(state.is_out and now < state.holds_until for state in self._states):
             return None
         for _ in self._states:
@@ -111,7 +111,7 @@ class Polling(Generic[Queue]):
         return None
 
     def due(self, now: float) -> float:
-        """When `next` has a queue again, where it had none; inf where only the answer to a poll can tell."""
+        """When `next` may have a queue again after it had none; inf if that depends on the answer to a poll."""
         held = max((state.holds_until for state in self._states if state.is_out), default=-math.inf)
         free = (state.retry_at for state in self._states if state.refused is None and not state.is_out)
         return max(held if held > now else -math.inf, min(free, default=math.inf))
@@ -126,7 +126,7 @@ class Polling(Generic[Queue]):
         self._state_of(queue).is_out = False
 
     def answered(self, queue: Queue, number: int) -> None:
-        """A poll of the queue brought so many messages."""
+        """A poll of the queue brought `number` messages."""
         state = self._state_of(queue)
         if state.failures:
             text = "Polling %s again, after %d failures"
@@ -142,7 +142,7 @@ class Polling(Generic[Queue]):
             self._pass_over()
 
     def failed(self, queue: Queue, error: Exception, url: str, now: float) -> None:
-        """A poll of the queue failed: it is tried again, unless that does not help."""
+        """A poll of the queue failed: it is retried, unless that does not help."""
         state = self._state_of(queue)
         state.is_out = False
         state.failures += 1
@@ -160,7 +160,7 @@ class Polling(Generic[Queue]):
                 state.refused.__cause__ = error
                 if all(each.refused is not None for each in self._states):
                     self.refused = self._states[0].refused
-        # What ends the worker is said at its end.
+        # An error that ends the worker is reported at its end.
         if self.refused is None and (code not in state.told or state.refused is not None):
             state.told.add(code)
             self._tell(state, error, code, remedy)
@@ -168,7 +168,7 @@ class Polling(Generic[Queue]):
 
     def _tell(self, state: _State[Queue], error: Exception, code: str, remedy: str | None) -> None:
         facts = {"action": "poll_failed", "code": code}
-        # Where SQS itself said so, its words are enough.
+        # If SQS itself answered, its words are enough.
         trace = None if code_of(error) else error
         if remedy is None:
             text = "Polling fails, trying again: %s: %s"

@@ -17,9 +17,9 @@ def available(
     cgroup: Path = Path("/sys/fs/cgroup"),
     own: Path = Path("/proc/self/cgroup"),
 ) -> int:
-    """The least of the CPU limit of the ECS task, the quotas of the control groups, and the affinity; at least 1.
+    """The least of the ECS task's CPU limit, the control groups' quotas, and the affinity; at least 1.
 
-    :param ecs_metadata_uri: what ECS puts into ECS_CONTAINER_METADATA_URI_V4.
+    :param ecs_metadata_uri: the value of ECS_CONTAINER_METADATA_URI_V4.
 
     https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-metadata-endpoint-v4-response.html
     """
@@ -48,7 +48,7 @@ def own_cgroups(
 ) -> list[Path]:
     """The folders of this process's control group and of all above it, which limit it too; at least the root.
 
-    A container's root is its own; a service's (systemd), or that of a container which shares the host's, is not.
+    In a container the root usually is its own group; not in a systemd service, or a container that shares the host's.
 
     :param controller: one of cgroup v1, which has a hierarchy for each; "" for v2.
 
@@ -66,7 +66,7 @@ def own_cgroups(
 
 
 def _of_cgroups(root: Path, own: Path) -> float | None:
-    """The least quota of cgroup v2, or of v1, in processors; None where there is none."""
+    """The least quota of cgroup v2, or of v1, in processors; None if there is none."""
     newer = [_quota(folder / "cpu.max") for folder in own_cgroups(root, "", own)]
     older = [
         _quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") for folder in own_cgroups(root, "cpu", own)

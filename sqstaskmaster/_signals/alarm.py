@@ -29,7 +29,7 @@ _ONLY_SIGALRM = frozenset({int(signal.SIGALRM)}) if hasattr(signal, "SIGALRM") e
 # setitimer(0) disarms, so nothing that is due may be rounded to it.
 _SOONEST_SECONDS = 0.001
 
-# An alarm of foreign code that found a block being left is due again after this: leaving takes microseconds.
+# Foreign code's alarm that finds a block being left is due again after this long: leaving takes microseconds.
 _POSTPONED_SECONDS = 0.005
 
 
@@ -45,7 +45,7 @@ class _Found:
         return self.due
 
     def missed(self) -> None:
-        """An alarm has gone off and was discarded: it is due now."""
+        """An alarm has gone off and was discarded: it is due at once."""
         if callable(self.handler):
             self.due = time.monotonic()
 
@@ -58,7 +58,7 @@ class _Found:
             self.handler(signum, frame)
 
     def resume(self) -> None:
-        # None stands for a handler that was not installed from Python, which Python cannot put back.
+        # None stands for a handler not installed from Python, which Python cannot put back.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if self.handler is None else self.handler)
         left = 0.0 if self.due == math.inf else max(_SOONEST_SECONDS, self.due - time.monotonic())
         if left:  # it was disarmed already
@@ -68,8 +68,8 @@ class _Found:
 class Alarm:
     """The process's SIGALRM and real-time timer, borrowed from `borrow` to `give_back`. Main thread only.
 
-    While it is borrowed, whoever had them before still gets the alarms that were due: an outer Alarm or foreign code.
-    `handler` is installed as it is, and begins by asking `hand_down`.
+    While they are borrowed, the previous owner, an outer Alarm or foreign code, still gets its alarms when they are
+    due. `handler` is installed as it is, and must begin by calling `hand_down`.
     """
 
     _top: Alarm | None = None
@@ -81,14 +81,14 @@ class Alarm:
         self._due = math.inf
 
     def borrow(self, seconds: float) -> None:
-        """Install the handler and arm the timer. Where this raises, nothing is armed that was not before."""
+        """Install the handler and arm the timer. If this raises, nothing is armed that was not before."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _ONLY_SIGALRM)
         try:
             self._outer = top = Alarm._top
-            # Foreign code may have taken SIGALRM inside an outer Alarm's block: then its handler is to be put back.
+            # Foreign code may have taken SIGALRM inside an outer Alarm's block: then put its handler back.
             self._below = top if top is not None and top._is_installed() else _Found()
             if signal.SIGALRM in signal.sigpending():
-                # Ignoring a signal discards it: it was for what is below, which is called for it when `arm` says.
+                # Ignoring a pending signal discards it. It was meant for what is below: `arm` makes up for it.
                 signal.signal(signal.SIGALRM, signal.SIG_IGN)
                 self._below.missed()
             signal.signal(signal.SIGALRM, self._handler)
@@ -106,15 +106,15 @@ class Alarm:
         self._due = now + seconds
         if Alarm._top is not None:
             earliest = Alarm._top.earliest()
-            # The plain number wherever it is the earliest: nothing is lost to rounding.
+            # Use the number as given if it is the earliest: nothing is lost to rounding.
             left = seconds if earliest == self._due else earliest - now
             signal.setitimer(signal.ITIMER_REAL, 0 if left == math.inf else max(_SOONEST_SECONDS, left))
             if Alarm._top.earliest() < earliest:
-                Alarm._set_timer()  # the handler of another signal ran in between, and armed an alarm of its own
+                Alarm._set_timer()  # another signal's handler ran in between, and armed an alarm of its own
 
     @staticmethod
     def _set_timer() -> None:
-        """Set the real timer anew. Unlike `arm` it changes no alarm's time, which another handler may just have set."""
+        """Reset the real timer. Unlike `arm`, this changes no alarm's time, which another handler may just have set."""
         while Alarm._top is not None:
             earliest = Alarm._top.earliest()
             left = 0.0 if earliest == math.inf else max(_SOONEST_SECONDS, earliest - time.monotonic())
@@ -123,9 +123,9 @@ class Alarm:
                 return
 
     def hand_down(self, signum: int, frame: FrameType | None, may_raise: bool = True) -> bool:
-        """Call what is due below. True where that was all: this alarm itself is not due yet.
+        """Call what is due below. True if that was all: this alarm itself is not due yet.
 
-        Without `may_raise`, foreign code is not called but postponed. An outer Alarm is called all the same: its
+        Without `may_raise`, foreign code is postponed instead of called. An outer Alarm is called all the same: its
         handler knows when not to raise.
         """
         below = self._below
@@ -142,12 +142,12 @@ class Alarm:
     def send(self) -> None:
         """From another thread: have the handler called now, not when the timer ends."""
         main = threading.main_thread().ident
-        # Where the task has taken SIGALRM for itself, there is nothing to be sent to.
+        # If the task has taken SIGALRM for itself, there is no handler of ours to call.
         if main is not None and self._is_installed():
             signal.pthread_kill(main, signal.SIGALRM)
 
     def give_back(self) -> bool:
-        """Disarm; put back the handler and the timer that were found. False where somebody had taken them meanwhile.
+        """Disarm; put back the handler and the timer found by `borrow`. False if other code had taken them meanwhile.
 
         SIGALRM is left unblocked, whatever the task did to it, so that the alarms below go on.
         """
@@ -159,9 +159,9 @@ class Alarm:
             undisturbed = signal.SIGALRM not in blocked and self._is_installed() and self._is_armed()
             if Alarm._top is self:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                # An alarm may have come just before: this calls its Python handler where Python has seen it, so this
-                # Alarm stays whole until here, and discards it where it is still blocked. Delivered below, it could
-                # end the process.
+                # An alarm may have come just before. If Python has seen it, this call runs its handler, so this Alarm
+                # stays intact until here; if it is still blocked, this discards it. Delivered later, it could end the
+                # process.
                 signal.signal(signal.SIGALRM, signal.SIG_IGN)
                 below.resume()
                 Alarm._top = self._outer
@@ -179,7 +179,7 @@ class Alarm:
         return min(self._due, self._below.earliest() if self._below else math.inf)
 
     def missed(self) -> None:
-        """An alarm has gone off and was discarded: what was due is due by its time."""
+        """An alarm has gone off and was discarded: nothing to do, as its due time still stands."""
 
     def fire(self, signum: int, frame: FrameType | None, may_raise: bool) -> None:
         self._handler(signum, frame)
@@ -188,7 +188,7 @@ class Alarm:
         signal.signal(signal.SIGALRM, self._handler)
 
     def _step_out(self) -> None:
-        """Leave the chain from its middle: the block of this alarm ended before one that was entered inside it."""
+        """Leave the chain from its middle: this alarm's block ended before one that was entered inside it."""
         inner = Alarm._top
         while inner is not None and inner._outer is not self:
             inner = inner._outer
@@ -205,13 +205,13 @@ class Alarm:
 
 
 class Unborrowed:
-    """In place of an Alarm, for a handler that is called by hand and has borrowed nothing: the bare timer.
+    """The bare timer: stands in for an Alarm in a handler that is called by hand and has borrowed nothing.
 
-    It leaves the timer alone where somebody has borrowed it.
+    It leaves the timer alone while it is borrowed.
     """
 
     def arm(self, seconds: float) -> None:
-        # What is remembered may never have been installed: by a test that patched signal.signal, and left no block.
+        # `_top` may never have been installed: by a test that patched signal.signal, and never left its block.
         if Alarm._top is None or not Alarm._top._is_installed():
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -227,9 +227,9 @@ class Unborrowed:
 
 
 def require_alarm(who: str, instead: str) -> None:
-    """Raises UnsupportedContext where an Alarm cannot be borrowed: no SIGALRM, or not the main thread.
+    """Raise UnsupportedContext if an Alarm cannot be borrowed: no SIGALRM, or not the main thread.
 
-    :param instead: what can be done where it has to be another thread.
+    :param instead: what to do if it has to be another thread.
     """
     if not hasattr(signal, "SIGALRM"):
         raise UnsupportedContext(

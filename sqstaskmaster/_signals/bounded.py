@@ -1,8 +1,8 @@
-"""One call in a thread of its own, so that waiting for it can end before the call does; and loops that end in any case.
+"""One call in a thread of its own, so that waiting for it can end before the call does; and loops that always end.
 
-Needed round calls to SQS: a client's own bounds (60 s to connect, 60 s to read, up to five tries) are far longer than a
-claim can wait, they belong to the user, and they do not cover everything (name resolution, a lock of botocore's that
-the interrupted main thread holds, because an alarm landed inside botocore).
+Needed around calls to SQS: a client's own timeouts (60 s to connect, 60 s to read, up to five tries) are far longer
+than a claim can wait, they belong to the user, and they do not cover everything (name resolution; a botocore lock that
+the main thread holds because an alarm interrupted it inside botocore).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _running: set[int] = set()
 
 
 def running() -> frozenset[int]:
-    """The threads of calls that have not ended, by their idents: `threading` does not know them."""
+    """The idents of the threads whose calls have not ended: `threading` does not know them."""
     return frozenset(_running)
 
 
 class BoundedCall:
-    """`function()` starts at once in another thread; `wait` waits for it, for so long and no longer.
+    """`function()` starts at once in another thread; `wait` waits for it, but only for so long.
 
-    After a `wait` that said True, `error` is what the function raised, if anything. A call that is given up goes on
+    After a `wait` that returned True, `error` is what the function raised, if anything. A call that is given up goes on
     in its thread, which never keeps the process from ending.
 
-    `_thread` and a bare lock rather than `threading` and its events: this runs in signal handlers, where a lock that
-    is not re-entrant and was held by the interrupted code is a deadlock, and `threading.Thread.start` takes such locks.
+    It uses `_thread` and a bare lock rather than `threading` and its events, since it runs in signal handlers: there a
+    non-reentrant lock that the interrupted code holds is a deadlock, and `threading.Thread.start` takes such locks.
     """
 
     __slots__ = ("done", "error", "_running")
@@ -44,7 +44,7 @@ class BoundedCall:
             with state.starting_thread():
                 _thread.start_new_thread(contextvars.copy_context().run, (self._run_apart, function))
         except RuntimeError:
-            # No more threads to be had: late is better than never.
+            # The system has no more threads: better late than never.
             self._run(function)
 
     def wait(self, seconds: float) -> bool:
@@ -63,7 +63,7 @@ class BoundedCall:
     def _run(self, function: Callable[[], Any]) -> None:
         try:
             function()
-        except BaseException as error:  # handed to whoever waits
+        except BaseException as error:  # for the caller that waits
             self.error = error
         finally:
             self.done = True
@@ -71,9 +71,9 @@ class BoundedCall:
 
 
 def looks(seconds: float, pause: float) -> Iterator[None]:
-    """Yield at once and then every `pause` seconds, for so many seconds: a turn of a loop that waits for something.
+    """Yield at once, then every `pause` seconds, for `seconds` in all: the turns of a loop that waits for something.
 
-    Pauses are counted too: a test may have stopped the clock.
+    Pauses are counted too, as a test may have stopped the clock.
     """
     began, waited = time.monotonic(), 0.0
     while True:

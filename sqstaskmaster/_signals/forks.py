@@ -1,9 +1,9 @@
-"""What this package has set for a process stays out of those that are forked from it.
+"""Keeps the signal handlers that this package installs in a process out of the children that it forks.
 
-Whoever forks may send SIGTERM at once, as multiprocessing's pools do, and only once. A handler that raises loses it
-there: in the child Python swallows what a function of os.register_at_fork raises. So a signal with a handler of ours is
-blocked over each fork, and the child puts the handler away before it unblocks the signal. A handler that somebody else
-has installed in the meantime stays, and its signal is not blocked.
+Code that forks may send SIGTERM at once, as multiprocessing's pools do, and only once. A handler that raises would lose
+it there: Python swallows what an os.register_at_fork hook raises in the child. So a signal with a handler of ours is
+blocked over each fork, and the child removes the handler before it unblocks the signal. A handler that other code has
+installed in the meantime stays, and its signal is not blocked.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# The handler that is ours, and what a child has in its place, by signal.
+# By signal: our handler, and what a child gets in its place.
 _handlers: dict[int, tuple[Any, Any]] = {}
 
-# What else a child does.
+# What else a child undoes.
 _undoing: list[Callable[[], Any]] = []
 
-# Which registration counts: a process of ours registers anew, to come before what its parent has registered.
+# The registration in force: a process of ours registers anew, so that its hooks come before its parent's.
 _registration: object = None
 
-# A signal that came while this process forked comes once more after this: a fork's last steps take microseconds.
+# A signal that came during a fork is sent again after this long: a fork's last steps take microseconds.
 _LATER_SECONDS = 0.01
 
 
 class _Mask(threading.local):
-    """The mask that the thread had before it began to fork; None where that was not touched."""
+    """The mask that the thread had before it began to fork; None if it was not changed."""
 
     before: set[Any] | None = None
 
@@ -40,7 +40,7 @@ _mask = _Mask()
 
 
 def keep_handler(number: int, handler: Any, instead: Any) -> None:
-    """`handler` has been installed by this package: a child has `instead`, where it is still there."""
+    """This package has installed `handler`: in a child, if it is still installed, `instead` replaces it."""
     if callable(handler):
         _register()
         _handlers[number] = handler, instead
@@ -51,13 +51,13 @@ def forget_handler(number: int) -> None:
 
 
 def undo_in_child(undo: Callable[[], Any]) -> None:
-    """Have each child that this process forks call `undo`, once. What it raises is of no interest."""
+    """Have each child that this process forks call `undo`, once. What it raises is ignored."""
     _register()
     _undoing.append(undo)
 
 
 def forget_all() -> None:
-    """In a new process of this package's own, which sets for itself what it needs."""
+    """Forget everything, in a new process of this package's own, which sets up what it needs itself."""
     global _registration
     _registration = None
     _handlers.clear()
@@ -65,12 +65,12 @@ def forget_all() -> None:
 
 
 def send_again(number: int) -> None:
-    """Have the signal come once more, when this thread has gone on."""
+    """Send the signal to this thread again, once it has gone on."""
     _thread.start_new_thread(_send_later, (threading.get_ident(), number))
 
 
 def _send_later(thread: int, number: int) -> None:
-    # From 3.12 on os.fork warns of other threads when its functions are through, and swallows what is raised there too.
+    # From 3.12 on os.fork warns of other threads after its hooks have run, and swallows what is raised there too.
     time.sleep(_LATER_SECONDS)
     signal.pthread_kill(thread, number)
 
@@ -84,7 +84,7 @@ def _register() -> None:
 
 
 def _counting(hook: Callable[[], None], registration: object) -> Callable[[], None]:
-    """The hook, for as long as that registration is the one that counts."""
+    """The hook, active only while that registration is in force."""
 
     def run() -> None:
         if registration is _registration:
@@ -125,5 +125,5 @@ def _unblock() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-#: What is raised in one of these is swallowed.
+#: The code of our fork hooks: Python swallows what is raised in them.
 HOOKS = frozenset(hook.__code__ for hook in (_before, _in_parent, _in_child, _counting(_before, None)))

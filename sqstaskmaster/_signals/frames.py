@@ -1,6 +1,6 @@
-"""Where a signal has landed: whether what its handler raises there would reach the code that it is for.
+"""Where a signal has landed: whether an exception that its handler raises there would reach the intended code.
 
-The only module that looks at frames: Python tells a handler no more than the one that it interrupted.
+The only module that looks at frames: the interrupted one is all that Python gives a handler.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def is_outside_body(frame: FrameType | None, kind: type) -> bool:
     """Whether `frame`, where a signal landed, is entering or leaving a `with` block of a manager of that kind.
 
     An exception raised there would not reach the block: it would escape, and `__exit__` would never run or be cut off.
-    The same holds for what Python calls round a fork, where it would be swallowed.
+    The same holds for Python's fork hooks, which would swallow it.
     """
     if isinstance(frame, FrameType) and (_is_unwinding(frame) or _is_passing_on(frame)):
         return True
@@ -27,12 +27,12 @@ def is_outside_body(frame: FrameType | None, kind: type) -> bool:
 
 
 def is_forking(frame: FrameType | None) -> bool:
-    """Whether `frame`, where a signal landed, is in a function that Python calls round a fork."""
+    """Whether `frame`, where a signal landed, is in one of our fork hooks."""
     return any(each.f_code in forks.HOOKS for each in _outwards(frame))
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while isinstance(frame, FrameType):  # whoever calls a handler by hand may pass anything
+    while isinstance(frame, FrameType):  # code that calls a handler by hand may pass anything
         yield frame
         frame = frame.f_back
 
@@ -44,10 +44,10 @@ def _enters_or_leaves(frame: FrameType, kind: type) -> bool:
 
 
 def _is_passing_on(frame: FrameType) -> bool:
-    """Whether contextlib is, in this frame, about to enter or leave a block for somebody, or has just done so.
+    """Whether contextlib, in this frame, is about to enter or leave a block for its caller, or has just done so.
 
-    Steps of microseconds, while this frame is the one that runs and what it calls is written in Python. Where it waits
-    for C code (a lock, a callback), a task may hang for ever, and an exception goes where it should.
+    That takes microseconds, as long as this frame itself is running and what it calls is written in Python. While it
+    waits for C code (a lock, a callback), a task may hang for ever, and an exception goes where it should.
     """
     for inside in _outwards(frame):
         if inside.f_code.co_filename != contextlib.__file__:
@@ -82,8 +82,9 @@ def _lines_that_load(code: CodeType, name: str) -> frozenset[int]:
     return frozenset(line for start, end, line in code.co_lines() if line and not offsets.isdisjoint(range(start, end)))
 
 
-# Where an ExitStack calls what was pushed, inside the `try` round it. A version of Python that names it otherwise has
-# no such lines: a task that hangs there is asked again and again, as if contextlib were leaving the block.
+# The lines where an ExitStack calls what was pushed, inside its `try`. If a Python version names the variable
+# differently, there are none: the alarm for a task that hangs there then only repeats, as if contextlib were leaving
+# the block.
 _CALLBACK_LINES = {
     code: _lines_that_load(code, "cb")
     for code in (contextlib.ExitStack.__exit__.__code__, contextlib.AsyncExitStack.__aexit__.__code__)
@@ -91,10 +92,10 @@ _CALLBACK_LINES = {
 
 
 def _is_unwinding(frame: FrameType) -> bool:
-    """Whether an exception has just been raised in `frame`, and its `except`, `finally` or `__exit__` not begun.
+    """Whether an exception has just been raised in `frame`, and its `except`, `finally` or `__exit__` has not begun.
 
-    Python 3.10 runs signal handlers there; later ones do so only at the end of calls, the start of functions and jumps
-    back, where a `with` block is either whole or in its `__exit__`.
+    Python 3.10 runs signal handlers there. Later versions do so only at the end of calls, the start of functions and
+    backward jumps, where a `with` block is either intact or in its `__exit__`.
     """
     traceback = sys.exc_info()[2]
     return traceback is not None and traceback.tb_frame is frame and traceback.tb_lasti == frame.f_lasti

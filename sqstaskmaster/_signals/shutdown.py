@@ -1,9 +1,9 @@
-"""The request to stop: its signals are recorded, and whoever waits is woken. Nothing is raised here.
+"""The request to stop: its signals are recorded, and wake whatever waits. Nothing is raised here.
 
-SIGTERM and SIGINT, and SIGHUP and SIGQUIT where they would end the process (a terminal that closes, process 1 of a
-container that is stopped with them): what runs is given back then too.
+The signals are SIGTERM and SIGINT, and also SIGHUP and SIGQUIT if they would otherwise end the process (a closing
+terminal; process 1 of a container that is stopped with them): running tasks are then given back too.
 
-first signal     a task that runs gets `grace` seconds: `stop_at` says when they are over
+first signal     a running task gets `grace` seconds: `stop_at` says when they are over
 second signal    they are over now; a poll is abandoned too
 """
 
@@ -31,16 +31,16 @@ Result = TypeVar("Result")
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 _WHERE_FREE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
 
-# From the first signal on, a wait is looked after this often.
+# After the first signal, a waiting poll looks at the time this often.
 _TICK_SECONDS = 1.0
 
 
 class Shutdown:
-    """The signals, borrowed for a `with` block in the main thread. What was there before is put back.
+    """The signals, borrowed for a `with` block in the main thread. The handlers from before are put back.
 
     `requested`: whether a signal has come. `stop_at`: when running tasks are to be stopped, inf before the first one.
-    `on_signal`: called in the signal handler, with how many have come. `fileno()` is readable once one has, until
-    `clear`.
+    `on_signal`: called in the signal handler, with the signal's name and how many have come. `fileno()` is readable
+    from a signal until `clear`.
 
     :param grace: seconds that a running task gets after the first signal.
     """
@@ -62,7 +62,7 @@ class Shutdown:
         self._ends = os.pipe()
         for end in self._ends:
             os.set_blocking(end, False)
-        # The system writes to it, at once: between the last look at signals and a wait, Python would not.
+        # The system writes to it at once. Python itself would not run a handler between its last check and a wait.
         self._found = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
         self._handlers.install()
         return self
@@ -88,15 +88,15 @@ class Shutdown:
         """The names of the signals that have come since the last call, in order."""
         with contextlib.suppress(BlockingIOError):
             self._written += [number for number in os.read(self._ends[0], 4096) if number in self._numbers]
-        # Of two that come at once Python calls the handler for one; the system has written both.
+        # If two come at once, Python calls the handler only once; the system has written both.
         for number in self._written[len(self._names) :]:
             self._record(number, None)
         names, self._unread = self._unread, []
         return names
 
     def renew(self) -> None:
-        """Take the signals again from a task that ran in this process and took, or blocked, them for itself."""
-        signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)  # asyncio.run takes that for itself, too
+        """Take the signals back from a task that ran in this process and took, or blocked, them for itself."""
+        signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)  # asyncio.run takes that over, too
         if not self._handlers.are_installed():
             logger.warning(
                 "A task took SIGTERM, SIGINT, SIGHUP or SIGQUIT for itself: while it runs, the worker does not "
@@ -106,7 +106,7 @@ class Shutdown:
             self._handlers.install()
 
     def wait(self, seconds: float) -> None:
-        """Let `seconds` pass, or less: until a signal has come, or a call of `poll` has its answer."""
+        """Wait `seconds`, or less if a signal comes or a call of `poll` gets its answer."""
         if seconds > 0:
             events = select.poll()
             events.register(self._ends[0], select.POLLIN)
@@ -114,10 +114,10 @@ class Shutdown:
         self.clear()
 
     def poll(self, function: Callable[[], Result], last: float = math.inf) -> Result:
-        """Call `function` in a thread, and wait for it; the second signal ends the wait, or `last` seconds after the
-        first.
+        """Call `function` in a thread, and wait for it. The wait ends at the second signal, or `last` seconds after
+        the first.
 
-        :raises ShutdownRequested: then, or, before anything is called, after the first.
+        :raises ShutdownRequested: then; or at once, without calling anything, if a signal has already come.
         """
         if self.requested:
             raise ShutdownRequested("The worker is stopping")
@@ -146,7 +146,7 @@ class Shutdown:
             os.write(self._ends[1], b"\0")
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
-        """The signal handler: it records, and those who wait act."""
+        """The signal handler: it only records; the code that waits acts."""
         name = signal.Signals(signum).name
         self._names.append(name)
         self._unread.append(name)

@@ -1,4 +1,4 @@
-"""Signal masks and handlers: borrowed and put back, held over a fork, and what a new child process begins with."""
+"""Signal masks and handlers: borrowed and put back, held over a fork, and reset in a new child process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sqstaskmaster._signals.alarm import Alarm, SignalHandler
 
 
 def _numbers(*names: str) -> frozenset[int]:
-    """Those of the signals that this platform has."""
+    """The numbers of those signals that this platform has."""
     return frozenset(int(getattr(signal, name)) for name in names if hasattr(signal, name))
 
 
-# As plain numbers, and once: to make the set of Python's enum takes longer than a call to SQS may cost here.
+# As plain numbers, and made once: making a set of Python's enum takes longer than a call to SQS may cost here.
 _ALL = frozenset(map(int, signal.valid_signals()))
 
-# Without those of crashes, whose handlers (faulthandler's) are as right in a child.
+# Without crash signals, whose handlers (faulthandler's) are just as right in a child.
 _HOLDABLE = _ALL - _numbers("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")
 
 # What a terminal or a service manager sends to all processes of a group.
 _STOP_REQUESTS = _numbers("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
-# What programs install handlers for. To block all there are takes ten times as long.
+# The signals that programs install handlers for. Blocking all signals takes ten times as long.
 _HANDLED = _numbers(
     *("SIGALRM", "SIGCHLD", "SIGCONT", "SIGHUP", "SIGINT", "SIGIO", "SIGPROF", "SIGQUIT", "SIGTERM", "SIGTSTP"),
     *("SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH"),
@@ -37,9 +37,9 @@ _HANDLED = _numbers(
 def starting_thread() -> Iterator[None]:
     """A thread that is started in this block takes none of the signals that programs handle, from its first moment.
 
-    One that the kernel handed to it would not wake the main thread from a system call. A thread begins with the mask of
-    the one that starts it: blocked from inside, it would be too late for one signal, and where threads are greenlets
-    (gevent) it would be the main thread's mask for ever.
+    A signal that the kernel delivered to it would not wake the main thread from a system call. A thread inherits the
+    mask of the one that starts it. Blocking from inside would be too late for an early signal; and if threads are
+    greenlets (gevent), it would change the main thread's mask for ever.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -57,9 +57,9 @@ class Terminated(SystemExit):
 
 @contextlib.contextmanager
 def held() -> Iterator[frozenset[int]]:
-    """In the block no Python signal handler runs, and no request to stop arrives; they do after it.
+    """In the block no Python signal handler runs, and no request to stop arrives; both are held until it ends.
 
-    Gives the signals that have a handler.
+    Yields the signals that have a handler.
     """
     caught = _caught()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, caught | _STOP_REQUESTS)
@@ -70,9 +70,9 @@ def held() -> Iterator[frozenset[int]]:
 
 
 def start_afresh(caught: frozenset[int]) -> None:
-    """In a new child process: the signal state of a Python process that has just started, nothing inherited.
+    """In a new child process: set the signal state of a Python process that has just started, nothing inherited.
 
-    SIGTERM raises Terminated, here and in no process that is forked from this one. `caught` are the signals the parent
+    SIGTERM raises Terminated in this process, but in none that is forked from it. `caught` are the signals the parent
     had handlers for, held until here.
     """
     Alarm._top = None
@@ -86,36 +86,36 @@ def start_afresh(caught: frozenset[int]) -> None:
 
 
 def take_stops() -> None:
-    """Have SIGTERM raise Terminated, whatever it did, here and in no process that is forked from this one."""
+    """Have SIGTERM raise Terminated in this process, whatever it did before, but in none that is forked from it."""
     signal.signal(signal.SIGTERM, _terminate)
     forks.keep_handler(signal.SIGTERM, _terminate, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 def await_orders(caught: frozenset[int]) -> None:
-    """The same, while nothing runs yet that SIGTERM would have to be raised in: it ends the process."""
+    """Like `start_afresh`, but SIGTERM just ends the process: nothing runs yet that an exception could reach."""
     start_afresh(caught)
     forks.forget_all()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def ignore_children() -> None:
-    """In a new child process: have the system reap its own children, whose end is of no interest."""
+    """In a new child process: have the system reap its children, whose end does not matter."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
 def keep_exit_status() -> None:
-    """In a new child process: have its own children wait to be reaped, though the parent may ignore SIGCHLD.
+    """In a new child process: keep its children until they are reaped, even if the parent ignores SIGCHLD.
 
-    Where it is ignored, the system reaps them, and nobody is told how they ended.
+    If that is ignored, the system reaps them, and how they ended is lost.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _caught() -> frozenset[int]:
-    """The signals that have a handler, be it Python's or not.
+    """The signals that have a handler, in Python or in C.
 
-    Asked of the kernel where that can be: asking Python for each of 64 signals takes longer than some tasks do.
+    The kernel is asked if possible: asking Python about each of 64 signals takes longer than some tasks do.
     """
     mask = mask_of_caught("self")
     if mask is None:
@@ -124,7 +124,7 @@ def _caught() -> frozenset[int]:
 
 
 def mask_of_caught(pid: int | str) -> int | None:
-    """The signals that a process has handlers for, bit by bit from signal 1 on; None where that cannot be read."""
+    """The signals that a process has handlers for, one bit each from signal 1 on; None if that cannot be read."""
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             return int(status.read().partition(b"SigCgt:")[2].split(None, 1)[0], 16)
@@ -149,7 +149,7 @@ class Handlers:
         self._blocked: set[int] = set()
 
     def install(self) -> None:
-        """Install the handler, and unblock its signals; once more where somebody has taken or blocked them."""
+        """Install the handler, and unblock its signals; call again if other code has taken or blocked them."""
         for number in self._numbers:
             found = signal.signal(number, self._handler)
             forks.keep_handler(number, self._handler, self._found.setdefault(number, found))
@@ -170,7 +170,7 @@ class Handlers:
 
 
 def late_alarms() -> Handlers:
-    """For a run of a worker: an alarm that was sent to a task which has just ended does not end the process."""
+    """For a worker's run: keeps an alarm that was sent to a task which has just ended from ending the process."""
     return Handlers(_ignore, signal.SIGALRM)
 
 

@@ -1,4 +1,4 @@
-"""Signals as something a loop can wait for: the handler only records, whoever reads acts."""
+"""Signals as something a loop can wait for: the handler only records, the reader acts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqstaskmaster._signals import state
 
 
 class SignalWakeup:
-    """In its `with` block the signals given do nothing but make `fileno()` readable. Main thread only."""
+    """In its `with` block the given signals only make `fileno()` readable. Main thread only."""
 
     def __init__(self, *numbers: int) -> None:
         self._numbers = numbers
@@ -20,7 +20,7 @@ class SignalWakeup:
         self._reading, self._writing = os.pipe()
         for end in (self._reading, self._writing):
             os.set_blocking(end, False)
-        # A full pipe has a signal of each kind in it many times over.
+        # A full pipe already holds each kind of signal many times over.
         self._found = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._handlers.install()
         return self
@@ -35,7 +35,7 @@ class SignalWakeup:
         return self._reading
 
     def read(self) -> list[int]:
-        """The signals that have arrived since the last call, in order. Several of one kind may be one."""
+        """The signals that have arrived since the last call, in order. Several of one kind may be merged."""
         try:
             return [number for number in os.read(self._reading, 4096) if number in self._numbers]
         except BlockingIOError:
@@ -43,4 +43,4 @@ class SignalWakeup:
 
 
 def _do_nothing(signum: int, frame: FrameType | None) -> None:
-    """A handler of Python's has to be there for the signal to reach the wakeup descriptor."""
+    """Does nothing, but without a Python handler the signal would not reach the wakeup descriptor."""
