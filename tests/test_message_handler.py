@@ -46,6 +46,7 @@ from tests.support.handling import (
     SignalTestCase,
     client_error,
 )
+from tests.support.loops import LOOPS
 
 CONTEXT = {"body": BODY, **ATTRIBUTES}
 LOST_CODES = (
@@ -1118,6 +1119,14 @@ class RealAlarmTest(SignalTestCase):
         self.assertEqual("timed out", handler.outcome)
         self.assertLessEqual(0.2, time.monotonic() - began)
         self.assertLess(awake_seconds() - awake, 20)
+
+    def test_a_loop_of_the_block_itself_is_stopped_whatever_its_shape(self):
+        for name, loop in LOOPS.items():
+            with self.subTest(name):
+                handler = Handler(FakeMessage(), 60, 40, 0.05)
+                with self.assertLogs("sqstaskmaster", logging.ERROR):
+                    loop(handler, True, range(10**12))
+                self.assertEqual("timed out", handler.outcome)
 
     def test_defect_4_an_extension_that_blocks_does_not_delay_the_limit(self):
         answer = threading.Event()

@@ -182,6 +182,25 @@ class Tasks:
         finally:
             tell(self.path, "finally")
 
+    def is_busy_in_try(self):
+        busy = True
+        self.about_to_hang()
+        try:
+            while busy:
+                pass
+        finally:
+            tell(self.path, "finally")
+
+    def is_busy_without_end_in_try(self):
+        busy = True
+        self.about_to_hang()
+        try:
+            while True:
+                if not busy:
+                    break
+        finally:
+            tell(self.path, "finally")
+
     def holds_the_interpreter(self):
         self.about_to_hang()
         hold_the_interpreter()
@@ -466,9 +485,12 @@ class EveryStartMethod:
         self.assertNotIn("task_side.py", stack)
 
     def test_a_task_that_ends_on_sigterm_runs_its_finally_blocks(self):
-        handler = self.run_task("sleeps_in_finally", term_grace=SOON_SECONDS)
-        self.assert_failed(handler, HardTimeout, "timed out")
-        self.assertEqual("finally", told(self.path))
+        for task in ("sleeps_in_finally", "is_busy_in_try", "is_busy_without_end_in_try"):
+            with self.subTest(task):
+                handler = self.run_task(task, term_grace=SOON_SECONDS)
+                self.assert_failed(handler, HardTimeout, "timed out")
+                self.assertEqual("finally", told(self.path))
+                os.unlink(self.path)
 
     def test_a_daemonised_grandchild_ends_with_the_task(self):
         for task in ("makes_a_daemon", "makes_a_daemon_and_exits", "makes_a_daemon_and_returns"):

@@ -109,7 +109,11 @@ class AlarmBlock(Block):
                 self.alarm.arm(self._ask_again)
                 self.keep_claim(self.handler.alarm_timeout + self.attempt.wait_seconds)
             else:
-                self._heartbeat()
+                try:
+                    self._heartbeat()
+                except BaseException as error:
+                    if not frames.raise_after_jump(frame, error):
+                        raise
         finally:
             AlarmBlock._at_border = interrupted
 

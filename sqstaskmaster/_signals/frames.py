@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import sys
+import threading
 from collections.abc import Iterator
 from types import CodeType, FrameType, FunctionType, GeneratorType
 from typing import Any
@@ -95,7 +96,61 @@ def _is_unwinding(frame: FrameType) -> bool:
     """Whether an exception has just been raised in `frame`, and its `except`, `finally` or `__exit__` has not begun.
 
     Python 3.10 runs signal handlers there. Later versions do so only at the end of calls, the start of functions and
-    backward jumps, where a `with` block is either intact or in its `__exit__`.
+    backward jumps, where a `with` block is either intact or in its `__exit__`; but see `raise_after_jump`.
     """
     traceback = sys.exc_info()[2]
     return traceback is not None and traceback.tb_frame is frame and traceback.tb_lasti == frame.f_lasti
+
+
+def raise_after_jump(frame: FrameType | None, error: BaseException) -> bool:
+    """Have `error` raised one instruction later, where one raised here would pass by the block round the loop.
+
+    From 3.12 on the compiler leaves the jump back at the end of some loops out of the range of the `with` or `try`
+    that they are in, and that jump is where a signal lands. `while busy: pass` runs no other instruction that takes
+    signals: to wait for the next one does not help. The target of the jump is in the range.
+
+    :param frame: where the signal landed. What its callers are at is a call, which is always in the range.
+    :return: False where it can be raised here.
+    """
+    if sys.version_info < (3, 12) or not isinstance(frame, FrameType) or not _is_left_out(frame):
+        return False
+    monitoring, code, main = sys.monitoring, frame.f_code, threading.get_ident()
+    event = monitoring.events.INSTRUCTION
+    tool = next((number for number in _FREE_TOOLS if monitoring.get_tool(number) is None), None)
+    if tool is None:
+        return False
+
+    def at_next(_: CodeType, offset: int) -> None:
+        if threading.get_ident() != main:
+            return
+        monitoring.set_local_events(tool, code, monitoring.events.NO_EVENTS)
+        monitoring.register_callback(tool, event, None)
+        monitoring.free_tool_id(tool)
+        if sys._getframe(1) is frame:  # else another signal's handler has raised something meanwhile
+            raise error
+
+    monitoring.use_tool_id(tool, "sqstaskmaster")
+    monitoring.register_callback(tool, event, at_next)
+    monitoring.set_local_events(tool, code, event)
+    return True
+
+
+# Those that are nobody's by name: see the documentation of sys.monitoring.
+_FREE_TOOLS = (4, 3)
+
+
+def _is_left_out(frame: FrameType) -> bool:
+    """Whether `frame` is at a jump back whose target has another exception handler."""
+    bytecode = dis.Bytecode(frame.f_code)
+    for instruction in bytecode:
+        if instruction.offset == frame.f_lasti:
+            return instruction.opname.startswith("JUMP_BACKWARD") and _handler_at(bytecode, frame.f_lasti) != (
+                _handler_at(bytecode, instruction.argval)
+            )
+    return False
+
+
+def _handler_at(bytecode: dis.Bytecode, offset: int) -> int | None:
+    """The offset at which what is raised at `offset` is handled."""
+    entries = getattr(bytecode, "exception_entries", ())  # since Python 3.11
+    return next((entry.target for entry in entries if entry.start <= offset < entry.end), None)

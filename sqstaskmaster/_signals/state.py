@@ -136,7 +136,9 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     if frames.is_forking(frame):
         forks.send_again(signum)
         return
-    raise Terminated(128 + signum)
+    terminated = Terminated(128 + signum)
+    if not frames.raise_after_jump(frame, terminated):
+        raise terminated
 
 
 class Handlers:

@@ -1,5 +1,6 @@
 """Borrowing SIGALRM, below what the tests of the handler show of it."""
 
+import functools
 import math
 import signal
 import sys
@@ -12,6 +13,7 @@ from sqstaskmaster._signals import alarm, frames
 from sqstaskmaster.errors import UnsupportedContext
 from tests.support import wait_until
 from tests.support.handling import SignalTestCase
+from tests.support.loops import LOOPS, Block, Stop
 
 
 class Manager:
@@ -48,6 +50,40 @@ class OutsideBodyTest(unittest.TestCase):
     def test_no_frame_is_inside(self):
         for frame in (None, "anything", mock.Mock()):
             self.assertFalse(frames.is_outside_body(frame, Manager))
+
+
+class RaiseAfterJumpTest(SignalTestCase):
+    """What a signal's handler raises in a loop reaches the block round it, wherever the signal landed."""
+
+    def stop(self, signum, frame):
+        error = Stop()
+        if not frames.raise_after_jump(frame, error):
+            raise error
+
+    def is_stopped(self, loop):
+        signal.signal(signal.SIGALRM, self.stop)
+        for _ in range(10):
+            block = Block()
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            loop(block, True, range(10**12))
+            self.assertIsInstance(block.error, Stop)
+        signal.signal(signal.SIGALRM, self.found)
+
+    @unittest.skipIf(sys.version_info < (3, 12), "there is no such jump")
+    def test_no_tool_is_left_registered_and_one_that_is_anothers_is_left_alone(self):
+        sys.monitoring.use_tool_id(4, "another")
+        self.addCleanup(sys.monitoring.free_tool_id, 4)
+        for loop in (LOOPS["while_busy"], LOOPS["while_true_without_end"]):
+            self.is_stopped(loop)
+        self.assertEqual(["another", None], [sys.monitoring.get_tool(number) for number in (4, 3)])
+
+    def test_no_frame_has_no_jump(self):
+        for frame in (None, "anything", mock.Mock()):
+            self.assertFalse(frames.raise_after_jump(frame, Stop()))
+
+
+for _name, _loop in LOOPS.items():
+    setattr(RaiseAfterJumpTest, f"test_{_name}", functools.partialmethod(RaiseAfterJumpTest.is_stopped, _loop))
 
 
 class AlarmTest(SignalTestCase):
