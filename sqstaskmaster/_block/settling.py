@@ -91,7 +91,7 @@ class Settling:
         return self._finish()
 
     def _delete(self, seconds: float) -> Any:
-        """Delete the message. Outside a worker, a short task's first try runs here: a thread costs a fifth of a request.
+        """Delete the message. Outside a worker, a short task's first try runs here: a thread adds a fifth to the cost.
 
         Hours of finished work justify a thread, so that a try that hangs gives way to another in time; so does a worker
         that may have to stop.
