@@ -131,8 +131,8 @@ def _json_object(text: str | None) -> dict[str, Any]:
 class _Lines:
     """The tasks of a JSON-lines file, read as they are needed; remembers which line each came from.
 
-    `refused`: the lines that are not tasks, by number, with the reason. `last`: the last line read; `stopped`: there may
-    be more.
+    `refused`: the numbers of lines that are not tasks, with the reason. `last`: the last line read; `stopped`: there
+    may be more.
 
     A line is `{"task": "Name", "kwargs": {...}}` or, if the command names the task, the kwargs alone.
     """
