@@ -29,17 +29,17 @@ from sqstaskmaster._signals import alarm, frames
 from sqstaskmaster.endings import Outcome
 from sqstaskmaster.errors import ShutdownRequested
 
-# An alarm that finds a block being entered or left may not raise, and asks again this soon; then doubled each time.
+# An alarm that finds a block being entered or left may not raise, and retries after this, doubled each time.
 _ASK_AGAIN_SECONDS = 0.005
 
-# A task that goes on after it was told that the worker stops is told again this often.
+# How often the exception is raised again in a task that goes on although the worker stops.
 _STOP_AGAIN_SECONDS = 1.0
 
 
 class AlarmBlock(Block):
     """One block. `leaving`: from now on no alarm may raise, or arm the timer."""
 
-    # An alarm that lands in the handling of another says nothing of where that one landed.
+    # An alarm that lands in the handling of another cannot see where that one landed: so it is noted here.
     _at_border: ClassVar[bool] = False
 
     def __init__(self, *given: Any) -> None:
@@ -64,7 +64,7 @@ class AlarmBlock(Block):
         self._run = WatchedRun(self.handler)
 
     def leave(self, exception: Any) -> bool:
-        """Give SIGALRM back, and settle the attempt. True where the exception is swallowed."""
+        """Give SIGALRM back, and settle the attempt. True if the exception is swallowed."""
         self.leaving = True  # first of all: from here on no alarm raises, or arms the timer
         self.leave_if_forked(exception)
         undisturbed = self.alarm.give_back()
@@ -85,18 +85,18 @@ class AlarmBlock(Block):
     # -- in the signal handler -----------------------------------------------------------------------------------
 
     def on_alarm(self, signum: int, frame: FrameType | None, kind: type) -> None:
-        """The SIGALRM handler: the one place where this package works inside a signal handler.
+        """The SIGALRM handler: the one place where this package does work inside a signal handler.
 
-        There is no loop to hand the signal to, since the main thread is in the task. So what it does is kept to what
-        may interrupt any code: it arms the timer, and whatever can block (a call to SQS, a log handler) runs in a
-        thread of its own and is waited for only so long.
+        There is no loop to hand the signal to, since the main thread is in the task. So it only does what may interrupt
+        any code: it arms the timer, and whatever can block (a call to SQS, a log handler) runs in a thread of its own
+        and is waited for only so long.
 
-        :param kind: the class whose blocks are not to be interrupted while they are entered or left.
+        :param kind: the class whose blocks must not be interrupted while they are entered or left.
         """
         if self.leaving:
             return  # whatever is due outside this block is armed again there
         if self.owner is not None and self.owner != os.getpid():
-            return  # a timer of a child's own: the claim is its parent's, which may have ended long since
+            return  # a child's own timer: the claim is its parent's, which may have ended long ago
         interrupted = AlarmBlock._at_border
         at_border = interrupted or frames.is_outside_body(frame, kind)
         AlarmBlock._at_border = at_border
@@ -123,15 +123,15 @@ class AlarmBlock(Block):
             self.alarm.arm(self.seconds_to_next_alarm())
 
     def order_stop(self, order: StopOrder) -> None:
-        """From another thread: the task is stopped at its next bytecode."""
+        """From another thread: stop the task at its next bytecode."""
         self.stop_order = order
         self.alarm.send()
 
     def _heartbeat(self) -> None:
-        """The task is running: decide about it, do that, and arm the next alarm."""
+        """The task is running: decide what to do about it, do it, and arm the next alarm."""
         self._ask_again = _ASK_AGAIN_SECONDS
-        # An extension that is being sent when the worker's stop comes has to be waited for, or it would hide a message
-        # that is given back: nothing is raised into a heartbeat but the limit.
+        # An extension under way when the worker's stop comes must be waited for, or it would hide a message that has
+        # been given back: so only the limit may raise into a heartbeat.
         nested, self._beating = self._beating, True
         try:
             self._beat(nested)
@@ -145,7 +145,7 @@ class AlarmBlock(Block):
         try:
             self._extend_or_stop(nested)
         except BaseException as error:
-            # For the task that swallows it.
+            # In case the task swallows it.
             limit = self.seconds_to_limit()
             again = self.handler.alarm_timeout
             if isinstance(error, ShutdownRequested) or self.stop_order is not None:
@@ -170,28 +170,28 @@ class AlarmBlock(Block):
             return
         self.attempt.stopped_as = outcome
         self.collect()
-        # For a task that may take long over being told, or swallow it; it is told on time.
+        # In case the task takes long to stop, or swallows the exception, which is raised on time.
         self.keep_claim(handler.alarm_timeout + self.attempt.wait_seconds)
         if order is not None:
             self.attempt.retry = order.retry
             raise stopped_by(order)
         raise self.stop_as(outcome)
 
-    # -- when what is due ----------------------------------------------------------------------------------------
+    # -- when things are due -------------------------------------------------------------------------------------
 
     def seconds_to_limit(self) -> float:
-        """Until the hard timeout, or until the claim's 12 hours are nearly over, whichever is earlier."""
+        """Seconds until the hard timeout, or until the claim's 12 hours are nearly over, whichever is earlier."""
         handler = self.handler
         claim_limit = self.attempt.seconds_to_claim_limit(self.clock(), 0.0)
         return min(float(handler.hard_timeout - handler._run_time()), claim_limit)
 
     def seconds_to_next_alarm(self) -> float:
-        """The next thing that is due for the claim, the limit or the worker's stop, whichever is earliest.
+        """Seconds until something is due for the claim, the limit or the worker's stop, whichever is earliest.
 
-        Never over `alarm_timeout`: also where nothing is due, running() and the limit are asked.
+        Never over `alarm_timeout`: running() and the limit are checked even if nothing is due.
         """
         handler, now = self.handler, self.clock()
-        # A claim that was just extended is a little older than its answer: no reason for an odd number.
+        # A claim that was just extended is a little older than its answer; still use alarm_timeout, not an odd number.
         just_extended = handler.sqs_timeout - self.claim.left(now) <= self.attempt.wait_seconds
         seconds = handler.alarm_timeout if just_extended else min(handler.alarm_timeout, self.claim.due(now) - now)
         stop = self.attempt.terms.stop_at() - handler._clock()

@@ -1,4 +1,4 @@
-"""What every driver of a `with` block has: the attempt, its extensions, and how it is settled."""
+"""What the drivers of a `with` block share: the attempt, its extensions, and how it is settled."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from sqstaskmaster.errors import NoAnswer, ShutdownRequested
 class Block:
     """One `with` block. A handler that is entered again gets another.
 
-    `stop_at_first_alarm`: what is to be raised in the task as soon as something can be. `stop_order`: somebody wants
-    the task stopped.
+    `stop_at_first_alarm`: what to raise in the task as soon as something can be raised. `stop_order`: an order to stop
+    the task.
 
     :param handler: the MessageHandler whose block it is.
     :param terms: what the handler's worker wants.
-    :param logger: gives the logger, asked each time.
-    :param receipt: what the message's receiver noted on it, None where nothing is known.
+    :param logger: returns the logger, called each time.
+    :param receipt: what the message's receiver noted on it; None if nothing is known.
     """
 
     def __init__(
@@ -85,21 +85,21 @@ class Block:
             self.stop_at_first_alarm = error
 
     def leave_if_forked(self, exception: BaseException | None) -> None:
-        """End a child process that was forked in the block, and now leaves it: the message is its parent's."""
+        """End a child process that was forked in the block and now leaves it: the message is its parent's."""
         if self.owner is not None:
             owner.leave_if_forked(self.owner, exception)
 
     def conclude(self, exception: Any, nothing_has_run: BaseException | None = None) -> bool:
-        """The block is left, because of `exception`: see to the message. True where the exception is swallowed."""
+        """The block is left, because of `exception` if any: settle. True if the exception is swallowed."""
         attempt, exception = self.attempt, forwarding.ungrouped(exception)
         attempt.report.ended_at = self.handler._clock()
         if exception is None and attempt.stopped_as is not None:
             # The task swallowed the exception that stopped it. It cannot be taken for finished.
             exception = stop_exception(attempt.stopped_as, self.report.subject, self.handler._run_time())
         if exception is None:
-            # What claim_lost raised in __enter__ counts also where the block ended before an alarm could raise it.
+            # What claim_lost raised in __enter__ counts even if the block ended before an alarm could raise it.
             exception = self.stop_at_first_alarm or nothing_has_run
-        with owner.only_in_this_process():  # `notify` and its like are the user's code, and may fork too
+        with owner.only_in_this_process():  # `notify` and the like are the user's code, and may fork too
             self.extensions.collect()
             settling = Settling(attempt, self.clock, self.extensions, self.handler._extend_timeout)
             settling.carry_out(settle(attempt, exception, self.clock()))
@@ -108,7 +108,7 @@ class Block:
     # -- what stops the task -------------------------------------------------------------------------------------
 
     def raise_what_stops(self) -> None:
-        """Raise what is to be raised in the task whatever it does."""
+        """Raise what must be raised in the task, whatever it is doing."""
         if self.stop_at_first_alarm is not None:
             error, self.stop_at_first_alarm = self.stop_at_first_alarm, None
             raise error
@@ -118,7 +118,7 @@ class Block:
     # -- the claim -----------------------------------------------------------------------------------------------
 
     def extend(self, seconds: int) -> None:
-        """Extend the claim, and wait for the answer a little; see `MessageHandler._extend_timeout`."""
+        """Extend the claim, and wait briefly for the answer; see `MessageHandler._extend_timeout`."""
         self.collect()
         if self.extensions.give_up() and self.claim.lost is None:
             error = NoAnswer(
@@ -145,7 +145,7 @@ class Block:
                 raise
 
     def keep_claim(self, seconds: float) -> None:
-        """Extend a claim that would not last for so long, without waiting for the answer."""
+        """Extend the claim if it would not last that long, without waiting for the answer."""
         if self.claim.left(self.clock()) < seconds:
             self.extensions.send()
 

@@ -26,17 +26,17 @@ from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster.endings import Continue
 from sqstaskmaster.errors import ShutdownRequested
 
-# The longest that one answer of `running()` is waited for: it is asked beside the heartbeat, not before it.
+# The longest wait for one answer of `running()`: it is asked alongside the heartbeat, not before it.
 _RUNNING_SECONDS = 0.25
 
-# How often an extension under way is asked after: it takes milliseconds.
+# How often to check whether an extension under way is done: it takes milliseconds.
 _CALL_LOOK_SECONDS = 0.005
 
 logger = get_logger("sqstaskmaster.process_handler")
 
 
 class ProcessBlock(Block):
-    """One block. `child`: what is attended to, None while nothing runs."""
+    """One block. `child`: the task's process, None while nothing runs."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -53,11 +53,11 @@ class ProcessBlock(Block):
         self.begin()
 
     def leave(self, exception: Any) -> bool:
-        """End what runs, and settle the attempt. True where the exception is swallowed."""
+        """End what runs, and settle the attempt. True if the exception is swallowed."""
         self.leave_if_forked(exception)
         try:
             for child in self._children:
-                self._stop(child)  # long done, unless interrupts came so fast that it was not
+                self._stop(child)  # already done, unless interrupts came too fast for that
             return self.conclude(exception)
         finally:
             for child in self._children:
@@ -65,14 +65,14 @@ class ProcessBlock(Block):
             self._children.clear()
 
     def run(self, function: Callable[[float], Function], limits: Limits) -> Any:
-        """Run the task, and wait for it: what it returned. Raises what it raised, or is stopped for.
+        """Run the task, wait for it, and return what it returned. Raises what it raised, or what stopped it.
 
-        :param function: given the seconds until the limit, what the task's process calls.
+        :param function: takes the seconds until the limit, and returns what the task's process calls.
         """
         self.raise_what_stops()
         self._stop_where_lost()
         now, claim_now = self.handler._clock(), self.clock()
-        # The limit is the block's: what came before `run` counts.
+        # The limit is the block's: time before `run` counts.
         watch = self._watch = Watch(self.attempt, limits, self.handler._start_time, now)
         child = Child(
             function(watch.limit_at(now, claim_now) - now),
@@ -96,7 +96,7 @@ class ProcessBlock(Block):
             if self.claim.lost is None:
                 answer = _answer_of(child)
                 if answer is None and isinstance(error, ShutdownRequested):
-                    return child.result()  # it came to its end in its grace: finished work is not repeated
+                    return child.result()  # it finished within its grace: finished work is not repeated
                 self.attempt.answer = answer if isinstance(answer, Continue) and answer is not error else None
             self.report.stack = child.stack
             show_stack(error, child.stack)
@@ -106,13 +106,13 @@ class ProcessBlock(Block):
             self.report.used = _total(self.report.used, child.usage)
 
     def order_stop(self, order: StopOrder) -> None:
-        """From another thread: the task is stopped by the one that waits for it."""
+        """From another thread: have the thread that waits for the task stop it."""
         self.stop_order = order
         if self.attempt.terms.wakeup is not None:
             self.attempt.terms.wakeup.wake()
 
     def _attend(self, child: Child, watch: Watch) -> None:
-        """Do what is due now. Raises what the task is to be stopped for."""
+        """Do what is due now. Raises the reason if the task is to be stopped."""
         if self.attempt.terms.wakeup is not None:
             self.attempt.terms.wakeup.clear()
         self.raise_what_stops()
@@ -136,7 +136,7 @@ class ProcessBlock(Block):
             self._set_next_alarm()
 
     def _ask_running(self, watch: Watch) -> None:
-        """One that does not answer says nothing against the task, whose limit holds."""
+        """Ask `running()`. If it does not answer, the task goes on: its limit still holds."""
         patience = _RUNNING_SECONDS if self._asked is None else 0.0
         asked = self._asked = self._asked or _Question(self.handler.running)
         if asked.call.wait(patience):
@@ -155,9 +155,9 @@ class ProcessBlock(Block):
             raise self.claim.lost
 
     def _stop(self, child: Child) -> None:
-        """Stop the task, and hold the claim until its last process is gone. Nothing that is raised here keeps it alive.
+        """Stop the task, and hold the claim until its last process is gone. No exception here keeps it alive.
 
-        A second Ctrl-C or shutdown means now.
+        A second Ctrl-C or shutdown kills it at once.
         """
         step = child.stop
         while True:
@@ -183,7 +183,7 @@ class ProcessBlock(Block):
         return max(0.0, float(due - now))
 
     def wait_for(self, call: BoundedCall) -> bool:
-        """The child is attended to while SQS is slow to answer, and the limit is not missed for it."""
+        """Keep attending to the child while SQS is slow to answer, so that the limit is not missed."""
         child, watch, clock = self.child, self._watch, self.handler._clock
         if child is None or watch is None:
             return super().wait_for(call)
@@ -206,7 +206,7 @@ class _Question:
 
 
 def _answer_of(child: Child) -> BaseException | None:
-    """What a task that was stopped came to; None where it returned."""
+    """The exception that a stopped task ended with; None if it returned."""
     try:
         child.result()
     except BaseException as error:
@@ -215,7 +215,7 @@ def _answer_of(child: Child) -> BaseException | None:
 
 
 def _total(before: Mapping[str, Any], used: Usage) -> Mapping[str, Any]:
-    """What a block has used so far: mostly the one task's, but `run` may be called again."""
+    """What a block has used so far: usually by one task, but `run` may be called again."""
     seconds, peak = before.get("cpu_seconds"), before.get("peak_memory")
     return {
         "cpu_seconds": used.cpu_seconds if seconds is None else seconds + (used.cpu_seconds or 0.0),
@@ -224,15 +224,15 @@ def _total(before: Mapping[str, Any], used: Usage) -> Mapping[str, Any]:
 
 
 class TaskStack(Exception):
-    """Where the task was, shown as the cause of the exception that tells why it was stopped."""
+    """Where the task was, shown as the cause of the exception that says why it was stopped."""
 
-    __module__ = "sqstaskmaster"  # as a traceback shows it: not the private room where it is made
+    __module__ = "sqstaskmaster"  # what a traceback shows, instead of the private module
 
     def __str__(self) -> str:
         return f"the task was here:\n{self.args[0]}"
 
 
 def show_stack(error: BaseException, stack: str) -> None:
-    """Show where the task was as the cause of the exception that tells why it was stopped."""
+    """Show where the task was, as the cause of the exception that says why it was stopped."""
     if stack and error.__cause__ is None:
         error.__cause__ = TaskStack(stack)

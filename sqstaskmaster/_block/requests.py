@@ -1,4 +1,4 @@
-"""The extensions of one claim, bounded: each in a thread of its own, and waited for only so long."""
+"""The extensions of one claim, bounded: each runs in a thread of its own, and is waited for only so long."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class _Extension:
 
 
 class Extensions:
-    """The extensions of one claim. What SQS answers is told to the claim by `collect`, in the caller's thread.
+    """The extensions of one claim. `collect` passes the answers of SQS to the claim, in the caller's thread.
 
-    That one fails is told by the thread that made it: log handlers and error services may block, and the caller may be
-    a signal handler.
+    A failure is reported by the thread that made the request: log handlers and error services may block, and the caller
+    may be a signal handler.
     """
 
     def __init__(self, message: Any, change: Callable[[int], Any], claim: Claim, clock: Clock, report: Report) -> None:
@@ -51,7 +51,7 @@ class Extensions:
         self._sent: list[_Extension] = []
 
     def send(self, seconds: int | None = None) -> BoundedCall | None:
-        """Send an extension, for `seconds` or what the claim asks for. None where there is nothing to be had by it."""
+        """Send an extension, for `seconds` or what the claim asks for. None if it would gain nothing."""
         request = self._claim.begin_extension(self._clock(), seconds)
         if request is None:
             return None
@@ -61,12 +61,12 @@ class Extensions:
         return extension.call
 
     def collect(self) -> None:
-        """Tell the claim what has been answered. Raises what no Exception is, as a KeyboardInterrupt in a call."""
+        """Pass answers to the claim. Re-raises what is not an Exception, such as a KeyboardInterrupt in a call."""
         for extension in sorted((each for each in self._sent if each.done), key=lambda each: each.answered_at):
             try:
                 self._sent.remove(extension)
             except ValueError:
-                continue  # told by an alarm that came in between
+                continue  # an alarm that came in between has passed it on
             error = extension.error
             if error is None:
                 self._claim.extended(extension.request, extension.answered_at)
@@ -76,9 +76,9 @@ class Extensions:
                 raise error
 
     def give_up(self) -> bool:
-        """Wait no longer for what is under way: another is due soon. An answer that comes counts all the same.
+        """Stop waiting for the requests under way: another is due soon. A late answer still counts.
 
-        Whether there was something, said once for each request.
+        True if there were any that had not been given up before.
         """
         waited_for = [extension for extension in self._sent if not extension.given_up]
         for extension in waited_for:
@@ -87,26 +87,26 @@ class Extensions:
         return bool(waited_for)
 
     def wait(self, seconds: float) -> bool:
-        """Whether nothing is under way, after waiting at most `seconds` for that."""
+        """Wait at most `seconds` until nothing is under way. Whether that is so."""
         if not self._sent:
             return True
         deadline = time.monotonic() + seconds
         return all(each.call is None or each.call.wait(deadline - time.monotonic()) for each in [*self._sent])
 
     def settle(self, seconds: float) -> None:
-        """The task has ended: wait for what is under way, for at most `seconds`, and tell the claim."""
+        """The task has ended: wait at most `seconds` for what is under way, and pass the answers to the claim."""
         if seconds:
             self.wait(seconds)
         self.collect()
 
     def _extend(self, extension: _Extension) -> None:
-        """In a thread of its own."""
+        """Make the request; runs in a thread of its own."""
         seconds = extension.request.seconds
         try:
             self._change(seconds)
         except Exception as error:
             extension.answered_at = self._clock()
-            if not is_claim_lost(error):  # that one is for `claim_lost` to tell
+            if not is_claim_lost(error):  # `claim_lost` reports that one
                 text = "Claim not extended, the task goes on, message: %s"
                 self._report.trouble(text, error, "extension_failed")
             raise

@@ -1,4 +1,4 @@
-"""What `run` returned: a coroutine or a generator has done nothing yet, and its message must not be deleted as done."""
+"""Checks what `run` returned: a coroutine or generator has done nothing yet, so its message must not be deleted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from sqstaskmaster.errors import NothingHasRun
 
-# As `inspect.isawaitable` and its like, in one look: this is asked after every task.
+# Like `inspect.isawaitable` and its siblings, in one check, since it is made after every task.
 _YET_TO_RUN = (Coroutine, Generator, AsyncGenerator)
 
 
 def check_has_run(value: Any) -> Any:
-    """What `run` returned, unless that has yet to be run.
+    """What `run` returned, unless that still has to be run.
 
     :raises NothingHasRun: for a coroutine or a generator.
     """
@@ -26,10 +26,10 @@ def check_has_run(value: Any) -> Any:
 
 
 class WatchedRun:
-    """Stands in for a handler's `run` in its block, where the user's own code calls it, and looks at what it gives.
+    """Stands in for a handler's `run` in its block, where the user's own code calls it, and watches what it returns.
 
-    A coroutine or a generator may be awaited or iterated in the block, and is then a task like any other. A `run` that
-    was put on the handler itself is left alone.
+    A coroutine or a generator may be awaited or iterated in the block, and is then a task like any other. A `run` set
+    on the handler instance itself is left alone.
     """
 
     __slots__ = ("_handler", "_names", "_returned")
@@ -38,20 +38,20 @@ class WatchedRun:
         self._names = vars(handler)
         self._returned: list[Any] = []
         self._handler = handler
-        if isinstance(self._names.get("run", self), WatchedRun):  # one that is left from a block that was never left
+        if isinstance(self._names.get("run", self), WatchedRun):  # absent, or left over from a block never left
             self._names["run"] = self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         value = self._own()(*arguments, **named)
-        if value is not None and isinstance(value, _YET_TO_RUN):  # abstract classes take long to say no
+        if value is not None and isinstance(value, _YET_TO_RUN):  # abstract classes are slow to say no
             self._returned.append(value)
         return value
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own(), name)  # a mock that somebody put in its place is asked how it was called
+        return getattr(self._own(), name)  # a test may ask a mock in its place how it was called
 
     def end(self) -> NothingHasRun | None:
-        """The block is left. What is wrong where something was given that was never begun."""
+        """The block is left. Returns the error if `run` returned something that was never begun."""
         if self._names.get("run") is self:
             del self._names["run"]
         unrun = [value for value in self._returned if _is_created(value)]
@@ -61,7 +61,7 @@ class WatchedRun:
         return _nothing_has_run(unrun[0]) if unrun else None
 
     def _own(self) -> Any:
-        """`run` as it is without this, looked up when used."""
+        """The handler's own `run`, looked up when used."""
         if self._names.get("run") is not self:
             return self._handler.run
         del self._names["run"]
@@ -79,7 +79,7 @@ def _is_created(value: Any) -> bool:
     if inspect.isasyncgen(value):
         if sys.version_info >= (3, 12):
             return inspect.getasyncgenstate(value) == inspect.AGEN_CREATED
-        # One that was never begun stands before its first instruction, or, in 3.11, at the one that made it.
+        # If never begun, it stands before its first instruction or, in 3.11, at the one that made it.
         frame = value.ag_frame
         return frame is not None and (frame.f_lasti < 0 or frame.f_code.co_code[frame.f_lasti] == _MADE)
     return False
@@ -90,7 +90,7 @@ _MADE = dis.opmap.get("RETURN_GENERATOR")
 
 def _close(value: Any) -> None:
     if inspect.iscoroutine(value):
-        value.close()  # lest Python warn of it too
+        value.close()  # or Python would warn of it too
 
 
 def _nothing_has_run(value: Any) -> NothingHasRun:

@@ -1,4 +1,4 @@
-"""Carries out a settlement step by step, waiting for each: for one message."""
+"""Carries out one message's settlement step by step, waiting for each step."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from sqstaskmaster._claim.settlement import (
 from sqstaskmaster._signals.bounded import BoundedCall
 from sqstaskmaster.errors import NoAnswer
 
-# Whether a worker was told to stop is looked at this often while something is waited for.
+# How often a wait checks whether the worker is stopping.
 _LOOK_SECONDS = 0.5
 
 
 class Settling:
-    """What steps need that wait.
+    """Carries out the settlement of one attempt.
 
     :param extensions: those under way; None for a message whose claim was never extended.
-    :param extend: extends the claim for so many seconds.
+    :param extend: extends the claim by that many seconds.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Settling:
         self._began = time.monotonic()
 
     def carry_out(self, settlement: Settlement) -> None:
-        """Take its steps, to the last."""
+        """Take all its steps."""
         try:
             step = next(settlement)
             while True:
@@ -91,10 +91,10 @@ class Settling:
         return self._finish()
 
     def _delete(self, seconds: float) -> Any:
-        """Outside a worker the first try of a short task is made here: a thread costs a fifth of the request.
+        """Delete the message. Outside a worker, a short task's first try runs here: a thread adds a fifth to the cost.
 
-        Hours of finished work are worth one, so that a try that hangs is given up for another in time; and so is a
-        worker that can stop.
+        Hours of finished work justify a thread, so that a try that hangs gives way to another in time; so does a worker
+        that may have to stop.
         """
         message, attempt = self._attempt.message, self._attempt
         self._tries += 1
@@ -103,7 +103,7 @@ class Settling:
         return self._bounded(message.delete, seconds, "delete")
 
     def _send(self, step: Send) -> Any:
-        """Keep the claim while it is sent."""
+        """Send, extending the claim meanwhile."""
         claim, found = self._attempt.claim, []
         call = BoundedCall(lambda: found.append(step.request()))
         until = time.monotonic() + step.seconds
@@ -118,7 +118,7 @@ class Settling:
             if self._extend is not None:
                 try:
                     self._extend(claim.sqs_timeout)
-                except Exception as error:  # of claim_lost
+                except Exception as error:  # raised by claim_lost
                     self._attempt.report.trouble("claim_lost failed for message: %s", error, "claim_lost_failed")
         if call.error is not None:
             raise call.error
@@ -130,7 +130,7 @@ class Settling:
             self._attempt.terms.on_finish(self._attempt)
 
     def _bounded(self, request: Callable[[], Any], seconds: float, what: str) -> Any:
-        """Make a request, and wait for it for so long."""
+        """Make a request, and wait for it for at most `seconds`."""
         attempt = self._attempt
         call = BoundedCall(request)
         if not _wait(attempt, call, seconds, self._began):
@@ -140,10 +140,10 @@ class Settling:
 
 
 def ask(attempt: Attempt, function: Callable[[], Any], name: str, began: float) -> Any:
-    """Call code of the user's. In a worker it is given up after a while, or soon after the worker is told to stop.
+    """Call the user's code. In a worker the call is given up after a while, or soon after a request to stop.
 
-    :param name: which callback it is.
-    :param began: since when the attempt is settled; of the monotonic clock.
+    :param name: the callback's name.
+    :param began: when the settlement of the attempt began, by the monotonic clock.
     """
     if not attempt.terms.of_worker:
         return function()
@@ -166,7 +166,7 @@ def ask(attempt: Attempt, function: Callable[[], Any], name: str, began: float) 
 
 
 def _wait(attempt: Attempt, call: BoundedCall, seconds: float, began: float) -> bool:
-    """Whether it has ended within so many seconds; where the worker stops, sooner."""
+    """Whether the call ends within so many seconds, or fewer if the worker stops."""
     if not attempt.terms.of_worker:
         return call.wait(seconds)
     until = time.monotonic() + seconds

@@ -1,9 +1,9 @@
-"""What is in a dead-letter queue, and moving some of it back.
+"""Shows what is in a dead-letter queue, and moves some of it back.
 
     receive, 10 at a time -> look at each: show it, or send it to its destination and delete it -> give back all others
 
-A message that is looked at is hidden for as long as the look lasts, so that none is seen twice. SQS counts each look as
-a receive: where the queue has a redrive policy of its own, that would move messages on, so it is refused.
+A message stays hidden while the look lasts, so that none is seen twice. SQS counts each look as a receive: if the queue
+has a redrive policy of its own, that would move messages on, so such a queue is refused.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from sqstaskmaster._sqs.limits import MAX_BATCH_ENTRIES
 from sqstaskmaster.errors import MalformedMessage
 from sqstaskmaster.task_manager import TaskManager
 
-# A look ends after so long, well before what it has hidden becomes visible by itself.
+# A look ends after this long, well before what it has hidden becomes visible by itself.
 _LOOK_SECONDS = 60.0
 _HIDDEN_SECONDS = 120
 
-# A poll that waits asks all of SQS's servers; one that does not may miss messages that are there.
+# A poll that waits asks all of SQS's servers; one that does not wait may miss messages.
 _WAIT_SECONDS = 1
 
 _SHOWN_CHARACTERS = 60
@@ -77,7 +77,7 @@ def dead(arguments: argparse.Namespace) -> Exit:
 
 
 def move_some(arguments: argparse.Namespace, destination: str) -> Exit:
-    """Send the messages that the filter names to the destination, then delete them."""
+    """Send the messages that match the filter to the destination, then delete them."""
     manager = TaskManager(arguments.url)
     _refuse_where_a_look_matters(manager)
     target = TaskManager(destination).queue
@@ -109,7 +109,7 @@ def move_some(arguments: argparse.Namespace, destination: str) -> Exit:
 
 
 def _move(message: Any, target: Any) -> None:
-    """Send it first, delete it second."""
+    """Send the message first, delete it second."""
     with asking(target.url, target):
         send(target, target.url, forwarding.redriven(message, target.url.endswith(".fifo")))
     try:
@@ -122,7 +122,7 @@ def _move(message: Any, target: Any) -> None:
 
 
 class _Look:
-    """The messages of a queue, each once. What it still holds in the end is given back at once.
+    """The messages of a queue, each once. At the end, those still held are given back at once.
 
     SIGINT and SIGTERM end it between two messages. `seen`: the ids of the messages that matched. `stopped_by`: the
     name of the signal that ended it.
@@ -148,7 +148,7 @@ class _Look:
             self._signals.__exit__(*exception)
 
     def wait(self, seconds: float) -> None:
-        """Let so many seconds pass, or less: until a signal comes."""
+        """Wait this many seconds, or less if a signal comes."""
         select.select([self._signals], [], [], seconds)
 
     def _is_stopped(self) -> bool:
@@ -210,7 +210,7 @@ class _Look:
                     yield message
 
     def forget(self, message: Any) -> None:
-        """It has been deleted."""
+        """Do not give this message back: it has been deleted."""
         self._held.pop(message.message_id, None)
 
     def tell_what_was_not_seen(self, limit: int | None) -> None:
@@ -234,7 +234,7 @@ def _refuse_where_a_look_matters(manager: TaskManager) -> None:
         )
 
 
-# -- what is said of a message ----------------------------------------------------------------------------------------
+# -- what is shown of a message ---------------------------------------------------------------------------------------
 
 
 def _task_of(message: Any) -> tuple[str | None, dict[str, Any] | None]:
@@ -245,7 +245,7 @@ def _task_of(message: Any) -> tuple[str | None, dict[str, Any] | None]:
 
 
 def _record(message: Any) -> dict[str, Any]:
-    """All there is to say of a message. `age` in seconds; `run --body` takes it."""
+    """Everything shown of a message. `age` is in seconds. `run --body` accepts this record."""
     task, kwargs = _task_of(message)
     reason = forwarding.reason_of(message)
     sent = _milliseconds(message.attributes.get("SentTimestamp"))
@@ -266,14 +266,14 @@ def _record(message: Any) -> dict[str, Any]:
 
 
 def _died(reason: Mapping[str, Any], sent: float) -> float:
-    """Since when it is dead, in seconds since the epoch: where nobody says that, since when it was sent."""
+    """When it was dead-lettered, in seconds since the epoch; if that is not recorded, when it was sent."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return calendar.timegm(time.strptime(reason["when"], "%Y-%m-%dT%H:%M:%SZ"))
     return sent
 
 
 def _attributes(found: Any) -> dict[str, Any]:
-    """As JSON holds them: bytes in base64, which `run --body` takes back."""
+    """The attributes as JSON can hold them: bytes in base64, which `run --body` accepts."""
     return {
         name: {
             part: base64.b64encode(value).decode() if isinstance(value, bytes) else value

@@ -2,7 +2,7 @@
 
     gather (asks AWS) -> Facts -> examine (pure) -> [Finding(name, level, text, remedy), ...]
 
-No message is received, sent or deleted by any of it.
+None of it receives, sends or deletes a message.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sqstaskmaster._sqs.regions import is_of_aws, region_of
 if TYPE_CHECKING:
     from sqstaskmaster.worker import Worker
 
-# A receipt handle that no message has: SQS looks at the permission first, and then finds no such handle.
+# A receipt handle that no message has: SQS checks the permission first, then finds no such handle.
 _NO_HANDLE = "sqstaskmaster-doctor-asks-only-whether-this-is-allowed"
 
 # A delay that SQS refuses: 900 is the longest.
@@ -36,21 +36,21 @@ _NO_DELAY = 86400
 
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 
-# A worker that is killed hides its message for as long as this at most; longer is a long wait after a deploy.
+# The longest that a killed worker should keep its message hidden; longer means a long wait after a deploy.
 _LONG_VISIBILITY_SECONDS = 15 * 60
 
-# Less retention than this loses tasks that merely wait.
+# A shorter retention loses tasks that merely wait.
 _SHORT_RETENTION_SECONDS = 3600
 
-# A request may take so long without anything being wrong; the claim has to outlast it.
+# A request may take this long without anything being wrong; the claim has to outlast it.
 _SLOW_REQUEST_SECONDS = 10
 
-# What ECS and Kubernetes give a container to stop where they are not told otherwise, and the most that ECS gives on
-# Fargate. A task is stopped after `shutdown_grace`, and then has `term_grace` (5 s by default) and a moment more.
+# How long ECS and Kubernetes give a container to stop by default, and the most that ECS allows on Fargate. A task is
+# stopped after `shutdown_grace`, and then has `term_grace` (5 s by default) and a moment more.
 _STOP_SECONDS, _LONGEST_STOP_SECONDS = 30, 120
 _AFTER_GRACE_SECONDS = 6
 
-# Fewer receives than these dead-letter a task that merely met a deploy; more repeat one that always fails all day.
+# Fewer receives dead-letter a task that merely met a deploy; more keep repeating one that always fails, all day.
 _FEWEST_RECEIVES, _MOST_RECEIVES = 3, 100
 
 
@@ -64,7 +64,7 @@ class Level(enum.IntEnum):
 
 
 class Finding(NamedTuple):
-    """One thing looked at. `remedy` is empty where nothing is to be done."""
+    """The result of one check. `remedy` is empty if nothing needs to be done."""
 
     name: str
     level: Level
@@ -74,7 +74,7 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass
 class Facts:
-    """What is known. An `unreachable` is the sentence that says why nothing more is."""
+    """What is known. `unreachable` is a sentence that says why nothing more is."""
 
     url: str
     url_region: str | None = None
@@ -97,8 +97,8 @@ class Facts:
 class WorkerTimes(NamedTuple):
     """The timeouts of a worker, in seconds, and the queues it polls. `hard_timeouts` are those of its tasks, by name.
 
-    `dead_letters`: whether it is set to send failed messages to the dead-letter queue by itself. `without_max_memory`:
-    those of its tasks of which that is known.
+    `dead_letters`: whether it is set to send failed messages to the dead-letter queue itself. `without_max_memory`:
+    its tasks that are known to have no max_memory.
     """
 
     urls: Sequence[str]
@@ -119,7 +119,7 @@ class WorkerTimes(NamedTuple):
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Everything there is to say about the facts, in the order of the checks."""
+    """All findings about the facts, in the order of the checks."""
     checks = _ALWAYS if facts.unreachable else _ALWAYS + _WITH_ATTRIBUTES
     findings = [finding for check in checks for finding in check(facts)]
     return findings
@@ -147,7 +147,7 @@ def _endpoint(facts: Facts) -> Iterator[Finding]:
     named = urlsplit(facts.url).hostname or ""
     if facts.url_region and not is_of_aws(facts.endpoint):
         text = f"the URL is one of AWS's ({named}), but requests go to {facts.endpoint}"
-        # The endpoint may be what is meant, and the URL one that was copied from somewhere.
+        # The endpoint may be intended, and the URL copied from somewhere.
         remedy = (
             "if you mean AWS, unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_SQS, and endpoint_url in the profile; if "
             "you mean that server, use the queue URL that it returns, such as "
@@ -226,7 +226,7 @@ def _dead_letters(facts: Facts) -> Iterator[Finding]:
             remedy = "find out why, then move them back with: sqstaskmaster redrive DLQ_URL"
             yield Finding(name, Level.WARNING, f"messages in it: {waiting}", remedy)
         elif not facts.url.endswith(".fifo") and _retention(facts.dead_letters) <= _retention(facts.attributes):
-            # On FIFO queues the time starts anew when a message is moved.
+            # On FIFO queues the retention starts anew when a message is moved.
             text = f"keeps messages {_days(_retention(facts.dead_letters))}, counted from when they were first sent"
             yield Finding(
                 name, Level.WARNING, text, "raise its MessageRetentionPeriod above this queue's (14 days at most)"
@@ -236,7 +236,7 @@ def _dead_letters(facts: Facts) -> Iterator[Finding]:
 
 
 def _sent_dead_letters(facts: Facts) -> Iterator[Finding]:
-    """What a worker needs that sends failed messages to the dead-letter queue with the reason."""
+    """Check what a worker needs to send failed messages, with the reason, to the dead-letter queue."""
     name = "dead letters"
     if facts.worker is None or not facts.worker.dead_letters:
         return
@@ -379,7 +379,7 @@ def _policy(attributes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _takes_from(dead_letters: Mapping[str, str], arn: str | None) -> bool:
-    """Whether a dead-letter queue lets itself be used by the queue of that ARN.
+    """Whether a dead-letter queue accepts messages from the queue with that ARN.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue.html
     """
@@ -401,7 +401,7 @@ def _days(seconds: int) -> str:
 
 
 def times_of(worker: Worker) -> WorkerTimes:
-    """What the doctor looks at of a worker. Timeouts that a handler class sets for itself are not known here."""
+    """What the doctor checks of a worker. Timeouts that a handler class sets for itself are not known here."""
     return WorkerTimes(
         [manager.url for manager in worker.managers],
         worker.sqs_timeout,
@@ -421,7 +421,7 @@ def gather(
 ) -> Facts:
     """Ask SQS for everything `examine` looks at.
 
-    :param explain: `explain(error, url)` makes the sentence of an error that a queue answered with.
+    :param explain: `explain(error, url)` turns a queue's error into a sentence.
     """
     facts = Facts(url=url, url_region=region_of(url), region=client.meta.region_name, endpoint=client.meta.endpoint_url)
     facts.worker, facts.one_group = worker, is_one_group()
@@ -444,7 +444,7 @@ def gather(
         if worker is not None and worker.dead_letters:
             facts.dead_letters_not_tried = not is_of_aws(client.meta.endpoint_url)
             if not facts.dead_letters_not_tried:
-                # Wrong in two ways, so that nothing is sent: the delay is over the limit, the body has no text.
+                # Wrong in two ways, so that nothing is sent: the delay is over the limit, the body is not valid text.
                 facts.dead_letters_denied = _refusal(
                     lambda: client.send_message(QueueUrl=dead_letters, MessageBody="\0", DelaySeconds=_NO_DELAY)
                 )
@@ -452,9 +452,9 @@ def gather(
 
 
 def is_one_group(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> bool:
-    """Whether the kernel's out-of-memory killer takes this container, or service, as a whole, or what it is in.
+    """Whether the kernel's OOM killer kills this container or service, or a group that contains it, as a whole.
 
-    Kubernetes asks for that, and systemd's OOMPolicy=kill. Cgroup v2 only.
+    Kubernetes sets this up, and so does systemd's OOMPolicy=kill. Cgroup v2 only.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html
     """
@@ -484,10 +484,10 @@ def _configuration() -> tuple[str | None, str | None]:
 
 
 def _denied(client: Any, url: str) -> dict[str, str | None]:
-    """For each action of a worker, what SQS said against it, or None.
+    """For each action of a worker, SQS's refusal, or None.
 
-    Each request is one that cannot do anything: SQS looks at the permission, and then refuses it for its parameters.
-    Other servers may not look at the parameters, and would give a message to a receive: they are not asked for one.
+    No request has any effect: SQS checks the permission, then refuses the parameters. Other servers may not check
+    the parameters, and would return a message to a receive, so they get no such request.
     """
     requests: dict[str, Callable[[], Any]] = {
         "ChangeMessageVisibility": lambda: client.change_message_visibility(
@@ -503,7 +503,7 @@ def _denied(client: Any, url: str) -> dict[str, str | None]:
 
 
 def _refusal(request: Callable[[], Any]) -> str | None:
-    """What SQS says where it does not allow the request."""
+    """SQS's error text if it does not allow the request, else None."""
     try:
         request()
     except SQS_ERRORS as error:

@@ -1,4 +1,4 @@
-"""How a command ends: every error as one sentence with its remedy, and its exit code."""
+"""How a command ends: every error becomes one sentence with its remedy, and an exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CommandError(Exception):
         self.code = code
 
 
-# What to do about the error codes of SQS that a poll does not meet; for the others see `answers.remedy_for`.
+# Remedies for SQS error codes that a poll does not meet; for the others see `answers.remedy_for`.
 _REMEDIES = {
     "ExpiredToken": "renew the credentials, with 'aws sso login' for example",
     "ExpiredTokenException": "renew the credentials, with 'aws sso login' for example",
@@ -33,7 +33,7 @@ _DENIED = {"AccessDenied", "AccessDeniedException"}
 
 @contextlib.contextmanager
 def asking(queue: str, asked: Any) -> Iterator[None]:
-    """A block of requests about one queue; an error in it is told as one of that queue.
+    """A block of requests about one queue; an error in it names that queue.
 
     :param queue: its URL.
     :param asked: the queue or client that makes the requests.
@@ -43,7 +43,7 @@ def asking(queue: str, asked: Any) -> Iterator[None]:
         with Explained(queue, asked, remedies=False):
             yield
     except Exception as error:
-        from sqstaskmaster._sqs.answers import SQS_ERRORS  # loads botocore; whoever asks has loaded it
+        from sqstaskmaster._sqs.answers import SQS_ERRORS  # loads botocore; the requests have loaded it anyway
 
         if not isinstance(error, SQS_ERRORS):
             raise
@@ -51,7 +51,7 @@ def asking(queue: str, asked: Any) -> Iterator[None]:
 
 
 def report(error: BaseException, debug: bool, queue: str = "the queue") -> Exit:
-    """Print the sentence for an error that ends a command, with `debug` its traceback too; gives the exit code."""
+    """Print the sentence for an error that ends a command, with `debug` its traceback too; returns the exit code."""
     if debug:
         traceback.print_exception(error)
     code, sentence = explain(error, queue)
@@ -65,7 +65,7 @@ def explain(error: BaseException, queue: str = "the queue") -> tuple[Exit, str]:
         return error.code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, "Interrupted"
-    # Whoever raised an error of botocore has loaded it; loading it here only to look would cost every command 100 ms.
+    # Code that raised a botocore error has loaded botocore; loading it here just to check would cost 100 ms each time.
     if "botocore" in sys.modules:
         explained = _explain_botocore(error, queue)
         if explained:

@@ -1,4 +1,4 @@
-"""What the command line writes of the log records: lines for people, or one JSON object a line for machines."""
+"""How the command line writes log records: as lines for people, or one JSON object a line for machines."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from sqstaskmaster._cli.stderr import STDERR
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
-# What every record has; anything else on it came through `extra`.
+# The attributes of every record; any other came through `extra`.
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
-# At INFO they tell where credentials were found, at DEBUG they write whole requests, message bodies included.
+# At INFO they log where credentials were found, at DEBUG whole requests, message bodies included.
 _TALKATIVE = ("boto3", "botocore", "urllib3")
 
 
-# What could forge a line of the log, or drive a terminal.
+# Characters that could forge a line of the log, or control a terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Formatter(logging.Formatter):
-    """What the formatters share: the words of a record.
+    """What the formatters share: the text of a record.
 
-    A failure in a classic block is logged as tests of the classic library want it, with the message alone; its facts
-    are fields of the record, and are put into words here. A message is shown by its id: its receipt handle is nobody's
-    business. Of tracebacks the frames of this package are cut: the user's are what helps.
+    A failure in a classic block is logged as tests of the classic library expect it, with the message alone; its facts
+    are fields of the record, and are put into words here. A message is shown by its id: its receipt handle must not be
+    logged. This package's frames are cut from tracebacks: the user's are what helps.
 
-    :param comes_back: whether a failed task's message comes back: not where there is no queue.
+    :param comes_back: whether a failed task's message comes back: not if there is no queue.
     """
 
     def __init__(self, comes_back: bool = True) -> None:
@@ -49,7 +49,7 @@ class Formatter(logging.Formatter):
         return str(record.msg) % tuple(map(_shown, record.args))
 
     def traceback(self, record: logging.LogRecord) -> str:
-        """The record's traceback, "" where it has none."""
+        """The record's traceback, "" if it has none."""
         return words.cut(self.formatException(record.exc_info)) if record.exc_info else ""
 
 
@@ -83,8 +83,8 @@ class PlainFormatter(Formatter):
 
     The time is UTC: a module that sets another time zone (Django's settings do) would change it within one log.
 
-    What came from a message cannot begin a line: in the records of this package line ends are escaped, in those of
-    others, which may mean them, all further lines are indented. Other control characters are escaped in both.
+    Text from a message cannot begin a line: line ends are escaped in this package's records; in others, which may
+    contain them on purpose, all further lines are indented. Other control characters are escaped in both.
     """
 
     converter = staticmethod(time.gmtime)
@@ -116,7 +116,7 @@ def _shown(argument: Any) -> Any:
 
 
 class StderrHandler(logging.Handler):
-    """Writes records to standard error, and waits a second at most for a reader that has stopped reading."""
+    """Writes records to standard error, and waits at most a second for a stalled reader."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -125,7 +125,7 @@ class StderrHandler(logging.Handler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say what is wrong with a record (arguments that do not fit its text, say), as logging itself does."""
+        """Report what is wrong with a record (arguments that do not fit its text, say), as logging itself does."""
         if logging.raiseExceptions:
             STDERR.write(f"Logging failed for {record.msg!r} in {record.pathname}, line {record.lineno}")
             STDERR.write(traceback.format_exc().rstrip())

@@ -1,6 +1,6 @@
-"""The command `sqstaskmaster`: its arguments, and which room does the work. Nothing imports this module.
+"""The command `sqstaskmaster`: its arguments, and which module does the work. Nothing imports this module.
 
-Each command's room is imported when the command runs, so that `--help` and completion answer at once.
+Each command's module is imported when the command runs, so that `--help` and completion answer at once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sqstaskmaster.version import __version__
 
 _URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/tasks"
 
-# botocore tries five times with long pauses: right for a worker, too long for somebody who waits at a terminal.
+# botocore tries five times with long pauses: right for a worker, too long for a person at a terminal.
 _ATTEMPTS_AT_A_TERMINAL = "3"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives its exit code."""
+    """Run one command; returns its exit code."""
     pipes.reserve_standard()
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     if arguments.command != "worker":
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has left. What is still buffered must not be written at exit.
+        # The pipe's reader (head, less) is gone. What is still buffered must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return Exit.OK
     except (Exception, KeyboardInterrupt) as error:
@@ -72,7 +72,7 @@ def _worker(arguments: argparse.Namespace) -> Exit:
     if alive_file is not None and not os.access(alive_file.parent, os.W_OK):
         raise CommandError(Exit.USAGE, f"--alive-file {alive_file}: its folder cannot be written to; give another")
     with contextlib.ExitStack() as stack:
-        # On ECS, what the processes agree on their one scale-in protection with: a file without a name.
+        # On ECS, the processes coordinate their one scale-in protection through a nameless file.
         on_ecs = "ECS_AGENT_URI" in os.environ
         lock = stack.enter_context(tempfile.TemporaryFile()).fileno() if on_ecs else None
         options = Options(
@@ -200,7 +200,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_purge(add)
     _add_doctor(add)
     demo = add("demo", _demo, "show what happens to tasks, live", "sqstaskmaster demo")
-    # The room is loaded for its arguments only where they are asked for.
+    # The demo's module is loaded for its arguments only when they are needed.
     if "demo" in argv[:1] or _is_completing():
         from sqstaskmaster._cli.demo import add_arguments
 
@@ -210,7 +210,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _filled(text: str, before: str = "") -> str:
-    """Wrapped for the terminal, as argparse wraps the rest. `before` stands in front, with nothing below it."""
+    """Wrapped for the terminal, as argparse wraps the rest. `before` precedes the first line; others are indented."""
     width = max(40, min(100, shutil.get_terminal_size().columns - 2))
     return textwrap.fill(text, width, initial_indent=before, subsequent_indent=" " * len(before))
 
@@ -477,7 +477,7 @@ def _is_completing() -> bool:
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks for completions (argcomplete, in the extra `cli`)."""
+    """Answer a shell's request for completions (argcomplete, in the extra `cli`)."""
     if _is_completing():
         try:
             import argcomplete

@@ -1,4 +1,4 @@
-"""What the command line does to a queue: submit, status, redrive, purge. Each takes the parsed arguments."""
+"""What the command line does with a queue: submit, status, redrive, purge. Each takes the parsed arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sqstaskmaster.task_manager import TaskManager
 
 _MOVE_POLL_SECONDS = 1.0
 
-# What `submit_many` says of tasks that an interrupt came before, or whose request it cut off.
+# The codes of `submit_many` for tasks not yet sent at an interrupt, or whose request it cut off.
 _CUT_OFF = {"Interrupted", "Unknown"}
 
 
@@ -65,7 +65,7 @@ def _manager(arguments: argparse.Namespace) -> TaskManager:
 def kwargs_of(pairs: Iterable[str], json_text: str | None) -> dict[str, Any]:
     """A task's arguments, from `key=value` and `--json`.
 
-    :raises CommandError: where they are none.
+    :raises CommandError: if they are not valid arguments.
     """
     kwargs = _json_object(json_text)
     for name, value in map(_pair, pairs):
@@ -83,7 +83,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """JSON where it parses, else the text itself. NaN and Infinity are no JSON."""
+    """The value if the text parses as JSON, else the text itself. NaN and Infinity are not JSON."""
     try:
         return _parsed(text)
     except _TwoValues as error:
@@ -93,12 +93,12 @@ def _value(text: str) -> Any:
 
 
 def _parsed(text: str) -> Any:
-    """JSON as it is meant: NaN and Infinity are none, and no name has two values."""
+    """Parse strict JSON: without NaN and Infinity, and without duplicate names."""
     return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_two_values)
 
 
 class _TwoValues(ValueError):
-    """An object of JSON has two values for one name."""
+    """A JSON object has two values for one name."""
 
 
 def _no_two_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -131,15 +131,16 @@ def _json_object(text: str | None) -> dict[str, Any]:
 class _Lines:
     """The tasks of a JSON-lines file, read as they are needed; remembers which line each came from.
 
-    `refused`: the lines that are no task, by number. `last`: the last line that was read; `stopped`: there may be more.
+    `refused`: the numbers of lines that are not tasks, with the reason. `last`: the last line read; `stopped`: there
+    may be more.
 
-    A line is `{"task": "Name", "kwargs": {...}}`, or, where the command names the task, the kwargs alone.
+    A line is `{"task": "Name", "kwargs": {...}}` or, if the command names the task, the kwargs alone.
     """
 
     def __init__(self, lines: Iterable[bytes], task: str | None) -> None:
         self._lines = lines
         self._task = task
-        self._numbers = array("Q")  # eight bytes a task: a file of ten millions still fits
+        self._numbers = array("Q")  # eight bytes a task: ten million tasks still fit
         self.refused: list[tuple[int, str]] = []
         self.last = 0
         self.stopped = True
@@ -184,7 +185,7 @@ class _Lines:
 
 
 def _submit_file(manager: TaskManager, path: str, task: str | None) -> Exit:
-    # What its log would say, the summary does.
+    # The summary says what its log would.
     logging.getLogger("sqstaskmaster._sending").addHandler(logging.NullHandler())
     with opened(path) as file:
         lines = _Lines(file, task)
@@ -225,9 +226,9 @@ def _send(
 
 
 def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-    """A file to be read; - is standard input.
+    """A file opened for reading; - is standard input.
 
-    :raises CommandError: where it cannot be.
+    :raises CommandError: if it cannot be read.
     """
     if path == "-":
         return contextlib.nullcontext(sys.stdin.buffer)
@@ -240,7 +241,7 @@ def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
 
 
 def _count_lines(file: IO[bytes]) -> int | None:
-    """How many lines there are, where the file can be read twice."""
+    """How many lines are not blank; None if the file cannot be read twice."""
     if not file.seekable():
         return None
     total = sum(1 for line in file if line.strip())
@@ -275,9 +276,9 @@ def status(arguments: argparse.Namespace) -> Exit:
 
 
 def _depths(manager: TaskManager, problems: list[CommandError]) -> tables.Table:
-    """The counts of both queues. A dead-letter queue that does not answer hides nothing of the queue itself.
+    """The counts of both queues. If the dead-letter queue does not answer, the queue itself is still shown.
 
-    :param problems: the latest error of the dead-letter queue, where it had one.
+    :param problems: receives the dead-letter queue's latest error, if it has one.
     """
     attributes = manager.attributes()
     rows = [_depth_row("queue", manager.url, attributes)]
@@ -327,9 +328,9 @@ def purge(arguments: argparse.Namespace) -> Exit:
 
 
 def redrive(arguments: argparse.Namespace) -> Exit:
-    """Move the messages of a dead-letter queue back to their source, or to another queue, and show how far it is.
+    """Move the messages of a dead-letter queue back to their source, or to another queue, and show the progress.
 
-    The destination is always named: a message that was sent there directly has no source that SQS knows of.
+    The destination is always named, because SQS knows no source of a message that was sent there directly.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_StartMessageMoveTask.html
     """
@@ -372,13 +373,13 @@ def redrive(arguments: argparse.Namespace) -> Exit:
 def _only_source(client: Any, url: str) -> str:
     """The queue that has this one as its dead-letter queue.
 
-    :raises CommandError: where that is not exactly one.
+    :raises CommandError: if there is not exactly one.
     """
     pages = client.get_paginator("list_dead_letter_source_queues").paginate(QueueUrl=url)
     with _where_it_can(client, "ListDeadLetterSourceQueues", "say where the messages go, with --to URL"):
         sources: list[str] = [source for page in pages for source in page.get("queueUrls", ())]
     if len(sources) == 1:
-        # By the URL that the user knows it by: a server of one's own may give another, which names no region.
+        # Built from the URL that the user gave: a server of their own may return another, which names no region.
         return f"{url.rpartition('/')[0]}/{sources[0].rpartition('/')[2]}"
     found = f"{len(sources)} queues have" if sources else "No queue has"
     named = f" ({', '.join(sources[:5])})" if sources else ""
@@ -389,9 +390,9 @@ def _only_source(client: Any, url: str) -> str:
 
 @contextlib.contextmanager
 def _where_it_can(client: Any, operation: str, remedy: str) -> Iterator[None]:
-    """A request for an operation that not every server has.
+    """A block for a request that not every server supports.
 
-    :raises CommandError: with the remedy, where this one has not.
+    :raises CommandError: with the remedy, if this server does not.
     """
     from sqstaskmaster._sqs.answers import SQS_ERRORS, is_lacking
 
@@ -405,7 +406,7 @@ def _where_it_can(client: Any, operation: str, remedy: str) -> Iterator[None]:
 
 
 def _follow(client: Any, source: str) -> Mapping[str, Any]:
-    """Show the progress of the newest move from this queue until it is over; gives its last state."""
+    """Show the progress of the newest move from this queue until it is over; returns its last state."""
     with tables.progress("Moved", None) as update:
         while True:
             results = client.list_message_move_tasks(SourceArn=source, MaxResults=1).get("Results", [])

@@ -1,4 +1,4 @@
-"""What the workers of this machine run, as a table."""
+"""Shows what the workers of this machine run, as a table."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _picture() -> tables.Table:
 
 
 def _notes(answers: list[status.Answer], found: places.Found) -> list[str]:
-    """What is not shown, and why: sentences for people."""
+    """Sentences for people that say what is not shown, and why."""
     notes = [] if answers else [f"Found no worker: {places.where()}. The loop of a script is not shown"]
     notes += found.troubles
     if found.others and not answers:
@@ -78,7 +78,7 @@ def _show_json(answers: list[status.Answer]) -> None:
     workers = []
     for answer in answers:
         who = {"worker": answer.pid, "uid": answer.uid, "answers": answer.said is not None}
-        workers.append({**who, **(answer.said or {}), **who})  # whatever it says, it is this one
+        workers.append({**who, **(answer.said or {}), **who})  # its answer cannot override who it is
     print(json.dumps(workers), flush=True)
 
 
@@ -127,7 +127,7 @@ def _ran(process: Mapping[str, Any]) -> str:
 
 
 def _cells(task: Mapping[str, Any]) -> list[str]:
-    """Whatever a worker says, which may be another user's: as text that can do no harm, "?" for what is none."""
+    """A task's cells. The worker may be another user's: its text is made harmless; a value of a wrong type is "?"."""
     progress = task.get("progress")
     shown = ", ".join(f"{name}={value}" for name, value in progress.items()) if isinstance(progress, dict) else "?"
     return [

@@ -1,6 +1,6 @@
-"""One task, here and now: the worker it belongs to, on a queue of its own in memory that holds this message only.
+"""One task, here and now: run by its worker, on an in-memory queue that holds only this message.
 
-What runs is the Worker itself, so isolation, limits, memory, and what is said at the end are those of production.
+What runs is the Worker itself, so isolation, limits, memory and the final log line are those of production.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from sqstaskmaster.task_manager import TaskManager
 
 logger = get_logger("sqstaskmaster.worker")
 
-# Between two looks at what the task has reported: it may report a thousand times a second.
+# The pause between two looks at the task's progress: it may report a thousand times a second.
 _PROGRESS_SECONDS = 0.5
 
 _HERE, _DEAD = "here", "dead"
 
-# A poll that finds nothing takes so long: until a task's end is told, the worker polls again and again.
+# How long an empty poll takes: the worker keeps polling until a task's end is reported.
 _EMPTY_POLL_SECONDS = 0.05
 
 
@@ -52,18 +52,18 @@ class _Queue(LocalQueue):
     def receive_messages(self, **kwargs: Any) -> list[LocalMessage]:
         received = super().receive_messages(**{**kwargs, "WaitTimeSeconds": 0})
         for message in received:
-            setattr(message, "Queue", lambda: self)  # where a continuation is sent, and a dead letter looked up
+            setattr(message, "Queue", lambda: self)  # to send a continuation, and to look up the dead-letter queue
         if not received:
             time.sleep(_EMPTY_POLL_SECONDS)
         return received
 
     def send_message(self, **kwargs: Any) -> dict[str, str]:
-        kwargs.pop("DelaySeconds", None)  # a continuation that is delayed, too, is run now
+        kwargs.pop("DelaySeconds", None)  # even a delayed continuation runs now
         return super().send_message(**kwargs)
 
 
 class _Progress(Status):
-    """Says what the task reports while it runs, a line for each change that stays for a moment."""
+    """Logs the task's progress while it runs, a line for each change that lasts a moment."""
 
     def __init__(self, facts: AskFacts, stop: AskStop) -> None:
         super().__init__(facts, stop)
@@ -97,7 +97,7 @@ class _Progress(Status):
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    """Run the task that the arguments name. `Exit.OK` only where it is done."""
+    """Run the task that the arguments name. `Exit.OK` only if it is done."""
     body, attributes = _message(arguments)
     worker = load(arguments.worker)
     try:
@@ -134,7 +134,7 @@ def _message(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _read(content: bytes) -> tuple[str, dict[str, Any]]:
-    """A message's body as it is, or what `dead --json` printed of one message."""
+    """Body and attributes, from a plain message body or from what `dead --json` printed for one message."""
     lines = content.decode("utf-8-sig", errors="replace").strip()
     try:
         found = json.loads(lines)
@@ -149,7 +149,7 @@ def _read(content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _attributes(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Binary ones as the bytes that they are: JSON has them in base64."""
+    """The message attributes, with binary values decoded to bytes: JSON has them in base64."""
     try:
         return {
             name: {

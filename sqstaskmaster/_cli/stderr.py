@@ -1,7 +1,7 @@
-"""Standard error for processes that must be able to stop: a reader that has stopped reading holds up nobody for long.
+"""Standard error for processes that must be able to stop: a stalled reader holds up no writer for long.
 
 write(text) --- there is room ------------------------ written
-            --- the reader is slow ------------------- waited for, a second at most
+            --- the reader is slow ------------------- waits, a second at most
             --- it still does not read --------------- lost, and counted; so are the next, without waiting
             --- it reads again ----------------------- first how many lines were lost, then this one
 """
@@ -18,18 +18,18 @@ import time
 # How long the first line waits for a reader that does not read.
 _PATIENCE_SECONDS = 1.0
 
-# So much is sure to fit into a pipe that is ready to be written to.
+# A pipe that is ready for writing is sure to have room for this much.
 _SURE_BYTES = 512
 
 
 class Stderr:
     """Writes whole lines to a descriptor, and waits for its reader a second at most.
 
-    A full pipe blocks whoever writes into it, a signal handler or not. O_NONBLOCK on the descriptor itself would be
-    seen by everybody who shares it: a task's `print` would raise. Asking whether there is room, and then writing,
-    blocks where another process fills it in between. So a pipe or a terminal is opened once more, through /proc, for
-    this process alone; a socket can be asked not to wait with each call. What is left: systems without /proc, where
-    another process may come in between.
+    A full pipe blocks any writer, even in a signal handler. O_NONBLOCK on the descriptor itself would affect every
+    process that shares it: a task's `print` would raise. Checking for room, and then writing, blocks if another
+    process fills it in between. So a pipe or a terminal is opened again, through /proc, for this process alone; a
+    socket takes a flag with each call not to wait. The gap that remains: systems without /proc, where another process
+    may come in between.
     """
 
     def __init__(self, descriptor: int = 2) -> None:
@@ -39,7 +39,7 @@ class Stderr:
         self._lost = 0
 
     def write(self, text: str) -> None:
-        """Write this text and a line end. Nothing is raised: there is nowhere left to say it."""
+        """Write this text and a line end. Never raises: there is nowhere left to report an error."""
         patience = 0.0 if self._lost or self._rest else _PATIENCE_SECONDS
         try:
             self._rest = self._send(self._rest, patience)
@@ -55,10 +55,10 @@ class Stderr:
             else:
                 self._lost, self._rest = 0, rest
         except OSError:
-            self._rest = b""  # whoever read it is gone
+            self._rest = b""  # the reader is gone
 
     def _send(self, data: bytes, patience: float) -> bytes:
-        """What could not be written of it within so many seconds."""
+        """Write the data; returns what could not be written within `patience` seconds."""
         until = time.monotonic() + patience
         while data:
             try:
@@ -75,7 +75,7 @@ class Stderr:
         return bool(poll.poll(seconds * 1000))
 
     def _send_now(self, data: bytes) -> int:
-        """Write what there is room for. Raises BlockingIOError where there is none."""
+        """Write what there is room for. Raises BlockingIOError if there is none."""
         found = os.fstat(self._descriptor)
         if stat.S_ISREG(found.st_mode):
             return os.write(self._descriptor, data)
@@ -93,9 +93,9 @@ class Stderr:
         return os.write(self._descriptor, data[:_SURE_BYTES])
 
     def _opened(self, found: os.stat_result) -> int | None:
-        """A descriptor of this process's own for the same pipe or terminal; None where there is none to be had."""
+        """This process's own descriptor for the same pipe or terminal; None if it cannot get one."""
         if self._own is not None:
-            # A task may have closed it, and something else may have its number by now.
+            # A task may have closed it, and its number may be in use for something else.
             try:
                 if os.path.samestat(os.fstat(self._own), found):
                     return self._own

@@ -1,4 +1,4 @@
-"""Stops a task that a worker of this machine runs, and tells how it ended."""
+"""Stops a task that a worker of this machine runs, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _runs(answer: status.Answer, order: StopOrder) -> bool:
 
 
 def _ended(answer: status.Answer, order: StopOrder) -> dict[str, object] | None:
-    """How the task ended; None where it does not run there any more."""
+    """How the task ended; None if it no longer runs there."""
     who = f"Worker {answer.pid}, which runs message {order.message_id},"
     try:
         said = status.stop(answer, order)

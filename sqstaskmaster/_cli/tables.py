@@ -1,6 +1,6 @@
 """What a command shows: tables, progress, and tables that refresh.
 
-With `rich` (the extra `cli`) in colour on a terminal. In a pipe every row is one line, whole, for `cut` and `grep`.
+On a terminal with `rich` (the extra `cli`) in colour. In a pipe every row is one complete line, for `cut` and `grep`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-# A progress line in a pipe: often enough to see that it goes on, seldom enough for a log.
+# The pause between progress lines in a pipe: short enough to show that it goes on, long enough for a log.
 _PLAIN_PROGRESS_SECONDS = 5.0
 
 
-# Between two columns, and to the left of what stands below a row.
+# Between two columns, and the indent of what is shown below a row.
 _GAP = "  "
 
-# No column is cut to less.
+# No column is cut to less than this.
 _LEAST_WIDTH = 8
 
 _STYLES = {"warning": "yellow", "error": "red"}
 
 
 class Table(NamedTuple):
-    """Columns by name, rows of text. `styles` gives a row a colour by its number ("" for none).
+    """Columns by name, rows of text. `styles`: the style of each row, by its number ("" for none).
 
-    `numbers`: the names of the columns that stand to the right. `long`: of those that are cut where a terminal is too
-    narrow for all. `below`: of those that then stand below the row, before any is cut; ids are never cut.
-    `notes`: sentences that stand below all rows.
+    `numbers`: the names of the columns that are right-aligned. `long`: of those that are cut if the terminal is too
+    narrow. `below`: of those that then move below the row, before any is cut; ids are never cut.
+    `notes`: sentences shown below all rows.
     """
 
     columns: Sequence[str]
@@ -46,12 +46,12 @@ class Table(NamedTuple):
 
 
 def is_rich() -> bool:
-    """Whether output goes to a terminal and `rich` is there."""
+    """Whether output goes to a terminal and `rich` is installed."""
     return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
 
 
 def width() -> int | None:
-    """How many characters a line may have; None where it may have any number."""
+    """How many characters a line may have; None for any number."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -102,7 +102,7 @@ def _lines(table: Table, width: int | None) -> list[tuple[str, str]]:
 
 
 def _cut_to(table: Table, width: int, columns: Sequence[int], widths: list[int]) -> None:
-    """Take from the widest of the long columns, until all fit or none has any to give."""
+    """Narrow the widest of the long columns, again and again, until all fit or none can shrink further."""
     long = [column for column in columns if table.columns[column] in table.long]
     excess = sum(widths[column] for column in columns) + len(_GAP) * (len(columns) - 1) - width
     while excess > 0 and long:
@@ -114,12 +114,12 @@ def _cut_to(table: Table, width: int, columns: Sequence[int], widths: list[int])
 
 
 def shortened(text: str, width: int) -> str:
-    """With an ellipsis where it is longer."""
+    """The text, cut with an ellipsis if it is longer than `width`."""
     return text if len(text) <= width else f"{text[: max(0, width - 3)]}..."
 
 
 def show_findings(rows: Iterable[Sequence[str]]) -> None:
-    """Print what was found as a list. Each row: what was looked at, how bad it is, what was found, the remedy or ""."""
+    """Print findings as a list. Each row: what was checked, how bad it is, what was found, the remedy or ""."""
     lines: list[tuple[str, str]] = []
     for name, level, found, remedy in rows:
         lines += [(line, _STYLES.get(level, "")) for line in _wrapped(f"{level:<8} {name}: {found}")]
@@ -133,7 +133,7 @@ def show_findings(rows: Iterable[Sequence[str]]) -> None:
 
 
 def _wrapped(text: str) -> list[str]:
-    """On a terminal in lines of its width."""
+    """The text, wrapped to the terminal's width if there is one."""
     most = width()
     if most is None:
         return [text]
@@ -142,7 +142,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def show_json(table: Table) -> None:
-    """Print the rows as one line of JSON: a list of objects, whose numbers are numbers."""
+    """Print the rows as one line of JSON: a list of objects, with numbers as numbers."""
     rows = [
         {column: _number(cell) if column in table.numbers else cell for column, cell in zip(table.columns, row)}
         for row in table.rows
@@ -155,7 +155,7 @@ def _number(cell: str) -> int | None:
 
 
 def watch(ask: Callable[[], Table], every: float) -> None:
-    """Show what `ask()` gives, again and again with `every` seconds in between, until Ctrl-C."""
+    """Show what `ask()` returns, again and again with `every` seconds in between, until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
         if is_rich():
             from rich.live import Live
@@ -179,7 +179,7 @@ def _now() -> str:
 def progress(
     what: str, total: int | None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[int, int | None], None]]:
-    """Give a function `update(done, total)` that shows how far `what` has come, on standard error."""
+    """Yield a function `update(done, total)` that shows how far `what` has come, on standard error."""
     if sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
         from rich.console import Console
         from rich.progress import Progress

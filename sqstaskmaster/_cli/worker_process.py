@@ -1,6 +1,6 @@
-"""One worker process: what the supervisor starts, in a fresh interpreter, to run one Worker.
+"""One worker process, which the supervisor starts in a fresh interpreter to run one Worker.
 
-It says on a socket how it is, and stops at once, giving its message back, when the supervisor is gone.
+It reports its state on a socket. If the supervisor is gone, it gives its message back and stops at once.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
 # This package's folder.
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
-# From the moment that the supervisor is gone until this process is too, whatever its task does.
+# The longest that this process outlives the supervisor, whatever its task does.
 _ORPHAN_SECONDS = 1.5
 
-# What the user's module has started keeps the process for so long after its last line.
+# The longest that threads of the user's module keep the process alive once its work is done.
 _LEAVE_SECONDS = 5.0
 
-# What the process has printed is waited for so long at its end, where its reader has stopped reading.
+# The longest wait, at the end, for a stalled reader to take what the process has printed.
 _FLUSH_SECONDS = 1.0
 
 _EVENTS = {"polled": POLLED, "busy": BUSY, "idle": IDLE, "ready": READY}
 
 
 class Options(NamedTuple):
-    """What the command line asked of each process."""
+    """What the command line asks of each process."""
 
     worker: str
     burst: bool
@@ -71,7 +71,7 @@ class Options(NamedTuple):
 def load(name: str) -> Worker:
     """The Worker that MODULE:WORKER names, with the current folder importable.
 
-    :raises CommandError: where there is none. What the module raises while it is imported is the cause.
+    :raises CommandError: if there is none. Its cause is what the module raised during import, if anything.
     """
     module_name, _, path = name.partition(":")
     try:
@@ -84,10 +84,10 @@ def load(name: str) -> Worker:
     try:
         with loading.importing(module_name):
             found: Any = importlib.import_module(module_name)
-        # Only now: it loads botocore, and a module may patch what that is made of (gevent).
+        # Only now: it loads botocore, and the user's module may first have to patch its dependencies (gevent).
         from sqstaskmaster.worker import Worker
 
-        switch_on()  # a module that configures logging has switched the library's off
+        switch_on()  # a module that configures logging may have disabled the library's
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _broken(module_name, error) from error
@@ -111,7 +111,7 @@ def load(name: str) -> Worker:
 
 
 def _broken(module_name: str, error: Exception) -> CommandError:
-    """The sentence for a module that cannot be imported, with the line of the user's own that failed."""
+    """The sentence for a module that cannot be imported, with the user's line that failed."""
     if isinstance(error, UnsupportedContext):
         return CommandError(Exit.MODULE, str(error))
     if isinstance(error, ConfigurationError):
@@ -125,7 +125,7 @@ def _broken(module_name: str, error: Exception) -> CommandError:
 
 
 def _users_line(error: Exception) -> str:
-    """The innermost line of the user's own: neither Python's, nor an installed package's, nor ours."""
+    """The innermost line of the user's code: not Python's, an installed package's, or ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})"
     not_theirs = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -137,14 +137,14 @@ def _users_line(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The whole life of a worker process; gives its exit code.
+    """The whole life of a worker process; returns its exit code.
 
-    :param arguments: those of `Options.command`, the descriptor of the socket to speak on, the supervisor's id.
+    :param arguments: those of `Options.command`, then the descriptor of the socket to report on, the supervisor's pid.
     """
     options = Options(arguments[0], *json.loads(arguments[1]))
     events = _Events(socket.socket(fileno=int(arguments[2])))
     _end_with_supervisor(int(arguments[3]), events.socket)
-    # Until the worker takes it, and after, Ctrl-C ends this process as SIGTERM does: without a traceback.
+    # While the worker does not handle it, Ctrl-C ends this process as SIGTERM does: without a traceback.
     state.Handlers(signal.SIG_DFL, signal.SIGINT).install()
     logs.configure(options.log_level, options.log_json)
     print_whole_lines()
@@ -169,21 +169,21 @@ def main(arguments: Sequence[str]) -> int:
             events.send(FATAL)
         return code
     finally:
-        events.socket.detach()  # its end is that of this process
+        events.socket.detach()  # it closes when this process ends
     return Exit.OK
 
 
 def print_whole_lines() -> None:
-    """Have each line that tasks print leave as it comes, and in one piece: several of them may print at once.
+    """Have each line that tasks print leave at once, and in one piece: several tasks may print at the same time.
 
-    Neither is so by default: into a pipe Python prints some kilobytes at a time, and with PYTHONUNBUFFERED each word.
+    Neither is the default: Python writes to a pipe some kilobytes at a time, and with PYTHONUNBUFFERED word by word.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, write_through=False)
 
 
 class _Events:
-    """What this process tells the supervisor of itself."""
+    """What this process reports to the supervisor."""
 
     def __init__(self, supervisor: socket.socket) -> None:
         self.socket = supervisor
@@ -196,15 +196,15 @@ class _Events:
 
     def send(self, what: bytes) -> None:
         if os.getpid() != self._process:
-            return  # a fork of this process has come back here, and speaks for nobody
+            return  # called in a fork of this process, which must not report for it
         try:
             self.socket.send(what, socket.MSG_DONTWAIT)
         except OSError:
-            pass  # it is gone, which is noticed otherwise; or its inbox is full, and the next event counts as well
+            pass  # it is gone, which is noticed elsewhere; or its inbox is full, and the next event will do
 
 
 def _flush(stream: TextIO) -> bool:
-    """Whether all that the process has printed is written; where its reader does not read, it is not waited for."""
+    """Flush the stream, waiting only so long for a reader that does not read. Whether everything was written."""
     call = BoundedCall(stream.flush)
     return call.wait(_FLUSH_SECONDS)
 
@@ -213,11 +213,11 @@ def _flush(stream: TextIO) -> bool:
 
 
 def _end_with_supervisor(pid: int, supervisor: socket.socket) -> None:
-    """Have this process stop, as on a second signal, when the supervisor is gone, SIGKILLed perhaps.
+    """Have this process stop, as on a second signal, when the supervisor is gone, perhaps by SIGKILL.
 
     Linux sends a signal then. Elsewhere a thread notices that the other end of the socket is closed.
 
-    Limits: a plain MessageHandler in C code that holds the interpreter notices when it lets go, no sooner. The tasks of
+    Limits: a plain MessageHandler in C code that holds the interpreter notices only when it lets go. The tasks of
     ProcessMessageHandler never hold this process's interpreter.
     """
     state.Handlers(_orphaned, signal.SIGHUP).install()
@@ -226,16 +226,16 @@ def _end_with_supervisor(pid: int, supervisor: socket.socket) -> None:
         with state.starting_thread():
             threading.Thread(target=_wait_for_end, args=(supervisor,), daemon=True).start()
     if os.getppid() != pid:
-        os._exit(Exit.FAILED)  # it was gone before any of this
+        os._exit(Exit.FAILED)  # the supervisor was gone before this was set up
 
 
 def _wait_for_end(supervisor: socket.socket) -> None:
-    supervisor.recv(1)  # it never says anything
+    supervisor.recv(1)  # it never sends anything
     os.kill(os.getpid(), signal.SIGHUP)
 
 
 def _orphaned(signum: int, frame: FrameType | None) -> None:
-    """Stop at once and give the message back; and end in any case, from a thread in C that asks nobody."""
+    """Stop at once and give the message back. In any case a C thread, which nothing can hold up, ends the process."""
     faulthandler.dump_traceback_later(_ORPHAN_SECONDS, exit=True, file=_nowhere())
     stop = signal.getsignal(signal.SIGTERM)
     if not callable(stop):
@@ -245,18 +245,18 @@ def _orphaned(signum: int, frame: FrameType | None) -> None:
 
 
 def _nowhere() -> TextIO:
-    """Where a stack can be written without waiting for whoever reads standard error."""
+    """A file for a stack that does not wait for the reader of standard error."""
     try:
         return open(os.devnull, "w")
-    except OSError:  # no descriptor to be had
+    except OSError:  # no descriptor left
         return sys.__stderr__ or sys.stderr
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, a few seconds later at most.
+    """End this process within a few seconds.
 
-    Python waits for threads that are no daemons, and for what was registered with atexit: a scheduler or a client that
-    the user's module has started at import never ends by itself.
+    Python waits for non-daemon threads, and for what was registered with atexit: a scheduler or a client that the
+    user's module started at import never ends by itself.
     """
     with state.starting_thread():
         threading.Thread(target=_end_later, args=(code,), daemon=True).start()

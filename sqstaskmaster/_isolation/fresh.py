@@ -1,4 +1,4 @@
-"""A slot's process that stays, as a fresh interpreter: for code that does not survive a fork, or where no code does.
+"""A slot's process that stays, as a fresh interpreter: for code that does not survive a fork, or where none does.
 
     keeper -- forks --> child -- execs --> Python -- multiprocessing's own start --> Beginning -- be_warm --> ...
 

@@ -1,4 +1,4 @@
-"""Requests to a simulated queue: each meets the next fault that a test has ordered for its operation."""
+"""Requests to a simulated queue: each meets the next fault that a test has injected for its operation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Answer = TypeVar("_Answer")
 
 
 class _Fault(NamedTuple):
-    """One fault that was ordered. `error` gives what is raised, None where only entries of a batch fail."""
+    """One injected fault. `error` returns what is raised; None if only entries of a batch fail."""
 
     error: Callable[[], Exception] | None
     carried_out: bool
@@ -37,11 +37,11 @@ class _Fault(NamedTuple):
 
 
 class Calls:
-    """What is asked of one queue, and what was ordered to fail."""
+    """The requests to one queue, and the faults injected into them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._failing: frozenset[int] = frozenset()  # the places of the batch that is carried out
+        self._failing: frozenset[int] = frozenset()  # places in the batch being carried out
         self.forget_faults()
 
     # -- faults --------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ class Calls:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def call(self, operation: str, parameters: Mapping[str, Any], carry_out: Callable[[], _Answer]) -> _Answer:
-        """What `carry_out` gives, with the clock's lock held. It raises `Refused` for what SQS refuses.
+        """The result of `carry_out`, called with the clock's lock held. It raises `Refused` for what SQS refuses.
 
         :raises botocore.exceptions.ParamValidationError: for parameters that boto3 would not send.
         :raises botocore.exceptions.ClientError: for what is refused.
@@ -99,7 +99,7 @@ class Calls:
         wrong: Callable[[], Wrong | None],
         carry_out: Callable[[Mapping[str, Any]], Mapping[str, Any] | None],
     ) -> dict[str, Any]:
-        """The same for each entry, with an answer of its own. `wrong`: what the batch is refused for as a whole."""
+        """The same for each entry, with an answer of its own. `wrong`: why the batch as a whole is refused, if so."""
 
         def carry_out_each() -> dict[str, Any]:
             refused = wrong()

@@ -1,4 +1,4 @@
-"""The time of simulated queues: it stands still until a test, or a poll that waits, moves it from event to event."""
+"""The clock of simulated queues: it stands still until a test, or a poll that waits, moves it from event to event."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sqstaskmaster._claim import clock, current
 from sqstaskmaster._memory.home import require_no_task
 from sqstaskmaster._sqs.limits import is_number
 
-# Two looks at one timer give the same moment, as far as that is rounded.
+# Two readings of one timer count as the same moment if they differ by less than this.
 _SAME_TIMER_SECONDS = 0.002
 
 
 class Poll(Protocol):
-    """A receive that waits. `done`: whether it has ended. `next_event`: when it may, seconds of the clock."""
+    """A receive that waits. `done`: whether it has ended. `next_event`: when it may end, in seconds of the clock."""
 
     done: bool
 
@@ -30,7 +30,7 @@ class Poll(Protocol):
 
 class Attendant(Protocol):
     """A worker's loop, whose claims and limits follow this clock. `due_in` waits until it has done what is due, and
-    returns the seconds until the next thing is. `moved` is called after each step of the clock."""
+    returns the seconds until something is due next. `moved` is called after each step of the clock."""
 
     def due_in(self) -> float: ...
 
@@ -38,18 +38,18 @@ class Attendant(Protocol):
 
 
 class SimulatedClock:
-    """The time of a `SimulatedQueue` and of its dead-letter queue, which a test may share between more of them.
+    """The clock of a `SimulatedQueue` and its dead-letter queue, which a test may share with more queues.
 
-    It stands still until `advance`, or a poll with a wait, moves it: to what comes next (a message becomes visible, a
-    poll ends), so that events happen in their order. A poll moves it only while no task runs; while one does (a plain
-    handler's block is open, or somebody is between `begin` and `end`), a poll waits in real time instead.
+    It stands still until `advance`, or a poll with a wait, moves it to the next event (a message becomes visible, a
+    poll ends), so that events happen in order. A poll moves it only while no task runs. While one does (a plain
+    handler's block is open, or code is between `begin` and `end`), a poll waits in real time instead.
 
-    It is safe for threads. `queue.clock` returns it, `SimulatedQueue(clock=...)` takes it.
+    It is thread-safe. `queue.clock` returns it, `SimulatedQueue(clock=...)` takes it.
     """
 
     def __init__(self) -> None:
         self.changed: threading.Condition = threading.Condition(threading.RLock())
-        # Whole, so that whole seconds add up exactly, however they are moved; and of SQS's milliseconds.
+        # Whole, so that whole seconds add up exactly, whatever the steps. The date is in milliseconds, like SQS's.
         self._now = self._began = float(math.ceil(clock.now()))
         self._began_epoch = round(time.time(), 3)
         self._tasks: list[object] = []
@@ -58,23 +58,23 @@ class SimulatedClock:
         self.advanced: float = 0.0
         self._timer = math.nan, math.nan
 
-    # -- for tests, and for whoever runs tasks -------------------------------------------------------------------
+    # -- for tests, and for code that runs tasks -----------------------------------------------------------------
 
     def now(self) -> float:
-        """Seconds, from a beginning that is no date."""
+        """Seconds since an arbitrary moment."""
         return self._now
 
     def epoch(self) -> float:
-        """The same moment in seconds since 1970, as in the timestamps of messages."""
+        """The same moment in seconds since 1970, as in message timestamps."""
         return self._began_epoch + self._now - self._began
 
     @property
     def moved(self) -> float:
-        """Seconds that it has been moved in all. What runs in real time adds what was moved meanwhile."""
+        """Seconds that it has been moved in all. Code that runs in real time adds what was moved meanwhile."""
         return self._now - self._began
 
     def wait(self, seconds: float) -> None:
-        """Move it ahead as a poll would, without sleeping; while a task runs, wait in real time instead.
+        """Move the time ahead as a poll would, without sleeping; while a task runs, wait in real time instead.
 
         :param seconds: 0 or more.
         """
@@ -82,22 +82,21 @@ class SimulatedClock:
         self.poll(nothing, seconds)
 
     def advance(self, seconds: float, *, suspended: bool = False) -> None:
-        """Move the time ahead, event by event: messages become visible, polls that wait come to their end, a worker
-        extends the claims of its tasks in processes and stops them at their limits. The alarms of a plain handler whose
-        block is open are raised (its claim is extended, its task stopped at its limit) where this is called in the main
-        thread.
+        """Move the time ahead, event by event: messages become visible, waiting polls end, a worker extends the claims
+        of its tasks in processes and stops them at their limits. If this is called in the main thread, a plain handler
+        whose block is open gets its alarms (its claim is extended, its task stopped at its limit).
 
         :param seconds: 0 or more.
         :param suspended: as if this process had been stopped meanwhile: one alarm is raised when the time is over.
         :raises ValueError: for anything but a number of seconds, 0 or more.
-        :raises UnsupportedContext: in the process of a task, whose worker has the queue.
+        :raises UnsupportedContext: in a task's process; the queue is in the worker's.
         """
         require_no_task("This clock")
         if not is_number(seconds) or seconds < 0:
             raise ValueError(f"seconds must be a number, 0 or more, not {seconds!r}")
         target = self._now + seconds
         while True:
-            # Outside of the lock: what they have to do makes requests.
+            # Outside the lock: what they do makes requests.
             attendants = () if suspended else tuple(self._attendants)
             due = min((each.due_in() for each in attendants), default=math.inf)
             with self.changed:
@@ -109,7 +108,7 @@ class SimulatedClock:
                 is_over = event > target
                 is_alarm = alarm <= self._now if not suspended else is_over and alarm < math.inf
             if is_alarm:
-                # Outside of the lock: the handler makes requests, in threads of their own. It sets the timer anew.
+                # Outside the lock: the handler makes requests, in threads of their own. It resets the timer.
                 self._timer = math.nan, math.nan
                 _raise_alarm()
             for each in tuple(self._attendants):
@@ -123,7 +122,7 @@ class SimulatedClock:
             self._tasks.append(task)
 
     def end(self, task: object) -> None:
-        """The task runs no more. Ending one that was not begun is nothing."""
+        """The task has stopped running. No effect for a task that was not begun."""
         with self.changed:
             if task in self._tasks:
                 self._tasks.remove(task)
@@ -131,7 +130,7 @@ class SimulatedClock:
 
     @contextmanager
     def attended(self, attendant: Attendant) -> Iterator[None]:
-        """A block in which `advance` waits for it at each of its steps."""
+        """A block in which each step of `advance` waits for this attendant."""
         self._attendants.append(attendant)
         try:
             yield
@@ -149,7 +148,7 @@ class SimulatedClock:
             self.end(token)
 
     def forget_tasks(self) -> None:
-        """No task runs any more, whatever was begun."""
+        """Forget all tasks that were begun: none runs any more."""
         with self.changed:
             self._tasks.clear()
             self.changed.notify_all()
@@ -157,11 +156,11 @@ class SimulatedClock:
     # -- for queues ----------------------------------------------------------------------------------------------
 
     def served(self) -> None:
-        """Something has changed in a queue: polls that wait may have what they wait for. With the lock held."""
+        """A queue has changed: let waiting polls try again. Call with the lock held."""
         if not self._polls:
             return
         went_on = True
-        while went_on:  # what one of them does may be what another waits for: a move to a dead-letter queue
+        while went_on:  # what one of them does may serve another: a move to a dead-letter queue
             went_on = False
             for poll in self._polls:
                 if not poll.done:
@@ -170,7 +169,7 @@ class SimulatedClock:
         self.changed.notify_all()
 
     def poll(self, poll: Poll, seconds: float) -> None:
-        """Wait until the poll is done: moving the time, or, while a task runs, letting `seconds` pass at most."""
+        """Wait until the poll is done: by moving the time or, while a task runs, for at most `seconds` of real time."""
         with self.changed:
             self._polls.append(poll)
             real_end = math.inf
@@ -192,14 +191,14 @@ class SimulatedClock:
         return bool(self._tasks) or self._open_block() is not None
 
     def _open_block(self) -> Any:
-        """The message of a plain handler's block that is open in this process, of a queue with this clock."""
+        """The message of a plain handler's open block in this process, if its queue uses this clock."""
         for message in current.messages():
             if getattr(message, "simulated_clock", None) is self:
                 return message
         return None
 
     def _next_event(self) -> float:
-        """When a poll that waits comes to its end, or a message is there for it."""
+        """When a waiting poll ends, or a message is there for it."""
         return min((poll.next_event() for poll in self._polls if not poll.done), default=math.inf)
 
     def _move(self, to: float) -> None:
@@ -207,7 +206,7 @@ class SimulatedClock:
         self.served()
 
     def _next_alarm(self) -> float:
-        """When the alarm of an open block is due: the real timer, less what the time was moved since it was set."""
+        """When the alarm of an open block is due: the real timer, less what the clock was moved since it was set."""
         if threading.current_thread() is not threading.main_thread() or self._open_block() is None:
             return math.inf
         left = signal.getitimer(signal.ITIMER_REAL)[0]
@@ -220,7 +219,7 @@ class SimulatedClock:
 
 
 class _Wait:
-    """A poll of nothing."""
+    """A poll that only waits."""
 
     def __init__(self, until: float) -> None:
         self._until = until
@@ -239,4 +238,4 @@ def _raise_alarm() -> None:
 
 
 def _nothing() -> None:
-    """Python runs signal handlers where a function is called."""
+    """Calling a function makes Python run pending signal handlers."""

@@ -1,4 +1,4 @@
-"""A queue in memory lives in one process. Elsewhere there would be a copy, and what is sent to it would be lost."""
+"""A queue in memory lives in one process. Elsewhere it would be a copy, and what is sent to that would be lost."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _REMEDY = (
 
 
 class AtHome:
-    """A queue in memory, which all objects of one URL share in one process. Copies in that process share it too."""
+    """A queue in memory, which all objects with the same URL share within a process, copies included."""
 
     url: str
     _is_copy = False
 
     def _require_home(self) -> None:
-        """Raises UnsupportedContext in a process that was made for a task, and where this object arrived by pickle.
+        """Raise UnsupportedContext in a process that was made for a task, or if another process pickled this object.
 
-        Before any lock is taken: one that was inherited may be held by a thread that is not here. In a process that
-        somebody else has forked, as a test runner may, the queue works: whoever forks there knows that it is a copy.
+        Call before taking any lock: an inherited one may be held by a thread that does not exist here. In a process
+        that other code, such as a test runner, has forked, the queue works: that code knows that it is a copy.
         """
         if self._is_copy:
             raise UnsupportedContext(f"{self!r} came here from another process, and is an empty copy: {_REMEDY}")
@@ -36,7 +36,7 @@ class AtHome:
 
 
 def require_no_task(what: str) -> None:
-    """Raises UnsupportedContext in a process that was made for a task."""
+    """Raise UnsupportedContext in a process that was made for a task."""
     if channel.current is not None:
         raise UnsupportedContext(f"{what} is a copy in the process of a task, which ends with it: {_REMEDY}")
 

@@ -1,7 +1,7 @@
-"""Which message of a queue is next: the oldest that is ready, or, on a FIFO queue, the first of a group that may go on.
+"""Which message of a queue is next: the oldest that is ready or, on a FIFO queue, the first of an unlocked group.
 
-Each line keeps heaps with entries that may be out of date: whether one holds is seen when it comes to the top. So each
-step costs the logarithm of the length at most.
+Each line keeps heaps whose entries may be out of date: that is checked when an entry comes to the top. So each step
+costs at most the logarithm of the length.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class Stored:
     """One message in a queue.
 
     `number`: its place in the queue's order. `visible_at`: when it may be received again; `claimed_at`: when it was
-    received last, seconds of the clock. `sent_at`, `first_received`: seconds since 1970. `expires`: the end of its
-    retention. `system`: what SQS says of it, as it was sent. `queued`, `blocking`: whether a heap has an entry of it.
+    last received, both in seconds of the clock. `sent_at`, `first_received`: seconds since 1970. `expires`: the end of
+    its retention. `system`: its system attributes, from when it was sent. `queued`, `blocking`: whether a heap has an
+    entry for it.
     """
 
     __slots__ = (
@@ -85,25 +86,25 @@ class Stored:
         return made
 
 
-#: Takes a message, or says no: it goes elsewhere then.
+#: Takes a message, or returns False: then it goes elsewhere.
 Accept = Callable[[Stored], bool]
 
 
 class Line(Protocol):
     def add(self, message: Stored) -> None:
-        """It is in the queue from now on; whether READY or not is said next."""
+        """The message is in the queue from now on; `show` or `hide` follows."""
 
     def show(self, message: Stored) -> None:
-        """It is READY from now on."""
+        """The message is READY from now on."""
 
     def hide(self, message: Stored) -> None:
-        """It is no longer READY, and still in the queue."""
+        """The message is no longer READY, but still in the queue."""
 
     def remove(self, message: Stored) -> None:
-        """It is GONE."""
+        """The message is GONE."""
 
     def take(self, most: int, accept: Accept) -> None:
-        """Offer what is next, until `most` were accepted. Whoever accepts hides, removes, or later shows it again."""
+        """Offer what is next, until `most` are accepted. `accept` hides or removes each, or later shows it again."""
 
 
 class StandardLine:
@@ -139,7 +140,7 @@ class StandardLine:
 
 
 class _Group:
-    """The messages of one group. `offered`: the number of the message by which the line knows it, if it does."""
+    """The messages of one group. `offered`: the number of the message that stands for it in the line, if any."""
 
     __slots__ = ("ready", "hidden", "size", "offered")
 
@@ -156,7 +157,7 @@ class _Group:
         return ready[0][0] if ready else math.inf
 
     def first_hidden(self) -> float:
-        """What comes after it waits for it."""
+        """The number of the first hidden message: later ones wait for it."""
         hidden = self.hidden
         while hidden and hidden[0][1].place not in (DELAYED, IN_FLIGHT):
             heapq.heappop(hidden)[1].blocking = False
@@ -164,7 +165,7 @@ class _Group:
 
 
 class FifoLine:
-    """A group is locked from its first hidden message on. One receive brings as many of one group as it can."""
+    """A group is locked from its first hidden message on. A receive takes as many from one group as it can."""
 
     def __init__(self) -> None:
         self._groups: dict[str | None, _Group] = {}

@@ -1,4 +1,4 @@
-"""What SQS refuses in messages that are sent, as both queues in memory refuse it: with the code and the text of SQS."""
+"""What SQS refuses in sent messages. Both queues in memory refuse the same, with SQS's code and text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Wrong = tuple[str, str]
 INVALID = "InvalidParameterValue"
 MISSING = "MissingParameter"
 
-# Of the query protocol, which the JSON protocol carries on: boto3 has them as `Code`.
+# Codes of the query protocol, which the JSON protocol passes on: boto3 shows them as `Code`.
 _PREFIX = "AWS.SimpleQueueService."
 _PREFIXED = {
     "BatchEntryIdsNotDistinct",
@@ -33,11 +33,11 @@ _PREFIXED = {
     "TooManyEntriesInBatchRequest",
     "UnsupportedOperation",
 }
-# What the JSON protocol calls errors that are in no model.
+# The JSON protocol's names for errors that are in no model.
 _JSON_NAMES = {INVALID: "InvalidParameterValueException", MISSING: "MissingRequiredParameterException"}
 _FORBIDDEN = {"PurgeQueueInProgress"}
 
-#: The system attribute in which AWS X-Ray passes a trace on.
+#: The system attribute that carries an AWS X-Ray trace.
 TRACE_HEADER = "AWSTraceHeader"
 
 IDENTIFIERS = ("MessageGroupId", "MessageDeduplicationId")
@@ -48,7 +48,7 @@ def invalid(name: str, value: Any, reason: str) -> Wrong:
 
 
 def wrong_message(given: Mapping[str, Any], fifo: bool, size: int, most: int = MAX_MESSAGE_BYTES) -> Wrong | None:
-    """What is wrong with a message of `size` bytes, if anything. Its attributes are not looked at."""
+    """What is wrong with a message of `size` bytes, if anything. Its attributes are not checked."""
     if size > most:
         return INVALID, f"One or more parameters are invalid. Reason: Message must be shorter than {most} bytes."
     delay = given.get("DelaySeconds", 0)
@@ -73,7 +73,7 @@ def wrong_message(given: Mapping[str, Any], fifo: bool, size: int, most: int = M
 
 
 def wrong_entries(entries: Sequence[Mapping[str, Any]], kind: str) -> Wrong | None:
-    """What is wrong with the entries of a batch taken together. `kind`: "SendMessage", say."""
+    """What is wrong with the entries of a batch as a whole. `kind`: "SendMessage", say."""
     if not entries:
         return "EmptyBatchRequest", f"There should be at least one {kind}BatchRequestEntry in the request."
     if len(entries) > MAX_BATCH_ENTRIES:
@@ -88,7 +88,7 @@ def wrong_entries(entries: Sequence[Mapping[str, Any]], kind: str) -> Wrong | No
 
 
 def too_long(size: int) -> Wrong | None:
-    """What is wrong with the messages of a batch that have `size` bytes together, if anything."""
+    """What is wrong with a batch whose messages have `size` bytes in all, if anything."""
     if size <= MAX_BATCH_BYTES:
         return None
     text = f"Batch requests cannot be longer than {MAX_BATCH_BYTES} bytes. You have sent {size} bytes."
@@ -96,20 +96,20 @@ def too_long(size: int) -> Wrong | None:
 
 
 def code_and_name(code: str) -> tuple[str, str]:
-    """What boto3 has as `Code` and as `QueryErrorCode`, which is the name of the class in `client.exceptions`."""
+    """What boto3 shows as `Code` and as `QueryErrorCode`, which is the class's name in `client.exceptions`."""
     return f"{_PREFIX}{code}" if code in _PREFIXED else code, _JSON_NAMES.get(code, code)
 
 
 def error_response(code: str, text: str) -> dict[str, Any]:
-    """The answer of SQS that refuses a request, as boto3 has it."""
+    """The answer with which SQS refuses a request, as boto3 returns it."""
     full, name = code_and_name(code)
     error = {"Message": text, "Code": full, "QueryErrorCode": name, "Type": "Sender"}
     return {"Error": error, "ResponseMetadata": {"HTTPStatusCode": 403 if code in _FORBIDDEN else 400}}
 
 
 def refusal(operation: str, code: str, text: str) -> Exception:
-    """What boto3 raises where SQS refuses a request, less the class of its own."""
-    from botocore.exceptions import ClientError  # loads botocore, which a LocalQueue that refuses nothing needs not
+    """What boto3 raises if SQS refuses a request, but as a plain ClientError."""
+    from botocore.exceptions import ClientError  # loads botocore, which a LocalQueue that refuses nothing does not need
 
     refused: Exception = ClientError(error_response(code, text), operation)
     return refused

@@ -1,4 +1,4 @@
-"""What SQS refuses in a request that boto3 would send, and how it counts, sums and chooses what is in messages."""
+"""What SQS refuses in a request that boto3 would send, and how it checksums and selects message attributes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Attributes = Mapping[str, Mapping[str, Any]]
 
 
 def wrong_send(given: Mapping[str, Any], fifo: bool, by_content: bool, most: int) -> Wrong | None:
-    """What is wrong with one message; what a FIFO batch is refused for as a whole comes first."""
+    """What is wrong with one message; errors for which a FIFO batch is refused as a whole come first."""
     body = given["MessageBody"]
     if not body:
         return MISSING, "The request must contain the parameter MessageBody."
@@ -118,7 +118,7 @@ def _wrong_name(name: str) -> Wrong | None:
 
 
 def _wrong_value(what: str, attribute: Mapping[str, Any]) -> Wrong | None:
-    """`what`: as it is called in the middle of a sentence."""
+    """`what`: what it is called in the middle of a sentence."""
     kind = attribute["DataType"]
     base = kind.partition(".")[0]
     upper = f"{what[0].upper()}{what[1:]}"
@@ -193,11 +193,11 @@ def wrong_visibility(seconds: int) -> Wrong | None:
     return invalid("VisibilityTimeout", seconds, f"Must be between 0 and {MAX_VISIBILITY_SECONDS}, if provided.")
 
 
-# -- what is in messages ----------------------------------------------------------------------------------------------
+# -- the attributes of messages ---------------------------------------------------------------------------------------
 
 
 def chosen(attributes: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """The attributes that were asked for: by name, all of them, or by the beginning of the name, "prefix.*"."""
+    """The requested attributes: by name, all of them, or by the beginning of the name, "prefix.*"."""
     names = tuple(names)
     if not names or not attributes:
         return {}
@@ -210,7 +210,7 @@ def chosen(attributes: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, 
 
 
 def md5_of_attributes(attributes: Attributes) -> str:
-    """As SQS sums message attributes: by name; each part with its length before it, in four bytes.
+    """SQS's checksum of message attributes: sorted by name, each part preceded by its length in four bytes.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
     """
@@ -227,7 +227,7 @@ def md5_of_attributes(attributes: Attributes) -> str:
 
 
 def copy_of(attributes: Attributes) -> dict[str, dict[str, Any]]:
-    """As a receiver has them: no keys but those of the value, and bytes where bytes-like values were given."""
+    """The attributes as a receiver gets them: only the keys of the value, and bytes for bytes-like values."""
     copied: dict[str, dict[str, Any]] = {}
     for name, attribute in attributes.items():
         kind = attribute["DataType"]
@@ -239,7 +239,7 @@ def copy_of(attributes: Attributes) -> dict[str, dict[str, Any]]:
 
 
 def _bytes_of(value: Any) -> bytes:
-    """boto3 takes text and files for a blob too."""
+    """The bytes of a blob, for which boto3 also accepts text and files."""
     if hasattr(value, "read"):
         value = value.read()
     return value.encode() if isinstance(value, str) else bytes(value)

@@ -1,4 +1,4 @@
-"""SQS as botocore's own model has it: what boto3 refuses before it sends, and the classes of SQS's errors."""
+"""SQS as botocore's own model defines it: what boto3 refuses before it sends, and the classes of SQS's errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _input_of(operation: str) -> Any:
 
 @functools.cache
 def exceptions() -> Any:
-    """What a client has as `exceptions`. Each session of boto3 makes classes of its own; their base is ClientError."""
+    """A client's `exceptions`. Each boto3 session makes classes of its own; their base is ClientError."""
     return ClientExceptionsFactory().create_client_exceptions(_model())
 
 
@@ -45,14 +45,14 @@ def queue_attribute_names() -> frozenset[str]:
 
 @functools.cache
 def system_attribute_names() -> frozenset[str]:
-    """What ReceiveMessage may be asked for; by the deprecated AttributeNames too."""
+    """The attributes that ReceiveMessage may be asked for, including those of the deprecated AttributeNames."""
     return frozenset(_model().shape_for("MessageSystemAttributeName").enum) | queue_attribute_names()
 
 
 def validate(operation: str, parameters: Mapping[str, Any]) -> None:
-    """Raises botocore's ParamValidationError for what boto3 would not send."""
-    # Most requests have texts and numbers only, whose names and types are all that is looked at. Looking at them again
-    # and again takes longer than carrying them out.
+    """Raise botocore's ParamValidationError for what boto3 would not send."""
+    # Most requests have only strings and integers, of which only names and types are checked. Checking them again and
+    # again would take longer than carrying them out.
     known = operation, *parameters, *map(type, parameters.values())
     if known in _valid:
         return
@@ -69,7 +69,7 @@ def new_id() -> str:
 
 
 def answer(**content: Any) -> dict[str, Any]:
-    """An answer with what boto3 puts into each."""
+    """An answer with the metadata that boto3 puts into each."""
     request_id = new_id()
     content["ResponseMetadata"] = {
         "RequestId": request_id,
@@ -81,10 +81,10 @@ def answer(**content: Any) -> dict[str, Any]:
 
 
 def refusal(operation: str, code: str, text: str) -> Exception:
-    """What boto3 raises where SQS refuses a request."""
+    """What boto3 raises if SQS refuses a request."""
     response = error_response(code, text)
     response["ResponseMetadata"].update({"RequestId": new_id(), "HTTPHeaders": {}, "RetryAttempts": 0})
-    # Older releases of botocore have the classes by the query protocol's code.
+    # Older releases of botocore name the classes by the query protocol's code.
     full, name = code_and_name(code)
     kind = next((kind for kind in map(exceptions().from_code, (name, full)) if kind is not ClientError), ClientError)
     error: Exception = kind(response, operation)

@@ -1,4 +1,4 @@
-"""The messages of one simulated queue, and what becomes of them. Every method is to be called with the clock's lock."""
+"""The messages of one simulated queue, and what becomes of them. Call every method with the clock's lock held."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ATTEMPT_SECONDS = 5 * 60
 _GONE = "Message does not exist or is not available for visibility timeout change."
 _HIDDEN = (DELAYED, IN_FLIGHT)
 
-# How many entries of a heap may be out of date beyond those that hold.
+# How many out-of-date entries a heap may have beyond the number of valid ones.
 _SPARE_ENTRIES = 64
 
 
@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 class Settings(NamedTuple):
-    """What a queue was made with; seconds and bytes. The defaults are those of AWS."""
+    """A queue's settings, in seconds and bytes. The defaults are those of AWS."""
 
     visibility_timeout: int = 30
     max_receive_count: int | None = None
@@ -65,7 +65,7 @@ class _Attempt(NamedTuple):
 
 
 class _Sent(NamedTuple):
-    """What is kept of a message for the deduplication of later ones."""
+    """What is kept of a message to deduplicate later ones."""
 
     until: float
     message_id: str
@@ -88,10 +88,10 @@ class Store:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all messages, and everything that is known of earlier ones."""
+        """Forget all messages, and everything known of earlier ones."""
         self.generation += 1
         self.purge_allowed_at = -math.inf
-        self.twice = self.out_of_order = 0  # faults that were ordered, of as many receives
+        self.twice = self.out_of_order = 0  # injected faults: the number of receives that are still to have each
         self._drop()
 
     def purge(self) -> None:
@@ -117,13 +117,13 @@ class Store:
     # -- where messages are --------------------------------------------------------------------------------------
 
     def _put(self, message: Stored, visible_at: float, hidden_as: Any) -> None:
-        """Have a message that is in the queue be READY, or hidden until a moment to come."""
+        """Make a message in the queue READY, or hide it until `visible_at`."""
         counts, before = self._counts, message.place
         if visible_at <= self.clock.now():
             place = READY
         else:
             place = hidden_as
-            if visible_at != message.visible_at:  # else it has an entry
+            if visible_at != message.visible_at:  # otherwise it has an entry
                 heapq.heappush(self._hidden, (visible_at, message.number, message))
         message.visible_at = visible_at
         if before is not GONE:
@@ -148,13 +148,13 @@ class Store:
         message.place = GONE
         del self._messages[message.number]
         self._line.remove(message)
-        # An entry of a message that is gone would keep it until its claim had ended, on a clock that may stand still.
+        # An entry keeps a message that is gone in memory until its claim ends, on a clock that may stand still.
         if len(self._hidden) > 2 * (self._counts[DELAYED] + self._counts[IN_FLIGHT]) + _SPARE_ENTRIES:
             self._hidden = [entry for entry in self._hidden if _holds(entry)]
             heapq.heapify(self._hidden)
 
     def _settle(self) -> None:
-        """Let the time that has passed do what it does: messages become visible, and expire."""
+        """Apply the time that has passed: messages become visible, and expire."""
         now, hidden = self.clock.now(), self._hidden
         while hidden and hidden[0][0] <= now:
             entry = heapq.heappop(hidden)
@@ -176,7 +176,7 @@ class Store:
     # -- sending -------------------------------------------------------------------------------------------------
 
     def send(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """What SQS answers to a message that it takes."""
+        """SQS's answer to a message that it accepts."""
         body, now = given["MessageBody"], self.clock.now()
         attributes = copy_of(given.get("MessageAttributes") or {})
         trace = given.get("MessageSystemAttributes")
@@ -204,7 +204,7 @@ class Store:
         return answer
 
     def _deduplicated(self, body: str, system: dict[str, str], now: float) -> _Sent | None:
-        """The message that was sent with the same id before, if any. Each is known for as long as the others."""
+        """The message sent earlier with the same id, if any. All are remembered equally long."""
         if "MessageDeduplicationId" not in system:
             system["MessageDeduplicationId"] = hashlib.sha256(body.encode(errors="surrogatepass")).hexdigest()
         known = self._known
@@ -225,7 +225,7 @@ class Store:
         message, expires = message.copy(), message.expires
         message.system["DeadLetterQueueSourceArn"] = source_arn
         if self.fifo:
-            # Of both kinds of queues each is as AWS's pages have it: retention goes on, or begins anew.
+            # As AWS documents it: on a standard queue the retention period goes on, on a FIFO queue it starts anew.
             expires = self.clock.now() + self.settings.retention_seconds
             message.system["MessageDeduplicationId"] = message.message_id
         self._add(message, expires, -math.inf)
@@ -235,7 +235,7 @@ class Store:
     # -- receiving -----------------------------------------------------------------------------------------------
 
     def receive(self, most: int, hidden: int, attempt: str | None) -> list[Received]:
-        """What a receive brings now."""
+        """What a receive returns now."""
         self._settle()
         now = self.clock.now()
         if attempt is not None:
@@ -256,7 +256,7 @@ class Store:
             if hidden:
                 self._put(message, now + hidden, IN_FLIGHT)
             else:
-                shown.append(message)  # once this receive is over, which brings each message once
+                shown.append(message)  # shown again after this receive, which returns each message only once
             return True
 
         if self.out_of_order and isinstance(self._line, StandardLine):
@@ -282,7 +282,7 @@ class Store:
         return Received(message, handle, message.receives)
 
     def _delivered_again(self, message: Stored, now: float, hidden: int) -> Received:
-        """A copy of a message that another server of SQS had: it may have been deleted since."""
+        """A copy of a message from another of SQS's servers; it may have been deleted since."""
         if message.place is GONE:
             message = message.copy()
             self._add(message, message.expires, now)
@@ -291,7 +291,7 @@ class Store:
         return received
 
     def _repeated(self, attempt: str, now: float, hidden: int) -> list[Received]:
-        """What the same attempt brought before, hidden anew, where nothing has been done about it since."""
+        """What the same attempt returned before, hidden again, if nothing has been done with it since."""
         attempts = self._attempts
         while attempts and attempts[first := next(iter(attempts))].until <= now:
             del attempts[first]
@@ -310,7 +310,7 @@ class Store:
     # -- claims --------------------------------------------------------------------------------------------------
 
     def change(self, handle: str, seconds: int) -> None:
-        """Set the visibility timeout. An older handle moves the claim of whoever holds the message now."""
+        """Set the visibility timeout. An older handle changes the current holder's claim."""
         message, _, _ = self._by(handle)
         _check(wrong_visibility(seconds))
         self._settle()
@@ -320,7 +320,7 @@ class Store:
         if now + seconds > message.claimed_at + MAX_VISIBILITY_SECONDS:
             text = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY_SECONDS} seconds]"
             raise Refused(*invalid("VisibilityTimeout", seconds, text))
-        if self._attempts:  # the same attempt does not bring it again
+        if self._attempts:  # the same attempt must not return it again
             self._attempts = {
                 name: attempt
                 for name, attempt in self._attempts.items()
@@ -329,7 +329,7 @@ class Store:
         self._put(message, now + seconds, IN_FLIGHT)
 
     def delete(self, handle: str) -> None:
-        """Delete; once more does no harm. An older handle deletes on a standard queue, within twelve hours."""
+        """Delete; doing so twice is harmless. On a standard queue an older handle works too, within twelve hours."""
         message, receives, received_at = self._by(handle)
         self._settle()
         now = self.clock.now()
@@ -340,7 +340,7 @@ class Store:
             self._remove(message)
 
     def _by(self, handle: str) -> tuple[Stored | None, int, float]:
-        """The message that was received by a handle, None where it is gone; the number of that receive, and when."""
+        """The message that a handle is for, None if it is gone; the number of that receive, and its time."""
         try:
             tag, number, receives, received_at = handle.rsplit(":", 3)
             if tag != self._tag:
@@ -402,7 +402,7 @@ class WaitingReceive:
 
 
 def _holds(entry: tuple[float, int, Stored]) -> bool:
-    """Whether an entry of the heap of hidden messages still says when its message becomes visible."""
+    """Whether an entry in the heap of hidden messages is still valid."""
     visible_at, _, message = entry
     return message.place in _HIDDEN and message.visible_at == visible_at
 

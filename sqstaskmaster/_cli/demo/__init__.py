@@ -1,4 +1,4 @@
-"""`python -m sqstaskmaster demo`: what becomes of tasks of every kind, drawn live on one time axis.
+"""`python -m sqstaskmaster demo`: what happens to every kind of task, drawn live on one time axis.
 
 worker process  --events-->  this process  --picture-->  terminal (redrawn in place) or pipe (line by line)
 """
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demo. The exit code: 0 where everything ended as it should, 1 where something did not, 2 where the queue
-    cannot be used, 130 after Ctrl-C.
+    """Run the demo. The exit code: 0 if everything ended as it should, 1 if something did not, 2 if the queue cannot be
+    used, 130 after Ctrl-C.
     """
     return screen.show(arguments.queue_url)

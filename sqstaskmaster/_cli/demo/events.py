@@ -1,4 +1,4 @@
-"""What happened in the demo, as plain values: the worker process tells them, the drawing process reads them."""
+"""What happened in the demo, as plain values: the worker process writes them, the drawing process reads them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import json
 
-# What Linux writes to a pipe in one piece (PIPE_BUF), so that events told by several threads never mix.
+# The most that Linux writes to a pipe in one piece (PIPE_BUF), so that events from several threads never mix.
 _LONGEST_LINE = 4096
 
 
@@ -33,7 +33,7 @@ KEPT = ENDS - {Kind.DONE, Kind.INTERRUPTED}
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """`at` is in seconds since the demo began; `row` is the number of the scenario, -1 where it concerns none.
+    """`at` is in seconds since the demo began; `row` is the number of the scenario, -1 if it concerns none.
 
     `claim` is in seconds, how long SQS hides the message from now on; `stack` is where the task was stopped.
     """

@@ -1,4 +1,4 @@
-"""The picture: a pure function from events to lines of text. Nothing here knows of terminals, processes or clocks.
+"""The picture: a pure function from events to lines of text. Knows nothing of terminals, processes or clocks.
 
 events --rows()--> one Row for each message --picture()--> title, axis, a bar for each row, legend, verdict
 """
@@ -54,7 +54,7 @@ _CODES = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How to draw: how wide (columns), in colour or not, and with which glyphs."""
+    """How to draw: the width in columns, in colour or not, and with which glyphs."""
 
     width: int = 100
     colour: bool = False
@@ -68,7 +68,7 @@ class Look:
 class Plan:
     """What is known before anything happens. Seconds throughout.
 
-    `limits` are the rows' hard timeouts; `note` is said in the end.
+    `limits` are the rows' hard timeouts; `note` is shown at the end.
     """
 
     titles: Sequence[str]
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclasses.dataclass
 class Row:
-    """One message: when what happened to it (seconds since the demo began), and how it ended."""
+    """One message: what happened to it and when (seconds since the demo began), and how it ended."""
 
     sent: float | None = None
     received: float | None = None
@@ -101,7 +101,7 @@ class Row:
             self.received = event.at
             self.held_until = event.at + event.claim
         elif event.kind is Kind.EXTENDED:
-            # What is granted while a stopped task is wound up belongs to the claim, and is no mark on the bar.
+            # An extension granted while a stopped task is wound up counts for the claim, but gets no mark on the bar.
             self.held_until = event.at + event.claim
             if self.end is None:
                 self.extended.append(event.at)
@@ -160,7 +160,7 @@ def _end_glyph(glyphs: Glyphs, end: Kind) -> str:
 
 
 def bar(row: Row, axis: Axis, now: float, glyphs: Glyphs) -> list[Cell]:
-    """The row's cells, from the left: a character and its style each."""
+    """The row's cells from the left, each a character and its style."""
     cells: list[Cell] = [(" ", "")] * axis.columns
 
     def fill(start: float, end: float, glyph: str, style: str) -> None:
@@ -194,7 +194,7 @@ def bar(row: Row, axis: Axis, now: float, glyphs: Glyphs) -> list[Cell]:
 
 
 def _joined(cells: Sequence[Cell], look: Look) -> str:
-    """One string, painted in runs of one style."""
+    """The cells as one string, painted in runs of one style."""
     line, start = "", 0
     for column in range(1, len(cells) + 1):
         if column == len(cells) or cells[column][1] != cells[start][1]:
@@ -250,7 +250,7 @@ def line(event: Event, plan: Plan) -> str:
 
 
 def summary(made: Sequence[Row], now: float) -> str:
-    """The last line: how many ended how."""
+    """The last line: how many messages ended in which way."""
     names = {
         Kind.DONE: "done",
         Kind.FAILED: "raised",
@@ -274,8 +274,8 @@ _MARGIN = 1
 def picture(plan: Plan, events: Sequence[Event], now: float, look: Look, finished: bool = False) -> list[str]:
     """The lines of the picture at the time `now`, none wider than the look says.
 
-    Where there is room, a row is one line: its title, its bar, its verdict. Where not, the verdict moves above the
-    bar, and the bar takes the whole width.
+    If there is room, a row is one line: its title, its bar, its verdict. If not, title and verdict move above the bar,
+    and the bar takes the whole width.
     """
     made = rows(plan, events)
     label = max(map(len, plan.titles)) + 2
@@ -294,7 +294,7 @@ def picture(plan: Plan, events: Sequence[Event], now: float, look: Look, finishe
             name = look.paint(f"{title:<{label}}", "title" if row.received is not None and row.end is None else "")
             lines.append(f"{'':{_MARGIN}}{name}{cells}  {painted}")
         else:
-            # A line that is too long would be broken in two, and all above it drawn in the wrong place.
+            # A line that is too long would wrap, and everything above it would be drawn in the wrong place.
             words = words[: max(0, columns - len(title) - 1)]
             painted = look.paint(words, style)
             gap = " " * max(1, columns - len(title) - len(words))
@@ -373,7 +373,7 @@ def _paragraph(text: str, look: Look, style: str) -> list[str]:
 
 
 def _stack(title: str, row: Row, look: Look) -> list[str]:
-    """Where a task was stopped, innermost call last, where its handler learnt that."""
+    """Where a task was stopped, innermost call last; empty if its handler did not learn that."""
     shown, ours = [], False
     for text in row.stack.splitlines():
         if text.strip().startswith("File "):

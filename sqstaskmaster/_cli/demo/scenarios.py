@@ -1,6 +1,6 @@
-"""The tasks of the demo, written as a user writes them. Each is one row of the picture.
+"""The tasks of the demo, written as a user would write them. Each is one row of the picture.
 
-A further scenario is a further handler class and a further entry in SCENARIOS.
+To add a scenario, add a handler class and an entry in SCENARIOS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIMIT_SECONDS = 30.0
 
 
 class Task(MessageHandler):
-    """What the demo's handlers share: the timeouts, and a memory of what was notified."""
+    """What the demo's handlers share: the timeouts, and a record of what `notify` was given."""
 
     hard_timeout_seconds = LIMIT_SECONDS
 
@@ -84,7 +84,7 @@ class Optimise(Task):
 
 
 class Crawl(Task):
-    """Says that it runs while it still fetches something, which it soon does no more."""
+    """`running` is true while it still fetches pages, which it soon stops doing."""
 
     def __init__(self, message: Any, demo: str) -> None:
         super().__init__(message, demo)
@@ -119,7 +119,7 @@ class Add(Task, ProcessMessageHandler):
 class Scenario:
     """One message of the demo. Without a handler, its body is malformed.
 
-    `seconds` is about how long it keeps the worker busy, `ends` how it ends where all is well.
+    `seconds` is about how long it keeps the worker busy, `ends` how it ends if all is well.
     """
 
     title: str

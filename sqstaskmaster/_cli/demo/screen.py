@@ -1,4 +1,4 @@
-"""The demo's process that draws: starts the worker process, reads its events and shows them as they come."""
+"""The demo's drawing process: starts the worker process, reads its events and shows them as they come."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sqstaskmaster._cli.demo.scenarios import CLAIM_SECONDS, EXTEND_EVERY_SECOND
 _FRAME_SECONDS = 0.1
 _PIPE_COLUMNS = 96
 
-# What a worker that was told to end may take: to give its task back and to clear the queue of what it sent.
+# How long a worker that is to end may take to give its task back and to clear the queue of what it sent.
 _END_SECONDS = 10.0
 
-# On a queue that others use, the demo's messages may take their time; for ever it waits for nothing.
+# On a queue that others use, the demo's messages may take a while; but it does not wait for ever.
 _LONGEST_SECONDS = 300.0
 
 _INTERRUPTED = 130
@@ -51,7 +51,7 @@ class Terminal:
         self._stream.write("\x1b[?25l")  # no cursor while the picture moves
 
     def tell(self, event: Event) -> None:
-        """Nothing: the next frame shows it."""
+        """Does nothing: the next frame shows the event."""
 
     def frame(self, events: list[Event], now: float, finished: bool = False) -> None:
         size = self._measure()
@@ -61,8 +61,8 @@ class Terminal:
             # What has scrolled off the screen cannot be drawn over.
             lines = lines[: size.lines - 1]
         back = f"\x1b[{self._drawn}F" if self._drawn else ""
-        # A terminal that was resized has broken the lines anew. What is left below is cleared last: clearing from the
-        # first line on makes some terminals keep what was there as scrolled off.
+        # A resized terminal has rewrapped the lines. What is left below is cleared last: clearing from the first line
+        # on makes some terminals keep the old picture in their scrollback.
         clear = "\x1b[J" if finished or size != self._size else ""
         self._stream.write(back + "".join(f"{text}\x1b[K\n" for text in lines) + clear)
         self._stream.flush()
@@ -89,7 +89,7 @@ class Pipe:
 
     def tell(self, event: Event) -> None:
         if event.kind is Kind.TROUBLE:
-            return  # is told on standard error
+            return  # reported on standard error
         self._stream.write(picture.line(event, self._plan) + "\n")
         self._stream.flush()
 
@@ -106,7 +106,7 @@ class Pipe:
 
 
 def show(url: str | None, stream: TextIO | None = None) -> int:
-    """Run the worker process to its end, showing what it tells. The exit code."""
+    """Run the worker process to its end and show its events. Returns the exit code."""
     plan = picture.Plan(
         titles=[scenario.title for scenario in SCENARIOS],
         limits=[scenario.limit for scenario in SCENARIOS],
@@ -130,7 +130,7 @@ def show(url: str | None, stream: TextIO | None = None) -> int:
             with contextlib.suppress(KeyboardInterrupt):  # the second means now
                 view.follow(until=time.monotonic() + _END_SECONDS)
         except BrokenPipeError:
-            # Whoever read us, `head` for example, has seen enough. The interpreter must not flush into it once more.
+            # Our reader, `head` for example, has seen enough. The interpreter must not flush into the pipe again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         finally:
@@ -145,7 +145,7 @@ def show(url: str | None, stream: TextIO | None = None) -> int:
 
 
 def _end(worker: subprocess.Popen[bytes]) -> int:
-    """The exit code of a worker that has told all it had to tell; one that does not end is killed."""
+    """The exit code of a worker that has sent all its events; one that does not end is killed."""
     try:
         return worker.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -166,7 +166,7 @@ def _display(stream: TextIO, plan: picture.Plan) -> Terminal | Pipe:
 
 
 def _start(url: str | None, errors: IO[str]) -> subprocess.Popen[bytes]:
-    """The worker, in a session of its own: Ctrl-C reaches this process only, which passes it on once."""
+    """Start the worker, in a session of its own: Ctrl-C reaches only this process, which passes it on once."""
     home = os.path.dirname(os.path.dirname(os.path.abspath(sqstaskmaster.__file__)))
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -180,7 +180,7 @@ def _start(url: str | None, errors: IO[str]) -> subprocess.Popen[bytes]:
 
 
 class Show:
-    """What the worker tells, shown as it comes."""
+    """The worker's events, shown as they come."""
 
     def __init__(self, worker: subprocess.Popen[bytes], display: Terminal | Pipe) -> None:
         self.events: list[Event] = []
@@ -196,7 +196,7 @@ class Show:
         self._events.put(None)
 
     def follow(self, until: float) -> None:
-        """Show until the worker has ended, or until that time: a frame every so often, and at each event."""
+        """Show the worker until it ends, or until that time: a frame every so often, and at each event."""
         while time.monotonic() < until:
             try:
                 event = self._events.get(timeout=_FRAME_SECONDS)
@@ -221,7 +221,7 @@ class Show:
 
 
 def _verdict(code: int, events: list[Event], errors: str) -> int:
-    """The exit code, after a word on standard error about what went wrong, if anything did."""
+    """The exit code; first reports on standard error what went wrong, if anything."""
     if code == _INTERRUPTED:
         given_back = any(event.kind is Kind.INTERRUPTED for event in events)
         told = "interrupted: the running task was stopped and its message given back" if given_back else "interrupted"

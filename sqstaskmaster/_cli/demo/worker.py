@@ -1,7 +1,7 @@
-"""The demo's process that works: a producer thread submits, and the main thread consumes as any worker does.
+"""The demo's working process: a producer thread submits, and the main thread consumes as any worker does.
 
     producer --submit--> queue --WatchedQueue--> task_generator --> handler
-                              WatchedMessage tells of every answer    |
+                              WatchedMessage reports every answer     |
                                                                       v
                                  events, one JSON line each, on standard output
 
@@ -33,21 +33,21 @@ Record = Callable[..., None]
 _SUBMIT_EVERY_SECONDS = 0.15
 _POLL_SECONDS = 1
 
-# The demo ends by then, whatever else the queue carries and whoever else consumes from it.
+# The demo ends after this, whatever else the queue carries and whatever else consumes from it.
 _DEADLINE_SECONDS = 60
 _TIDY_SECONDS = 5
 
-# Messages of others are kept out of the way for so long, so that each is received once by the demo and not again and
-# again; they are given back when it ends.
+# Other senders' messages are hidden for this long, so that the demo receives each only once; they are given back when
+# it ends.
 _ASIDE_SECONDS = _DEADLINE_SECONDS + _TIDY_SECONDS
 
 
 class Finished(Exception):
-    """Nothing more is to come. Raised by a poll: that is how task_generator, which never ends, is ended."""
+    """Nothing more is to come. A poll raises it to end task_generator, which otherwise never ends."""
 
 
 class WatchedMessage:
-    """A message that tells of each answer of SQS about it."""
+    """A message that reports each of SQS's answers about it."""
 
     def __init__(self, message: Any, row: int, record: Record) -> None:
         self._message = message
@@ -69,7 +69,7 @@ class WatchedMessage:
 
 
 class WatchedQueue:
-    """A queue that lets through what this run of the demo sent, each message once, and leaves the rest alone."""
+    """A queue that passes on what this run of the demo sent, each message once, and sets the rest aside."""
 
     def __init__(self, queue: Any, run: str, record: Record, redelivers: bool) -> None:
         self._queue = queue
@@ -78,7 +78,7 @@ class WatchedQueue:
         self._redelivers = redelivers
         self._deadline = time.monotonic() + _DEADLINE_SECONDS
         self.sent: set[int] = set()
-        self._waiting = set(range(len(SCENARIOS)))  # to end in one way or another
+        self._waiting = set(range(len(SCENARIOS)))  # have yet to end in some way
         self._coming_back: dict[int, WatchedMessage] = {}  # ended, and not deleted
         self._aside: list[Any] = []
         self.trouble: Exception | None = None
@@ -118,7 +118,7 @@ class WatchedQueue:
             self._coming_back[message.row] = message
 
     def tidy(self) -> None:
-        """Leave the queue as it was found: what was sent is deleted, what is others' is given back."""
+        """Leave the queue as it was found: delete what the demo sent, give back what others sent."""
         if not self._redelivers:
             return
         for message in self._coming_back.values():
@@ -142,7 +142,7 @@ def produce(manager: TaskManager, run: str, queue: WatchedQueue, record: Record,
     for row, scenario in enumerate(SCENARIOS):
         if stop.wait(_SUBMIT_EVERY_SECONDS if row else 0):
             return
-        # Told first, so that no message is received before it was sent.
+        # Recorded first, so that no message appears as received before it was sent.
         record(Kind.SENT, row)
         queue.sent.add(row)
         if scenario.handler is None:
@@ -173,11 +173,11 @@ def handler_of(message: WatchedMessage, kwargs: Mapping[str, Any]) -> Task:
 
 
 def run(url: str | None, record: Record) -> None:
-    """Produce and consume until every message has ended, on the queue of that URL or on a LocalQueue."""
+    """Produce and consume until every message has ended, on the queue with that URL or on a LocalQueue."""
     name = uuid.uuid4().hex[:12]
     address, constructor = (url, None) if url else (f"local://demo-{name}", LocalQueue)
     producer = TaskManager(address, queue_constructor=constructor, sender_name="sqstaskmaster demo")
-    # A queue of its own for the consumer: boto3's resources are not for two threads at once.
+    # A queue object of its own for the consumer: boto3's resources are not thread-safe.
     own = TaskManager(address, queue_constructor=constructor).queue
     queue = WatchedQueue(own, name, record, redelivers=bool(url))
     manager = TaskManager(address, queue_constructor=lambda _: queue)
@@ -203,11 +203,11 @@ def run(url: str | None, record: Record) -> None:
 
 
 def main(url: str | None = None) -> int:
-    # Whatever a task prints goes to standard error: standard output carries the events and nothing else.
+    # Anything a task prints goes to standard error: standard output carries only events.
     events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     started = time.monotonic()
-    # The picture tells what the library logs.
+    # The picture shows what the library would log.
     logging.getLogger("sqstaskmaster").addHandler(logging.NullHandler())
 
     def record(kind: Kind, row: int = -1, text: str = "", claim: float = 0.0, stack: str = "") -> None:
