@@ -139,13 +139,14 @@ class SlotKeeper:
             return False
         *ends, order = descriptors
         try:
-            return self._see_to(said, pipes.Ends(*ends), order)
+            self._see_to(said, pipes.Ends(*ends), order)
+            return True
         finally:
             for end in (ends[2], ends[3]):  # news and lifeline
                 os.close(end)
 
-    def _see_to(self, said: bytes, ends: pipes.Ends, order: int) -> bool:
-        """One task, from its order to its end. False if the slot is to end."""
+    def _see_to(self, said: bytes, ends: pipes.Ends, order: int) -> None:
+        """One task, from its order to its end."""
         socket.send_fds(self._to_spare, [ORDER], [ends.results, ends.stack, ends.notice, order])
         for descriptor in (ends.results, ends.stack, ends.notice, order):
             os.close(descriptor)
@@ -155,7 +156,7 @@ class SlotKeeper:
             if self._spare is None:
                 self._forget_order()
                 news.say(ends.news, news.failed(self._problem))
-                return True
+                return
             task, self._spare = self._spare, None
             news.say(ends.news, news.started(task))
             sent = keeper.attend(task, ends.lifeline, worker=self._worker)
@@ -169,9 +170,8 @@ class SlotKeeper:
         else:
             self._forget_order()
             news.say(ends.news, news.failed(RuntimeError(f"its process died {_MOST_SPARES} times before it began")))
-            return True
+            return
         news.say(ends.news, news.ended(status, seconds, peak))
-        return True
 
     def _order_is_untaken(self) -> bool:
         return pipes.is_readable(self._from_keeper.fileno())

@@ -130,16 +130,16 @@ class WarmKeeper(SlotKeeper):
             return True
         return self._take_order()
 
-    def _see_to(self, said: bytes, ends: pipes.Ends, order: int) -> bool:
+    def _see_to(self, said: bytes, ends: pipes.Ends, order: int) -> None:
         if said == BEGIN and not self._begin(ends, order):
             pipes.close(ends.results, ends.stack, ends.notice, order)
             news.say(ends.news, news.failed(self._problem))
-            return True
+            return
         process = self._process
         if process is None:
             pipes.close(ends.results, ends.stack, ends.notice, order)
             news.say(ends.news, news.failed(RuntimeError("the process of its slot has ended")))
-            return True
+            return
         before = process.before()
         try:
             socket.send_fds(process.orders, [said], [ends.results, ends.stack, ends.notice, order])
@@ -158,7 +158,7 @@ class WarmKeeper(SlotKeeper):
         if told is None and not process.has_taken_order():
             self._bury(process)
             news.say(ends.news, news.failed(RuntimeError("the process of its slot had ended before it began")))
-            return True
+            return
         if told is None:
             spent = "its last task did not end well"
         elif said == BEGIN:
@@ -176,7 +176,6 @@ class WarmKeeper(SlotKeeper):
             process.cpu_seconds, peak = told.cpu_seconds, told.peak
             status, seconds = 0, process.used()
         news.say(ends.news, *start, news.stays(spent), news.ended(status, max(0.0, seconds - before.cpu_seconds), peak))
-        return True
 
     def _told(self, process: _Process) -> warm.Said | None:
         """What the process reported; None if it has ended."""
