@@ -1,4 +1,4 @@
-"""The attacks, and the workers that they are made on: what benchmarks.attacks starts.
+"""The attacks, and the workers that they attack: what benchmarks.attacks starts.
 
     python -m sqstaskmaster worker benchmarks.attack_kinds:worker          slots, warm, spawned, worker
     python -m benchmarks.attack_kinds process|plain                        a loop with a handler
@@ -25,7 +25,7 @@ from sqstaskmaster import Continue, MessageHandler, ProcessMessageHandler, TaskM
 
 
 def limit(mode):
-    """Seconds of an attack's hard timeout. A fresh interpreter takes its time before the task begins."""
+    """Seconds of an attack's hard timeout. A fresh interpreter takes a while before the task begins."""
     return 10 if mode == "spawned" else 2
 
 
@@ -46,7 +46,7 @@ def hang():
 
 
 def falls_out():
-    """Forks, and is true in the child, which returns from the task's function then. The task has waited for it."""
+    """Forks, and returns true in the child, which then returns from the task's function. The task waits for it."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -142,7 +142,7 @@ def daemonise(function):
 
 
 def chain_of_forks():
-    """Each lives a moment, and there is always one more; should all fail, not for ever."""
+    """Each lives for a moment, and there is always one more; but not for ever, in case nothing stops it."""
     until = time.monotonic() + 30
 
     def chain():
@@ -223,7 +223,7 @@ def has_300_children():
 
 
 def stops_its_template():
-    """Then its own process dies: a new one is needed."""
+    """Then its own process dies, so that a new one is needed."""
     with open(f"/proc/{os.getppid()}/status") as status:
         template = next(int(line.split()[1]) for line in status if line.startswith("PPid:"))
     os.kill(template, signal.SIGSTOP)
@@ -276,7 +276,7 @@ class Array:
 
 
 def nonsense(base):
-    """Handler classes by the attack's name, below that one."""
+    """Subclasses of that handler, by the attack's name."""
 
     def setting(name, value):
         def __init__(self, message, **timeouts):
@@ -323,7 +323,7 @@ def functions():
 
 
 class TakesOptions(ProcessMessageHandler):
-    """Has no constructor of its own: the limits are not the producer's to set."""
+    """Has no constructor of its own: the producer must not be able to set the limits."""
 
     def run(self):
         pass

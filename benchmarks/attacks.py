@@ -1,20 +1,20 @@
-"""Attacks on the promise "nothing lost, nothing twice, nothing hung", each on a worker of its own, as a table.
+"""Attacks on the promise "nothing lost, nothing twice, nothing hung", each on its own worker, as a table.
 
     python -m benchmarks.attacks [--only PART OF A NAME] [--mode slots|warm|spawned|worker|process|plain]
 
-Each row is a worker process on a queue of its own, on a real SQS server over HTTP: a task (or a message) attacks, one
-runs beside it where there are slots, and two come after it. What must hold, in each row:
+Each row is a worker process with its own queue, on a real SQS server over HTTP: a task (or a message) attacks, another
+runs beside it if there are slots, and two come after it. In each row this must hold:
 
-- the attack came to one of the outcomes named, and at most a second after its limit and grace;
+- the attack ended with one of the expected outcomes, at most a second after its limit and grace;
 - the others were done, once each;
-- its message was deleted where it was done, and is still there where not;
+- its message was deleted if it was done, and is still there if not;
 - the worker was alive, and SIGTERM ended it;
 - nothing that the task had started was left;
-- no line of the log began with what a message said.
+- no line of the log began with text from a message.
 
-Attacks on the network, the supervisor and the time that passes need more than a task: those rows are tests, run one by
-one after the others. benchmarks/chaos.py has what comes by chance. Exits with 1 where one did not hold. For Linux, and
-as root for two of the rows, which else fail at once.
+Attacks on the network, the supervisor and the time need more than a task: those rows are tests, run one by one after
+the others. benchmarks/chaos.py has random attacks. Exits with 1 if a row did not hold. Linux only, and as root for two
+of the rows, which otherwise fail at once.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from sqstaskmaster import TaskManager
 from sqstaskmaster._service.running import CALLBACK_SECONDS
 
 TESTS_SECONDS = 300
-EVENT_SECONDS = 20  # for all outcomes of a row to come
+EVENT_SECONDS = 20  # for all outcomes of a row to arrive
 END_OF_WORKER_SECONDS = 10
 SWEPT_SECONDS = 3
 LATE_SECONDS = kinds.GRACE_SECONDS + 1  # after the limit
 LOOK_SECONDS = 0.05
-AT_ONCE = 4  # rows: most of each is waiting
+AT_ONCE = 4  # rows: each mostly waits
 MARK = "ATTACK_EVENTS"
 FORGED = "2026-01-01 a forged line"
 
 FAILED, LIMITED, DONE = {"failed"}, {"timed out"}, {"done"}
-REFUSED = set()  # it never came to run, and its message is there
+REFUSED = set()  # it never ran, and its message is still there
 ISOLATED = ("process", "slots")
 EVERYWHERE = ("plain", *ISOLATED)
-# Of a Worker: with a process for each task, with processes that stay, with fresh interpreters, and in its own process.
+# Modes of a Worker: a process for each task, processes that stay, fresh interpreters, and its own process.
 SLOTTED = ("slots", "warm", "spawned")
 WORKERS = (*SLOTTED, "worker")
 
@@ -68,7 +68,7 @@ class Attack:
     body: str | None = None
     unread_log: bool = False
     closed: bool = False  # standard input and output
-    seconds: float = EVENT_SECONDS  # for all its outcomes to come
+    seconds: float = EVENT_SECONDS  # for all its outcomes to arrive
 
 
 def body_of(task, **kwargs):
@@ -76,7 +76,7 @@ def body_of(task, **kwargs):
 
 
 ATTACKS = (
-    # What was found to break it.
+    # Attacks that once broke it.
     Attack("fork_falls_out_then_killed", FAILED),
     Attack("fork_falls_out_then_exits", FAILED),
     Attack("fork_falls_out_then_raises", FAILED, EVERYWHERE),
@@ -90,7 +90,7 @@ ATTACKS = (
     Attack("fails_with_much_to_log", FAILED, WORKERS, unread_log=True),
     Attack("is_preferred_by_the_oom_killer", DONE),
     Attack("newline_in_the_name", REFUSED, ("slots",), body_of(f"T\n{FORGED}")),
-    # What it survived.
+    # Attacks that it survived.
     Attack("storm_of_forks", LIMITED),
     Attack("chain_of_forks", DONE),
     Attack("garbage_into_every_descriptor", FAILED),
@@ -107,7 +107,7 @@ ATTACKS = (
     Attack("recurses_for_ever", FAILED, EVERYWHERE),
     Attack("body_nested_too_deep", REFUSED, EVERYWHERE, '{"task": "Attack", "kwargs": ' + "[" * 100_000),
     Attack("body_that_is_no_json", REFUSED, EVERYWHERE, "\ud7ff not json"),
-    # What took other slots with it.
+    # Attacks that once took other slots down with them.
     Attack("sets_no_limit", REFUSED, SLOTTED),
     Attack("sets_no_limit", REFUSED, ("worker",)),
     Attack("sets_dead_letters_as_a_list", REFUSED, SLOTTED),
@@ -120,13 +120,13 @@ ATTACKS = (
     Attack("has_300_children", DONE | LIMITED, SLOTTED),  # its forks may take longer than its limit
     Attack("notify_hangs", FAILED, WORKERS, seconds=CALLBACK_SECONDS + EVENT_SECONDS),
     Attack("retry_delay_hangs", FAILED, WORKERS, seconds=CALLBACK_SECONDS + EVENT_SECONDS),
-    # A fresh interpreter imports the module too, and its thread would be the task's own.
+    # A fresh interpreter imports the module too, so its thread would be the task's own.
     Attack("leaves_a_thread", DONE, ("slots", "warm", "worker")),
     Attack("hangs_at_exit", DONE, ("slots", "warm", "worker")),
     Attack("opens_a_file", DONE, WORKERS, closed=True),
 )
 
-#: What is attacked, and the tests that do it. They run as they do in the suite.
+#: What is attacked, and the tests that attack it. They run as in the suite.
 TESTED = {
     "an answer to a receive that came late": (
         "tests.test_message_handler.LapseTest.test_a_receive_whose_answer_came_late_is_extended_on_entering",
@@ -291,7 +291,7 @@ def main():
 
 
 def run_tests(names):
-    """The first thing that they say of what went wrong, if anything did; and the seconds they took."""
+    """The first error they report, if any; and the seconds they took."""
     began = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-m", "unittest", *names], capture_output=True, text=True, timeout=TESTS_SECONDS
@@ -309,8 +309,8 @@ def timed(attack, mode):
 
 
 def run(attack, mode, folder):
-    """What did not hold."""
-    sqs = boto3.session.Session().client("sqs")  # the default session is not for several threads
+    """Run one row. Returns what did not hold."""
+    sqs = boto3.session.Session().client("sqs")  # threads must not share the default session
     url = sqs.create_queue(QueueName=f"attack-{uuid.uuid4().hex}", Attributes={"VisibilityTimeout": "60"})["QueueUrl"]
     manager = TaskManager(url)
     healthy = {"After": 2}
@@ -363,7 +363,7 @@ def read(events):
 
 
 def judge(attack, mode, found, healthy):
-    """What the outcomes say against it."""
+    """What is wrong with the outcomes."""
     counts = collections.Counter(event["task"] for event in found if event["outcome"] == "done")
     for name, number in healthy.items():
         if counts[name] != number:
@@ -417,7 +417,7 @@ def marked(events):
 
 
 def message_of(sqs, url, found, attack):
-    """Only what is done is deleted."""
+    """Check that only finished work was deleted."""
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
     counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
     there = sum(int(counts[name]) for name in names)

@@ -1,13 +1,13 @@
-"""Whether anything is lost or done twice while workers are killed and the network fails, for the whole run.
+"""Whether anything is lost or done twice while workers are killed and the network fails throughout the run.
 
     python -m benchmarks.chaos [--tasks 500] [--processes 4] [--slots 1] [--seed N]
     python -m benchmarks.chaos --minutes 15 [--seed N]                   everything at once: benchmarks/soak.py
 
-500 short tasks, 4 processes (2, where each has slots) under one supervisor. At random moments one of them is hit:
-SIGKILL to a worker, to a task's process, its keeper or the template of a worker's slots, to the supervisor (which is
-then started again, as an orchestrator would), SIGTERM to a worker or the supervisor. Between the workers and the server
-stands a proxy that cuts, delays and refuses connections. Each execution holds a file lock and keeps a journal, so that
-two at once, and every repetition, are seen.
+500 short tasks, 4 processes (2, if each has slots) under one supervisor. At random moments one of them is hit: SIGKILL
+to a worker, to a task's process, its keeper or the template of a worker's slots, to the supervisor (which is then
+restarted, as an orchestrator would), SIGTERM to a worker or the supervisor. Between the workers and the server is a
+proxy that cuts, delays and refuses connections. Each execution holds a file lock and keeps a journal, to detect two at
+once, and every repetition.
 Linux only: it reads /proc.
 """
 
@@ -78,7 +78,7 @@ def work(number, seconds):
 
 
 class Proxy:
-    """A TCP proxy in a thread of its own. `odds`: how often each weather comes; `seconds`: how long it lasts."""
+    """A TCP proxy in its own thread. `odds`: how often each weather comes; `seconds`: how long it lasts."""
 
     seconds, odds = SECONDS_OF_WEATHER, WEATHER
 
@@ -134,7 +134,7 @@ class Proxy:
 
 
 class Service:
-    """The supervisor as an orchestrator runs it: started again whenever it has ended."""
+    """The supervisor as an orchestrator runs it: restarted whenever it has ended."""
 
     def __init__(self, folder, processes, slots, environ, *more):
         self._command = [sys.executable, "-m", "sqstaskmaster", "worker", "chaos_tasks:worker"]
@@ -158,14 +158,14 @@ class Service:
         self.process.terminate()
         try:
             self.process.wait(60)
-        except subprocess.TimeoutExpired:  # what it leaves is counted
+        except subprocess.TimeoutExpired:  # what it leaves behind is counted
             self.process.kill()
             self.process.wait(END_SECONDS)
         self._log.close()
 
 
 class Hits:
-    """Who was hit, when: what explains that a task is done again."""
+    """Which processes were hit, and when: this explains why a task is done again."""
 
     def __init__(self, service, chance, kinds=None):
         self._service = service
@@ -219,7 +219,7 @@ def children(pid):
 
 
 def left_behind(mark):
-    """The processes that were started in this run and are still there."""
+    """The processes of this run that still exist."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -261,7 +261,7 @@ def unexplained(folder, hit):
 
 
 def recoveries(folder, hits):
-    """Seconds from each SIGKILL of a worker or the supervisor to the next task begun by a worker that is new."""
+    """Seconds from each SIGKILL of a worker or the supervisor to the next task begun by a new worker."""
     begins = [(moment, worker) for moment, what, _, worker, _ in read_journal(folder) if what == "begin"]
     seconds = []
     for moment, _ in hits.worker_hits:
@@ -286,7 +286,7 @@ def main():
     chance = random.Random(arguments.seed)
     with fast_server() as endpoint, tempfile.TemporaryDirectory() as folder:
         if arguments.minutes:
-            from benchmarks import soak  # which is made of what is here
+            from benchmarks import soak  # which imports this module
 
             soak.run(endpoint, folder, arguments, chance)
         else:
@@ -294,7 +294,7 @@ def main():
 
 
 def environment(proxy, url, folder, mark):
-    """Of a worker of `TASKS`."""
+    """The environment of a worker of `TASKS`."""
     return {
         **os.environ,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
@@ -334,7 +334,7 @@ def run(endpoint, folder, arguments, chance):
 
 
 def wait_for_empty(url, service, deadline):
-    """Whether the queue became empty: what was finished but not deleted is done again first."""
+    """Whether the queue became empty: tasks that were finished but not deleted are done again first."""
     names = [f"ApproximateNumberOfMessages{kind}" for kind in ("", "NotVisible", "Delayed")]
     sqs = boto3.client("sqs")
     while time.monotonic() < deadline:

@@ -1,10 +1,10 @@
-"""What it costs to run a task in a process of its own, beside multiprocessing's fork and join of a no-op.
+"""The cost of running a task in a process of its own, against multiprocessing's fork and join of a no-op.
 
     python -m benchmarks.isolation
 
 Both with boto3 loaded, as in a worker, and in turns. The keeper between the worker and the task is a second fork: that
-is the price of leaving nothing behind. A slot has its keeper already, and forks its task ahead: beside a bare os.fork
-and waitpid, also where the worker has come to hold a gibibyte.
+is the price of leaving nothing behind. A slot already has its keeper, and forks its task ahead: it is compared with a
+bare os.fork and waitpid, also when the worker holds a gibibyte.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def fork_and_wait():
 
 
 def two_forks():
-    """What a keeper and a task cost the system, with nothing done in either."""
+    """The system's cost of a keeper and a task that both do nothing."""
     pid = os.fork()
     if pid == 0:
         task = os.fork()
@@ -87,7 +87,7 @@ def two_forks():
 
 
 def attend(tasks, over):
-    """Until `over()`: what a worker's loop does for its tasks."""
+    """Do what a worker's loop does for its tasks, until `over()`."""
     owners = {descriptor: task for task in tasks for descriptor in task.descriptors()}
     events = select.poll()
     for descriptor in owners:

@@ -1,9 +1,9 @@
-"""The classic handler beside the shortest boto3 loop there is: receive one, delete it. One run, one server, in turns.
+"""The classic handler against the shortest boto3 loop there is: receive one, delete it. One run, one server, in turns.
 
     python -m benchmarks.loop
 
-Each side is a process of its own on a queue of its own; they take turns, so that whatever else the machine does falls
-on both. The server must be faster than they are (`pip install roto-aws`).
+Each side is a process of its own with its own queue; they take turns, so that other load on the machine affects both.
+The server must be faster than they are (`pip install roto-aws`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ANSWER_SECONDS = 120
 
 
 def side(kind, url):
-    """A worker process: does on command what the parent asks for on its standard input, and answers in JSON."""
+    """A worker process: carries out the parent's commands from standard input, and answers in JSON."""
     if kind == "loop":
         messages = loop_messages(url)
     else:
@@ -53,7 +53,7 @@ def side(kind, url):
 
 
 def loop_messages(url):
-    """Handles a message for each `next`, and gives the time its task would have started."""
+    """Handles a message for each `next`, and yields the time its task would have started."""
     import boto3
 
     queue = boto3.resource("sqs").Queue(url)
@@ -136,7 +136,7 @@ def throughput(sqs):
             for which, one in enumerate(both):
                 one.send(TASKS)
                 answer = one.ask(TASKS)
-                if turn:  # the first is for warming up
+                if turn:  # the first warms up
                     wall[which].append(TASKS / answer["wall"])
                     cpu[which].append(answer["cpu"] / TASKS * 1000)
         for which, one in enumerate(both):
@@ -147,7 +147,7 @@ def throughput(sqs):
 
 
 def latency(sqs):
-    """From the send to the start of run, on a worker that is idle in a long poll."""
+    """The time from the send to the start of run, on a worker that is idle in a long poll."""
     seconds = ([], [])
     with sides(sqs) as both:
         for turn in range(LATENCY_TASKS):

@@ -1,10 +1,10 @@
-"""Sending tasks beside bare boto3: one by one, many at once, many at once to a region away. One run, one server.
+"""Sending tasks against bare boto3: one by one, many at once, many at once to a distant region. One run, one server.
 
     python -m benchmarks.producing
 
-The sides take turns in one process, on one queue that is emptied before each turn, so that whatever else the machine
-does falls on all of them. The bare sides send the same bytes: the same JSON, the same message attribute. The server
-must be faster than they are (`pip install roto-aws`).
+The sides take turns in one process, on one queue that is emptied before each turn, so that other load on the machine
+affects all of them. The bare sides send the same bytes: the same JSON, the same message attribute. The server must be
+faster than they are (`pip install roto-aws`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def tasks(number):
 
 
 class Bare:
-    """What one would write with boto3 alone."""
+    """What a user would write with boto3 alone."""
 
     def __init__(self, url):
         import boto3
@@ -96,7 +96,7 @@ class Ours:
 
 
 def take_turns(client, url, sides, number, turns):
-    """(wall, CPU) in milliseconds per task of each side, a list for each. The first turn warms up."""
+    """For each side a list of (wall, CPU), in milliseconds per task. The first turn warms up."""
     times = {side: [] for side in sides}
     for turn in range(turns + 1):
         for side in sides:
@@ -115,7 +115,7 @@ def better(one, other):
 
 @contextlib.contextmanager
 def far_away(endpoint, seconds=FAR_SECONDS):
-    """An address before the endpoint, in a process of its own, that passes each request on late, as a region does."""
+    """The address of a proxy, in its own process, that delays each request to the endpoint like a distant region."""
     port = free_port()
     process = multiprocessing.get_context("spawn").Process(target=delay, args=(port, endpoint, seconds), daemon=True)
     process.start()
@@ -154,7 +154,7 @@ def delay(port, endpoint, seconds):
 
 
 def peak(number, url):
-    """The peak of a fresh process's memory, in MB, that submits so many tasks from a generator."""
+    """The peak memory, in MB, of a fresh process that submits this many tasks from a generator."""
     command = [sys.executable, "-m", "benchmarks.producing", "peak", str(number), url]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout)
 

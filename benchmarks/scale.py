@@ -1,10 +1,10 @@
-"""What more processes, a longer queue and an idle worker cost.
+"""The cost of more processes, a longer queue and an idle worker.
 
     python -m benchmarks.scale
 
 Processes are those of `sqstaskmaster worker`; the tasks of the first table sleep, each in a process of its own, so that
-what is measured is the worker and not the machine's cores. The last table runs the worker beside the shortest boto3
-loop (receive one, delete it) on one server, in turns, as the queue grows: the server's own growth is in both.
+it measures the worker and not the machine's cores. The last table compares the worker with the shortest boto3 loop
+(receive one, delete it) on one server, in turns, as the queue grows: both include the server's own growth.
 Linux only: it reads /proc.
 """
 
@@ -64,7 +64,7 @@ while True:
 
 
 class Fleet:
-    """`sqstaskmaster worker` with so many processes, on a queue of its own."""
+    """`sqstaskmaster worker` with this many processes, on its own queue."""
 
     def __init__(self, processes):
         self.url = new_queue()
@@ -81,19 +81,19 @@ class Fleet:
         self.processes = processes
 
     def __enter__(self):
-        # Every process has been at work once before anything is measured.
+        # Every process works once before anything is measured.
         self.submit_and_wait(self.processes * 2, 0.2)
         return self
 
     def __exit__(self, *exception):
-        for _ in range(2):  # the second means now: the poll under way is not waited for
+        for _ in range(2):  # the second means now: without waiting for the poll under way
             self.process.send_signal(signal.SIGTERM)
             time.sleep(0.1)
         self.process.wait(60)
         self.folder.cleanup()
 
     def submit_and_wait(self, tasks, seconds):
-        """(began, ended) of each of so many tasks, in the order in which they ended."""
+        """(began, ended) of each of this many tasks, in the order in which they ended."""
         before = len(read(self.journal))
         manager = TaskManager(self.url)
         for _ in range(tasks):
@@ -161,7 +161,7 @@ def latency():
         url, journal = new_queue(), os.path.join(folder, "journal")
         loop = subprocess.Popen([sys.executable, "-c", LOOP, url, journal])
         try:
-            start_seconds(url, journal)  # the loop is there
+            start_seconds(url, journal)  # waits until the loop works
             turns = [
                 (start_seconds(url, journal) * 1000, start_seconds(fleet.url, fleet.journal) * 1000)
                 for _ in range(LATENCY_TASKS)
@@ -178,9 +178,9 @@ def latency():
 
 
 def start_seconds(url, journal):
-    """From sending a task until it begins."""
+    """Seconds from sending a task until it begins."""
     known = len(read(journal))
-    time.sleep(0.15)  # until whoever consumes is in its poll
+    time.sleep(0.15)  # until the consumer is in its poll
     manager = TaskManager(url)
     submitted = time.time()
     manager.submit("Sleep", seconds=0)
@@ -218,7 +218,7 @@ def loop_turn(url):
 
 
 def worker_turn(url):
-    """The same with a worker, which is told to stop after its last task."""
+    """The same with a worker, which is stopped after its last task."""
     done = 0
 
     def count(event):

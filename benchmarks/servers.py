@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-# How long a process that was killed may take to be gone.
+# How long a killed process may take to be gone.
 END_SECONDS = 30
 
 REMEDY = "no fast SQS server is installed: pip install roto-aws, or set SQSTASKMASTER_TEST_ENDPOINT to one that runs"
@@ -22,7 +22,7 @@ REMEDY = "no fast SQS server is installed: pip install roto-aws, or set SQSTASKM
 def fast_server():
     """The endpoint of a server that is faster than what is measured: roto, or SQSTASKMASTER_TEST_ENDPOINT.
 
-    What this process starts from here on ends with it, however it ends.
+    Everything that this process starts from here on ends with it, however it ends.
     """
     import tests  # noqa: F401  # guards the process that imports it
 
@@ -36,7 +36,7 @@ def fast_server():
         sys.exit(REMEDY)
     port = free_port()
     command = [program, "--host", "127.0.0.1", "--port", str(port), "--ephemeral"]
-    # Killed, it leaves its folder behind.
+    # A killed server leaves its folder behind.
     with tempfile.TemporaryDirectory() as folder:
         server = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": folder}
@@ -50,7 +50,7 @@ def fast_server():
 
 
 def configure(endpoint):
-    """Point the standard AWS configuration of this process and its children at the endpoint, and nothing else."""
+    """Point the standard AWS configuration of this process and its children at the endpoint only."""
     os.environ.update(
         AWS_ENDPOINT_URL=endpoint,
         AWS_ACCESS_KEY_ID="test",

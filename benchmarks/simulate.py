@@ -1,8 +1,8 @@
-"""The worker's loop in a simulated world: one thread, one seed, every kind of trouble, and the laws after every event.
+"""The worker's loop in a simulated world: one thread, one seed, every kind of trouble, and laws checked at every event.
 
 python -m benchmarks.simulate --seeds 1000 --from 1      many runs, and the seed of each that broke a law
 python -m benchmarks.simulate --seed 4711 --trace        one run, event by event, the same every time
-python -m benchmarks.simulate --defects                  how many seeds each mistake takes that is put back
+python -m benchmarks.simulate --defects                  how many seeds it takes to find each known mistake, put back
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--minutes", type=float, help="stop after so long, whatever is left")
     parser.add_argument("--defects", action="store_true", help="put back each known mistake, and look for it")
     given = parser.parse_args()
-    gc.freeze()  # what is there already is not looked through after each run
+    gc.freeze()  # existing objects are not scanned after each run
     if given.defects:
         sys.exit(defects(range(given.first, given.first + given.seeds)))
     if given.seed is not None:
@@ -39,7 +39,7 @@ def one(seed, traced):
 
 
 def defects(seeds):
-    """How many seeds each takes, from the first on."""
+    """How many seeds it takes to find each, from the first on."""
     missed = 0
     for sentence in DEFECTS:
         with put_back(sentence):

@@ -1,9 +1,9 @@
-"""The worker with slots beside a bare loop of receive, os.fork, waitpid, delete: one run, one server, in turns.
+"""The worker with slots against a bare loop of receive, os.fork, waitpid, delete: one run, one server, in turns.
 
     python -m benchmarks.slots [speed] [memory] [start] [idle]
 
-Each side is a process of its own on a queue of its own. The server must be faster than they are (`pip install
-roto-aws`). `memory` wants numpy, pandas, scikit-learn and xgboost to be there; it imports those that are.
+Each side is a process of its own with its own queue. The server must be faster than they are (`pip install roto-aws`).
+`memory` wants numpy, pandas, scikit-learn and xgboost; it imports those that are installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TURNS = 5
 TASKS = 400
 STARTS = 30
 START_SIZES = (0.0, 0.25, 1.0, 3.0)
-# How many slots, and the most that their worker may take of a core, in percent.
+# How many slots, and the most that their worker may use of a core, in percent.
 IDLE_SLOTS = {10: 0.3, 100: 1.5, 500: 6.0, 1000: 12.0}
 IDLE_SECONDS = 30
 IDLE_SETTLES_SECONDS = 12
@@ -97,7 +97,7 @@ while done < {tasks}:
         done += 1
 """
 
-# Seconds, those of a processor too where they can be had, and requests where somebody counts them.
+# Seconds, processor seconds too if available, and requests if they are counted.
 RUN = """
 import json, os, time
 {before}
@@ -110,8 +110,8 @@ wall, used = time.perf_counter(), group and group()
 print(json.dumps(dict(wall=time.perf_counter() - wall, used=[used, group and group()], requests=Counted.requests)))
 """
 
-# Where the kernel counts what a group of processes used, also of those that nobody waits for: the keepers are reaped
-# by the kernel. https://docs.kernel.org/admin-guide/cgroup-v2.html
+# Where the kernel counts what a group of processes used, including those that no process waits for: the kernel reaps
+# the keepers. https://docs.kernel.org/admin-guide/cgroup-v2.html
 GROUPS = next(filter(os.path.isdir, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")))
 
 
@@ -128,14 +128,14 @@ class Queue:
 
 
 def module(url, slots=1, heavy=(), gigabytes=0.0, constructor="queue", wait=1, claim=120, alarm=30, more=""):
-    """`more`: arguments of the worker, as they are written."""
+    """`more`: further arguments of the worker, as source text."""
     text = MODULE.replace("{gigabytes} * 2**30", f"int({gigabytes} * 2**30)")
     arguments = {"constructor": constructor, "wait": wait, "claim": claim, "alarm": alarm, "more": more}
     return text.format(url=url, slots=slots, heavy=tuple(heavy), **arguments)
 
 
 def measured(source):
-    """What a script prints last, as JSON."""
+    """The last line that a script prints, parsed as JSON."""
     with group() as folder:
         environ = {**os.environ, "GROUP": folder and os.path.join(folder, "cpu.stat")}
         join = 'echo $$ > "$0/cgroup.procs" && exec "$@"' if folder else 'exec "$@"'
@@ -151,7 +151,7 @@ def measured(source):
 
 @contextlib.contextmanager
 def group():
-    """The folder of a new control group; empty text where none can be made."""
+    """The folder of a new control group; "" if none can be made."""
     folder = os.path.join(GROUPS, f"slots-{uuid.uuid4().hex}")
     try:
         os.mkdir(folder)
@@ -173,7 +173,7 @@ def ours(sqs, slots):
     queue = Queue(sqs)
     queue.send("NoOp", TASKS)
     before = module(queue.url, slots, wait=0)
-    # The last poll, which finds nothing, is no part of the work.
+    # The last poll, which finds nothing, is not part of the work.
     return measured(RUN.format(before=before, work="assert sum(worker.run(burst=True).values()) == %d" % TASKS))
 
 
@@ -206,7 +206,7 @@ def speed(sqs):
 
 @contextlib.contextmanager
 def running(source):
-    """A worker of that module, in a session of its own."""
+    """Run a worker of that module, in its own session."""
     code = source + "\nprint('ready', flush=True)\nworker.run()\n"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
@@ -245,7 +245,7 @@ def pss(pid):
 
 
 def settled(measure, seconds=3):
-    """What it measures when it has been so long since the start."""
+    """Measure after this many seconds."""
     time.sleep(seconds)
     return measure()
 
@@ -281,7 +281,7 @@ def start(sqs):
 
 
 def started_in(queue, path):
-    time.sleep(0.15)  # for the poll to wait, and the spare to be there
+    time.sleep(0.15)  # until the poll waits and the spare is ready
     sent = time.time()
     queue.send("Started", path=path)
     deadline = time.monotonic() + END_SECONDS
@@ -293,7 +293,7 @@ def started_in(queue, path):
 
 
 def idle(sqs):
-    """CPU of a worker whose slots all sleep, and how long its stop takes."""
+    """CPU of a worker whose tasks all sleep, and how long its stop takes."""
     for slots, most in IDLE_SLOTS.items():
         queue = Queue(sqs)
         queue.send("Sleep", slots, seconds=3600)
@@ -313,7 +313,7 @@ def idle(sqs):
 
 
 def wait_for_tasks(pid, number):
-    """Until so many tasks run below the worker: the template, a keeper for each slot, and the tasks' processes."""
+    """Wait until this many tasks run below the worker: its template, a keeper per slot, and the tasks' processes."""
     until = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < until:
         running_tasks = sum(_is_task(each) for each in tree(pid))
@@ -325,7 +325,7 @@ def wait_for_tasks(pid, number):
 
 
 def _is_task(pid):
-    """Whether the process leads a group of its own in its keeper's session: a task, or the spare for the next one."""
+    """Whether the process leads its own group in its keeper's session: a task, or the spare for the next one."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             _, _, group, session = stat.read().rpartition(")")[2].split()[:4]

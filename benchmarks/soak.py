@@ -1,9 +1,9 @@
 """A quarter of an hour of everything at once: what `benchmarks.chaos --minutes 15` runs.
 
-Two workers with four slots each, on one queue with a dead-letter queue, below tasks of all kinds: done, failing,
-hanging, crashing, continued, dead-lettered, small fork bombs. One worker is hit as a whole, as chaos does it; of the
-other only tasks and keepers are, so that its memory and its descriptors can be compared at the end with what they were
-after the third minute. The proxy before the server cuts, delays, refuses, throttles and falls silent.
+Two workers with four slots each, on one queue with a dead-letter queue, run tasks of all kinds: done, failing, hanging,
+crashing, continued, dead-lettered, small fork bombs. One worker is hit as a whole, as in chaos; in the other only tasks
+and keepers are hit, so that its memory and descriptors at the end can be compared with those after the third minute.
+The proxy in front of the server cuts, delays, refuses, throttles and falls silent.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ SECONDS_OF_WEATHER = (0.3, 2.5)
 WEATHER = {"clear": 60, "delay": 12, "cut": 8, "refuse": 6, "throttle": 8, "silent": 6}
 KINDS = {"ok": 70, "fails": 6, "hangs": 4, "crashes": 5, "continues": 8, "dead": 5, "forks": 4}
 SPARED_HITS = {"KILL task": 25, "KILL keeper": 15}
-# A look at the steady worker: so many samples of each figure, so long apart.
+# Measuring the steady worker: how many samples of each figure, how far apart.
 SAMPLES, SECONDS_BETWEEN_SAMPLES = 20, 1.0
 REFERENCE_SECONDS = 180
 MOST_GROWTH = 1.10
 EMPTY_SECONDS = 240
 
-# Of a task that continues, its first included.
+# The parts of a task that continues, the first included.
 PARTS = 3
-# What the log says of a message that comes a second time for want of an answer from SQS.
+# What the log says about a message that comes a second time because an answer from SQS is missing.
 EXPLAINING = {
     *("claim_lost", "extension_failed", "delete_retried", "delete_failed", "give_back_failed", "adopted"),
     *("interrupted", "given_back", "dead_letter_failed"),
@@ -101,7 +101,7 @@ class Proxy(chaos.Proxy):
 
 
 class _Requests:
-    """What comes from a client: some of it is never passed on."""
+    """The requests of a client, some of which are never passed on."""
 
     def __init__(self, proxy, reader, client):
         self._proxy, self._reader, self._client = proxy, reader, client
@@ -122,7 +122,7 @@ class _Requests:
 
 
 class Figures:
-    """MiB and descriptors of a worker, its template and its keepers, as the medians of some seconds."""
+    """MiB and descriptors of a worker, its template and its keepers: medians over some seconds."""
 
     def __init__(self, service):
         found = collections.defaultdict(list)
@@ -146,7 +146,7 @@ class Figures:
 
 
 def _memory(pid):
-    """MiB of its own: what it shares with files depends on who else has mapped them."""
+    """Its own MiB: what it shares with files depends on which other processes have mapped them."""
     with open(f"/proc/{pid}/smaps_rollup") as rollup:
         return next(int(line.split()[1]) for line in rollup if line.startswith("Anonymous:")) / 1024
 
@@ -205,7 +205,7 @@ def run(endpoint, folder, arguments, chance):
 
 
 class Producer:
-    """Submits messages, so that there is always something to do and never much. Not through the proxy."""
+    """Submits messages, so that there is always a little work waiting. Not through the proxy."""
 
     def __init__(self, sqs, url, chance):
         self.kinds = collections.Counter()
@@ -276,7 +276,7 @@ def _rows(folder, producer, dead_letters, felled, empty, left, steady_has_ended)
 
 
 def _explanations(folder, kinds):
-    """Whether the log explains that a number is run a second time: its claim or its delete had no answer, or its
+    """Whether the log explains why a number is run a second time: its claim or its delete had no answer, or its
     successor was sent twice.
     """
     ids, actions = collections.defaultdict(set), collections.defaultdict(set)
@@ -297,7 +297,7 @@ def _explanations(folder, kinds):
 
 
 def _finished_twice(folder, felled, is_explained):
-    """How many were, and which of them with nothing to explain it."""
+    """How many were finished twice, and which of them without an explanation."""
     ends, twice, odd = {}, 0, []
     for moment, what, number, worker, task in chaos.read_journal(folder):
         if what == "end":

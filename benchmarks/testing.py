@@ -1,10 +1,10 @@
-"""SimulatedQueue beside moto, by the length of the queue: operations a second of processor time, one thread.
+"""SimulatedQueue against moto, by the length of the queue: operations per second of processor time, one thread.
 
     python -m benchmarks.testing
 
-Each row fills a queue to its length, and takes turns over what a test does with it: send, receive, extend, delete,
-with everything else waiting (standard, FIFO), or in flight. moto is asked in this process, as `mock_aws` does; its
-queues are short, since each of its receives looks at every message. 0: that length takes it minutes.
+Each row fills a queue to its length, then repeats what a test does with it: send, receive, extend, delete, with
+everything else waiting (standard, FIFO), or in flight. moto runs in this process, as with `mock_aws`; its queues are
+short, since each of its receives looks at every message. 0: moto would take minutes for that length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOTO_LONGEST = 1_000
 GROUPS = 1_000
 GOAL = 50_000
 
-# Of one turn: a send, a receive, an extension, a delete.
+# The operations of one turn: a send, a receive, an extension, a delete.
 OPERATIONS = 4
 
 
@@ -40,7 +40,7 @@ def ids(fifo, number, group="g"):
 
 
 def speed(queue, length, fifo, group):
-    """Operations a second. `group`: the beginning of the names of groups that are not locked."""
+    """Operations per second. `group`: the prefix of the names of groups that are not locked."""
     number, began = length, time.process_time()
     while time.process_time() < began + SECONDS:
         for _ in range(5):

@@ -1,23 +1,23 @@
-"""The torture table: what tasks do to a worker, through MessageHandler and through ProcessMessageHandler.
+"""The torture table: what tasks do to a worker, with MessageHandler and with ProcessMessageHandler.
 
     python -m benchmarks.torture                                everything, two minutes on two cores
-    python -m benchmarks.torture --handler process --kind BLAS  one row; --kind is any part of its name, again for more
+    python -m benchmarks.torture --handler process --kind BLAS  one row; --kind is any part of a name, and repeatable
 
-Each row is a worker process of its own on a queue of its own, on a real SQS server over HTTP. Visibility timeout 4,
-heartbeat 1, limit 3 for the kinds that hang; those that are not stopped are watched until 18 and their worker is then
-SIGKILLed. The columns:
+Each row is a worker process of its own with its own queue, on a real SQS server over HTTP. In seconds: visibility
+timeout 4, heartbeat 1, limit 3 for the kinds that hang; those that are not stopped are watched until 18, then their
+worker is SIGKILLed. The columns:
 
-    late      seconds past the limit until the block of the task was left, everything it started being gone
-    next      the same worker then ran the next task of the queue
+    late      seconds past the limit until the task's block was left, with everything it started gone
+    next      whether the same worker then ran the next task of the queue
     message   "kept": it came back to the queue; "done": deleted, as finished; "lost": neither
-    lapsed    the claim: somebody else could have received the message while the task ran. For the long kinds a second
+    lapsed    the claim: another worker could have received the message while the task ran. For the long kinds a second
               worker waits for just that; for the others the number of visible messages is watched.
-    left      processes of the task that were still there when its block had been left, or its worker had died
+    left      processes of the task that still existed when its block had been left, or its worker had died
     starts    how often the task was started
     hurt      with slots, seven healthy tasks run beside it: how many of them were started twice, late, or not done
-    error     what `notify` was told, and the function its stack says the task was in
+    error     the error passed to `notify`, and the function in which, by its stack, the task was
 
-Exits with 0 when ProcessMessageHandler reached every goal. For Linux.
+Exits with 0 if ProcessMessageHandler reached every goal. Linux only.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ LIMIT_SECONDS = 3
 LONG_LIMIT_SECONDS = 30
 WATCHED_SECONDS = 18
 
-# A second is what the field's comparison allows a task to be late.
+# The field's comparison allows a task to be a second late.
 ALLOWED_LATE_SECONDS = 1.0
-# What the process handler promises: so late after the limit, or after term_grace where the task ignored SIGTERM.
+# The process handler's promise: at most this late after the limit, or after term_grace if the task ignored SIGTERM.
 PROMISED_LATE_SECONDS = 0.1
 
 # Between two looks at a row's events and queue.
 LOOK_SECONDS = 0.1
-# Beyond every time that is waited for; a machine that is busy needs it.
+# Added to every wait; a busy machine needs it.
 SLACK_SECONDS = 5
 
 HANDLERS = ("plain", "process", "slots", "warm")
 # So that the workers use the same package as this script.
 PYTHONPATH = os.pathsep.join(sys.path)
 
-# Of a machine's processors: a task that keeps one busy, and one that does not.
+# Units of load: of a task that keeps a processor busy, of one that does not, and how many fit on a processor.
 HEAVY, LIGHT, PER_PROCESSOR = 4, 1, 5
 
 
@@ -100,7 +100,7 @@ class Row:
 
 
 class Slots:
-    """Rows run side by side, heavy ones taking more of what there is."""
+    """Rows run side by side; heavy ones take more of the capacity."""
 
     def __init__(self, total):
         self._free = self._total = total
@@ -121,7 +121,7 @@ class Slots:
 
 
 class Case:
-    """A queue, one or two workers on it, and what they write down."""
+    """A queue, one or two workers on it, and the events they record."""
 
     def __init__(self, sqs, folder, handler, options):
         self._sqs = sqs
@@ -150,7 +150,7 @@ class Case:
         self._manager.submit(function.__name__, limit=limit)
 
     def recorded(self, event):
-        """What was written down of that event, in order."""
+        """The recorded events of that name, in order."""
         try:
             with open(self._events) as lines:
                 found = [json.loads(line) for line in lines]
@@ -159,11 +159,11 @@ class Case:
         return [facts for facts in found if facts["event"] == event]
 
     def events(self, event, function):
-        """The same of one task."""
+        """The same for one task."""
         return [facts for facts in self.recorded(event) if facts["task"] == function.__name__]
 
     def at(self, event, function):
-        """When it first happened, or None."""
+        """When the event first happened, or None."""
         return next((facts["at"] for facts in self.events(event, function)), None)
 
     def visible(self):
@@ -172,7 +172,7 @@ class Case:
         return int(answer["Attributes"][name]), int(answer["Attributes"][f"{name}NotVisible"])
 
     def wait(self, condition, seconds):
-        """Whether the condition came true in time, while a worker lived."""
+        """Wait for the condition. Returns whether it came true in time, while a worker lived."""
         until = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > until or all(process.poll() is not None for process in self.workers):
@@ -181,13 +181,13 @@ class Case:
         return True
 
     def watch_claim(self, function, expected_visible):
-        """Once: whether the claim on the message of the task that is running lapsed."""
+        """Check once whether the claim on the running task's message has lapsed."""
         visible, _ = self.visible()
         if visible > expected_visible and not self.at("left", function):
             self.lapsed = True
 
     def comes_back(self, function):
-        """Whether the message is received again, by us."""
+        """Whether we receive the message again."""
         until = time.monotonic() + worker.VISIBILITY_SECONDS + SLACK_SECONDS
         while time.monotonic() < until:
             answer = self._sqs.receive_message(QueueUrl=self.url, WaitTimeSeconds=1, VisibilityTimeout=60)
@@ -221,7 +221,7 @@ class Case:
             process.wait(END_SECONDS)
 
     def start_neighbours(self):
-        """With slots: healthy tasks in all slots but one, running."""
+        """With slots: start healthy tasks in all slots but one."""
         if self._handler in ("slots", "warm"):
             for _ in range(kinds.NEIGHBOURS):
                 self.submit(kinds.neighbour, LONG_LIMIT_SECONDS)
@@ -266,7 +266,7 @@ def run_crash(case, row, function):
 
 
 def watch(case, row, function):
-    """From the start of a task that will not finish, to the next task, and the message's return."""
+    """Watch a task that will not finish, from its start to the next task and the message's return."""
     case.wait(lambda: case.events("started", function), WATCHED_SECONDS)
     case.submit(kinds.nothing)
 
@@ -284,7 +284,7 @@ def watch(case, row, function):
 
 
 def conclude(case, row, function):
-    # "left" is missing where another alarm came before it was written.
+    # "left" is missing if another alarm came before it was recorded.
     entered, left = case.at("entered", function), case.at("left", function) or case.at("ended", function)
     row.late = left - entered - LIMIT_SECONDS if entered and left else None
     row.starts = len(case.events("started", function))
@@ -325,7 +325,7 @@ def run_killed(case, row, function):
         time.sleep(0.001)
     row.late = None if case.others() else time.monotonic() - killed_at
     row.message = "kept" if case.comes_back(function) else "lost"
-    # Beside its redelivered copy.
+    # In addition to its redelivered copy.
     row.left = len(case.others())
     row.starts = len(case.events("started", function))
 

@@ -1,4 +1,4 @@
-"""What tasks do to workers. Each kind is a function without arguments; the hung ones want 40 seconds or more."""
+"""What tasks do to workers. Each kind is a function without arguments; the hung ones take 40 seconds or more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HUNG_SECONDS = 40
 LONG_SECONDS = 9
 
 
-# Healthy tasks that run in the other slots beside the one that is watched, longer than that one is late at most.
+# Healthy tasks in the other slots, beside the watched one; they run longer than it can be late.
 NEIGHBOURS = 7
 NEIGHBOUR_SECONDS = 8
 
@@ -65,7 +65,7 @@ def regular_expression():
 def blas():
     import numpy
 
-    # Zeros take no memory until they are written to, and as long to multiply as any other numbers.
+    # Zeros take no memory until written to, and take as long to multiply as any other numbers.
     square = numpy.zeros((14_000, 14_000))
     square @ square
 
@@ -155,7 +155,7 @@ def memory_error():
 
 
 def out_of_memory():
-    # What the kernel sends. To make it do so would endanger whatever else the machine runs.
+    # The kernel would send this. Really running out of memory would endanger everything else on the machine.
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -167,7 +167,7 @@ class _Timespec(ctypes.Structure):
 
 
 def _c_call(library, seconds=LONG_SECONDS):
-    """A C call that takes exactly so long and that no signal interrupts, unlike sleep() and poll()."""
+    """A C call that takes exactly this long and that no signal interrupts, unlike sleep() and poll()."""
     mutex = ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
     nanoseconds = time.time_ns() + seconds * 10**9
@@ -237,7 +237,7 @@ WORKER_KILLED = {
 
 
 def names():
-    """Of every task that a worker may be sent."""
+    """The names of every task that may be sent to a worker."""
     listed = [nothing, neighbour]
     for group in (HUNG, CRASHES, LONG, WORKER_KILLED):
         for functions in group.values():
@@ -245,5 +245,5 @@ def names():
     return sorted({function.__name__ for function in listed if function is not None})
 
 
-#: Those that keep a processor busy: not too many of them side by side.
+#: Tasks that keep a processor busy: not too many of them run side by side.
 HEAVY = {busy, c_with_gil, c_without_gil, regular_expression, blas, long_busy}

@@ -1,4 +1,4 @@
-"""A worker like anybody's, which also writes down what happens: started by torture.py, one for each row of the table.
+"""An ordinary worker that also records what happens: started by torture.py, one for each row of the table.
 
 python -m benchmarks.torture_worker {plain|process|slots|warm} QUEUE_URL [OPTIONS]
 """
@@ -19,12 +19,12 @@ from sqstaskmaster import MessageHandler, ProcessMessageHandler, TaskManager, Wo
 VISIBILITY_SECONDS = 4
 HEARTBEAT_SECONDS = 1
 
-#: In the environment of a worker, and so of all that its tasks start: the file of events, by which they are known too.
+#: In the environment of a worker, and so of all that its tasks start: the file of events, which also identifies them.
 EVENTS = "TORTURE_EVENTS"
 
 
 def record(event, **facts):
-    """One line to the file of events. Opened each time, since tasks close descriptors."""
+    """Write one line to the file of events. Opens it each time, since tasks close descriptors."""
     line = json.dumps({"event": event, "at": time.monotonic(), "pid": os.getpid(), **facts})
     descriptor = os.open(os.environ[EVENTS], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, f"{line}\n".encode())
@@ -32,7 +32,7 @@ def record(event, **facts):
 
 
 def processes(events):
-    """The ids of all processes with that file of events; not of those that have ended and are not reaped yet."""
+    """The ids of all processes with that file of events, without those that have ended but are not yet reaped."""
     wanted = f"{EVENTS}={events}".encode()
     found = []
     for name in os.listdir("/proc"):
@@ -46,7 +46,7 @@ def processes(events):
 
 
 class Recorded:
-    """What both handlers share."""
+    """Shared by both handlers."""
 
     def __init__(self, message, task, limit, **options):
         super().__init__(message, VISIBILITY_SECONDS, HEARTBEAT_SECONDS, limit, **options)
@@ -71,7 +71,7 @@ class Process(Recorded, ProcessMessageHandler):
 
 
 def start_helpers(start_method):
-    """The processes that belong to the worker: itself, and those that multiprocessing starts once and keeps."""
+    """The worker's own processes: itself, and those that multiprocessing starts once and keeps."""
     if start_method in ("spawn", "forkserver"):
         resource_tracker.ensure_running()
     if start_method == "forkserver":
@@ -127,7 +127,7 @@ def with_slots(url, options, **warm):
         others = []
         try:
             own = slot_processes()
-            # What another worker's tasks start is not this one's.
+            # Without the processes of another worker's tasks.
             others = [pid for pid in all_below(WORKER) if pid not in own]
         except OSError:
             pass  # a keeper ended meanwhile

@@ -1,11 +1,11 @@
-"""Processes that stay beside a bare loop of receive, call, delete in one process, and two: one server, in turns.
+"""Processes that stay against a bare loop of receive, call, delete in one process, and in two: one server, in turns.
 
     python -m benchmarks.warm [model] [noop] [far] [start] [looks]
 
-`model`: an initializer of 2 s and tasks of 20 ms, two at once; cold, each task begins with the initializer. What comes
-before the first task is not counted. The server must be faster than both (`pip install roto-aws`). `far`: each request
-takes 5 ms longer. `start`: from the send to the first line of the task; for a server that wakes a waiting poll at once
-(SQSTASKMASTER_TEST_ENDPOINT; roto looks every 100 ms).
+`model`: an initializer of 2 s and tasks of 20 ms, two at once; cold, each task begins with the initializer. The time
+before the first task does not count. The server must be faster than both (`pip install roto-aws`). `far`: each request
+takes 5 ms longer. `start`: from the send to the first line of the task; needs a server that wakes a waiting poll at
+once (SQSTASKMASTER_TEST_ENDPOINT; roto looks every 100 ms).
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def far(sqs):
 
 
 def start(sqs):
-    """Each side is idle for a moment before each send: its poll waits."""
+    """Each side is idle for a moment before each send, so that its poll waits."""
     sources = {
         "bare": lambda url: WAITING.format(url=url),
         "cold": lambda url: module(url, constructor="None", wait=2),
@@ -194,7 +194,7 @@ def start(sqs):
 
 
 def looks(sqs):
-    """CPU of the comparisons that follow each task, in a process as bare as this one."""
+    """CPU time of the comparisons after each task, in a process as bare as this one."""
     from sqstaskmaster._isolation.spoiling import Snapshot
 
     snapshot = Snapshot((), 2**30)

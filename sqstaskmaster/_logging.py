@@ -1,8 +1,8 @@
-"""The package's loggers: nothing that a program has set up for its log takes a task, or the loop round it, down.
+"""The package's loggers: no logging setup of the program can take down a task, or the loop around it.
 
-A factory of records, a filter or a handler is the user's code and may raise; a factory may put fields on records that
-ours have too, as the standard library's documentation suggests. The log calls of this package stand between a task that
-is done and the delete of its message.
+A record factory, a filter or a handler is user code and may raise; a factory may put fields on records that ours have
+too, as the standard library's documentation suggests. The log calls of this package stand between a task that is done
+and the delete of its message.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from sqstaskmaster.errors import HandlerStuck, HardTimeout
 
 _NAME = __name__.partition(".")[0]
 
-# What a signal handler raises in whatever runs in a plain task, to stop it.
+# What a signal handler raises in a plain task, whatever it is running, to stop it.
 _STOPS = (HardTimeout, HandlerStuck)
 
-# Takes what writes a record, to call it in a thread of its own. False where it does not.
+# Takes a function that writes a record, to call it in another thread. Returns False if it does not take it.
 Writer = Callable[[Callable[[], object]], bool]
 
 _writer: Writer | None = None
@@ -34,9 +34,9 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def switch_on() -> None:
-    """Put the package's loggers on again: `dictConfig` and `fileConfig` switch off those that are there by default.
+    """Enable the package's loggers again: `dictConfig` and `fileConfig` disable existing loggers by default.
 
-    For a command, whose lines are how it speaks.
+    For a command, whose log lines are its output.
     """
     for name, logger in logging.getLogger(_NAME).manager.loggerDict.items():
         if name.partition(".")[0] == _NAME and isinstance(logger, logging.Logger):
@@ -44,9 +44,9 @@ def switch_on() -> None:
 
 
 def write_by(writer: Writer | None) -> Writer | None:
-    """From now on the package's loggers have their records written by it; None: they call their handlers themselves.
+    """From now on this writer writes the records of the package's loggers; None: they call their handlers themselves.
 
-    Gives who has written them before.
+    Returns the previous writer.
     """
     global _writer
     found, _writer = _writer, writer
@@ -74,7 +74,7 @@ class _Quiet(logging.Logger):
         except Exception:
             record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
             _tell(record)
-        # Not by the call above, which refuses a field that the factory has put there.
+        # Not in the call above, which refuses a field that the factory has already set.
         record.__dict__.update(extra or {})
         return record
 
@@ -100,7 +100,7 @@ def _write(call_handlers: Callable[[logging.LogRecord], object], record: logging
 
 
 def _tell(record: logging.LogRecord) -> None:
-    """On standard error, as logging tells of handlers that fail."""
+    """Report it on standard error, as logging reports failing handlers."""
     try:
         logging.NullHandler().handleError(record)
     except Exception:  # the record cannot be shown either
@@ -108,5 +108,5 @@ def _tell(record: logging.LogRecord) -> None:
 
 
 def _quiet(kind: type[logging.Logger]) -> type[logging.Logger]:
-    """Beside the class of the program's own loggers, where it has set one."""
+    """A quiet subclass of the logger class that the program uses."""
     return _Quiet if kind is logging.Logger else type(kind.__name__, (_Quiet, kind), {})

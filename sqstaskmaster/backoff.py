@@ -1,4 +1,4 @@
-"""How long to wait before the next try: the one policy, for failed tasks and for polls that fail."""
+"""How long to wait before the next try: the one policy, for failed tasks and failed polls."""
 
 from __future__ import annotations
 

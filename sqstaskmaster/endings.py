@@ -12,7 +12,7 @@ from sqstaskmaster.errors import SQSTaskMasterError
 class Outcome(str, enum.Enum):
     """How a task ended. Each is also the plain string of its value: `handler.outcome == "done"`."""
 
-    #: It ended normally. The message is deleted, and that is tried again while the claim lives.
+    #: It ended normally. The message is deleted, with retries while the claim lives.
     DONE = "done"
     #: It raised an Exception, or its process died. The message is kept: it is visible again when its claim ends, or
     #: after `retry_delay`.
@@ -21,7 +21,7 @@ class Outcome(str, enum.Enum):
     TIMED_OUT = "timed out"
     #: Its `running()` returned False. The message is kept, as above.
     STUCK = "stuck"
-    #: Ctrl-C, SystemExit, or a worker that is stopping. The message is given back at once.
+    #: Ctrl-C, SystemExit, or a stopping worker. The message is given back at once.
     INTERRUPTED = "interrupted"
     #: The claim was lost, so a Worker stopped the task. The message is left alone.
     CLAIM_LOST = "claim lost"
@@ -37,7 +37,7 @@ class Outcome(str, enum.Enum):
 
 
 class Continue(BaseException):
-    """Raised by an isolated task: it goes on later, perhaps elsewhere, with its kwargs updated by these.
+    """Raised by an isolated task to go on later, perhaps elsewhere, with its kwargs updated by these.
 
     ::
 
@@ -78,7 +78,7 @@ class Continue(BaseException):
 
     @classmethod
     def after(cls, seconds: int, /, **kwargs: Any) -> Continue:
-        """The same, received no sooner than in so many seconds: 0 to 900. Standard queues only.
+        """The same, received no sooner than in `seconds`: 0 to 900. Standard queues only.
 
         :raises ValueError: for a delay out of range.
         """
@@ -91,7 +91,7 @@ class Continue(BaseException):
 
 
 class DeadLetter(SQSTaskMasterError):
-    """Raised by a task: no retry helps, the message goes to the queue's dead-letter queue at once, with the reason.
+    """Raised by a task if no retry helps: its message goes to the dead-letter queue at once, with the reason.
 
     ::
 

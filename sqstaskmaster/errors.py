@@ -1,6 +1,6 @@
 """The errors of this package: what went wrong as text, and the facts as attributes.
 
-Where the classic library raised a built-in, the error here is one too, so that `except TimeoutError` goes on working.
+Where the classic library raised a built-in, the error here is one too, so that `except TimeoutError` still works.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sqstaskmaster.results import SubmitResult
 
 
 def _made_again(kind: type[BaseException], *arguments: Any) -> BaseException:
-    """An exception of that class without its constructor, whose arguments are not what is left of them in `args`."""
+    """An exception of that class, made without its constructor, whose arguments `args` does not keep."""
     built_in: Any = kind
     while built_in.__module__ != "builtins":
-        built_in = built_in.__base__  # whose layout it has: where there are several bases, not always the first
+        built_in = built_in.__base__  # the base whose layout it has: not always the first of several
     error: BaseException = built_in.__new__(kind, *arguments)
     return error
 
@@ -28,7 +28,7 @@ def _reduced(error: BaseException) -> tuple[Any, ...]:
 
 
 class SQSTaskMasterError(Exception):
-    """Everything this package raises on its own account, bad arguments (ValueError, TypeError) aside.
+    """The base of every error that this package itself raises, bad arguments (ValueError, TypeError) aside.
 
     All of them can be copied and pickled: text and attributes arrive, the traceback and `__cause__` do not.
     """
@@ -85,7 +85,7 @@ class NoAnswer(SQSTaskMasterError, TimeoutError):
 
 
 class ClaimLapsed(SQSTaskMasterError, RuntimeError):
-    """The claim on a message ran out before it was extended: others may have received the message. `seconds` ago.
+    """The claim on a message ran out, `seconds` ago, before it was extended: others may have received the message.
 
     This process's own clock decides that: SQS answers a late extension as if nothing had happened.
     """
@@ -180,7 +180,7 @@ class MemoryLimitExceeded(SQSTaskMasterError, MemoryError):
 
 
 class RemoteError(SQSTaskMasterError, RuntimeError):
-    """What `task` raised in its process, as text, because it cannot be made again here.
+    """What `task` raised in its process, as text, because the exception cannot be made again here.
 
     `summary` is the exception in a line, `traceback` the task's own.
     """
@@ -255,7 +255,7 @@ class ShutdownRequested(BaseException):
     """A worker that stops ends its running task with this. Not an Exception, so that tasks do not catch it as one."""
 
 
-# How many failures a text lists; the attribute has them all.
+# How many failures the text lists; the attribute has them all.
 _LISTED = 10
 
 

@@ -3,7 +3,7 @@
 It is simple: one first-in-first-out line per URL for the whole process, no visibility timeout, no redelivery. A
 received message is gone from the queue. Delays are kept, in real time. If the URL ends in .fifo, a message group is
 required, as in SQS, and an optional deduplication id drops repetitions for five minutes; the body alone never does.
-Message attributes are kept as they are given, and come without being asked for. To test what becomes of messages, use
+Message attributes are kept as given, and come without being asked for. To test what becomes of messages, use
 `sqstaskmaster.testing.SimulatedQueue`; for anything else, a real SQS server.
 """
 
@@ -39,13 +39,13 @@ logger: logging.Logger = get_logger(__name__)
 
 _numbers = itertools.count(1)
 
-# How often a receive that waits looks for delayed messages, which another thread may have sent meanwhile.
+# How often a waiting receive looks for delayed messages, which another thread may have sent meanwhile.
 _LOOK_SECONDS = 0.05
 
-# The shortest wait for a message: long enough that it is not over before it begins, on a machine that is busy.
+# The shortest wait for a message: long enough that on a busy machine it is not over before it begins.
 _SHORTEST_WAIT_SECONDS = 0.02
 
-# What a message keeps of what it was sent with, as SQS does.
+# What a message keeps of its send parameters, as with SQS.
 _KEPT = (*IDENTIFIERS, TRACE_HEADER)
 
 
@@ -59,7 +59,7 @@ class LocalMessage:
     `deleted` and `visibility_changes` (seconds, in order) show a test afterwards what became of it.
     """
 
-    # There is no visibility timeout here that could run out.
+    # There is no visibility timeout that could run out.
     claim_lapses: ClassVar[bool] = False
 
     def __init__(
@@ -77,12 +77,12 @@ class LocalMessage:
 
     @functools.cached_property
     def visibility_changes(self) -> list[int]:
-        # Made when it is asked for: a list for each of many messages that wait keeps the garbage collector busy.
+        # Made on demand: a list for each of many waiting messages would keep the garbage collector busy.
         return []
 
     @property
     def receipt_handle(self) -> str:
-        """A handle like SQS's, of no meaning: there are no claims here."""
+        """A handle like SQS's, but without meaning: there are no claims here."""
         return f"receipt-{self.message_id}"
 
     @property
@@ -91,13 +91,13 @@ class LocalMessage:
         return md5(self.body)
 
     def change_visibility(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing but a note of `VisibilityTimeout` (seconds) in `visibility_changes`. Takes any arguments."""
+        """Only notes `VisibilityTimeout` (seconds) in `visibility_changes`. Takes any arguments."""
         logger.info("Noop change_visibility: %s", kwargs or args)
         if "VisibilityTimeout" in kwargs:
             self.visibility_changes.append(kwargs["VisibilityTimeout"])
 
     def delete(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing but a note: the message left the queue when it was received. Takes any arguments."""
+        """Only notes it: the message left the queue when it was received. Takes any arguments."""
         logger.info("Noop delete!")
         self.deleted = True
 
@@ -111,12 +111,12 @@ class LocalMessage:
         return LocalQueue(self.queue_url)
 
     def __repr__(self) -> str:
-        # Without the body: this is what log lines show of a message.
+        # Without the body: log lines show this.
         return f"LocalMessage(message_id={self.message_id!r}, deleted={self.deleted})"
 
 
 class _Aside:
-    """What a queue keeps beside its line: messages that are delayed, and deduplication ids. Seconds, monotonic."""
+    """What a queue keeps beside its line: delayed messages, and deduplication ids. Seconds, monotonic."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -124,7 +124,7 @@ class _Aside:
         self.known: dict[str, tuple[float, LocalMessage]] = {}
 
     def earlier(self, deduplication_id: str, message: LocalMessage) -> LocalMessage:
-        """The message that had this id first, in the last five minutes: `message` itself where there was none."""
+        """The first message with this id in the last five minutes: `message` itself if there was none."""
         now = time.monotonic()
         with self.lock:
             self.known = {name: kept for name, kept in self.known.items() if kept[0] > now}
@@ -153,11 +153,11 @@ class LocalQueue(AtHome):
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.queue  # listed from now on
+        self.queue  # creates it, so that it is listed
 
     @property
     def queue(self) -> queue.SimpleQueue[LocalMessage]:
-        """What waits in it. Looked up when used: a test can patch it on the class."""
+        """The messages that wait. Looked up on use, so that a test can patch it on the class."""
         try:
             return self.local_queues[self.url]
         except KeyError:
@@ -169,13 +169,13 @@ class LocalQueue(AtHome):
 
     @classmethod
     def reset(cls, url: str | None = None) -> None:
-        """Forget what was sent to the queue of one URL, or to all: what waits, what is delayed, deduplication ids."""
+        """Forget what was sent to the queue of one URL, or to all: waiting and delayed messages, deduplication ids."""
         for each in [*cls.local_queues] if url is None else [url]:
             cls.local_queues.pop(each, None)
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What `SQS.Queue.attributes` would say, always as of now."""
+        """The same attributes as `SQS.Queue.attributes`, always current."""
         self._let_in()
         return {
             "QueueArn": f"LocalQueue replacing: {self.url}",
@@ -187,11 +187,11 @@ class LocalQueue(AtHome):
         }
 
     def load(self) -> None:
-        """Nothing: `attributes` is never out of date."""
+        """Does nothing: `attributes` is never out of date."""
         logger.info("Noop load!")
 
     def purge(self) -> None:
-        """Drop every message that waits, the delayed ones too."""
+        """Drop every waiting message, delayed ones included."""
         self._require_home()
         with self._aside.lock:
             self._aside.delayed.clear()
@@ -205,7 +205,7 @@ class LocalQueue(AtHome):
         """Append a message: `MessageBody`, and `MessageAttributes`, `DelaySeconds`, `MessageGroupId` and
         `MessageDeduplicationId` if any.
 
-        :raises TypeError: for a body that is no string, as boto3 refuses one; nothing is appended then.
+        :raises TypeError: for a body that is not a string, as with boto3; nothing is appended then.
         :raises botocore.exceptions.ClientError: for what SQS refuses, with its code; nothing is appended then.
         """
         self._require_home()
@@ -223,8 +223,8 @@ class LocalQueue(AtHome):
 
         Like SQS it answers for each entry, in `Successful` or `Failed`, and refuses a request that is wrong as a whole.
 
-        :raises TypeError: for a body that is no string; nothing is appended then.
-        :raises botocore.exceptions.ClientError: for no entries or too many, ids that are the same, and more than 1 MiB.
+        :raises TypeError: for a body that is not a string; nothing is appended then.
+        :raises botocore.exceptions.ClientError: for no entries or too many, duplicate ids, and more than 1 MiB.
         """
         self._require_home()
         for entry in Entries:
@@ -265,7 +265,7 @@ class LocalQueue(AtHome):
         return message
 
     def _let_in(self) -> float:
-        """Append the delayed messages whose time has come. Returns the seconds until it does for the next."""
+        """Append the delayed messages whose time has come. Returns the seconds until the next one's comes."""
         if not self._asides:  # nothing was ever delayed
             return math.inf
         with self._aside.lock:
@@ -275,7 +275,7 @@ class LocalQueue(AtHome):
             return delayed[0][0] - now if delayed else math.inf
 
     def receive_messages(self, **kwargs: Any) -> list[LocalMessage]:
-        """Like SQS: as soon as at least one message is there, all that are, up to the maximum; nothing after the wait.
+        """Like SQS: as soon as there is a message, all that are there, up to the maximum; nothing after the wait.
 
         `WaitTimeSeconds` (0 to 20, default 20), `MaxNumberOfMessages` (1 to 10, default 1); ValueError for others.
         """
@@ -307,8 +307,8 @@ class LocalQueue(AtHome):
         while True:
             patience = min(_LOOK_SECONDS, self._let_in(), deadline - time.monotonic())
             try:
-                # Python 3.10 waits for ever where a timeout is over before the wait begins: SimpleQueue then takes what
-                # is left, a negative number, for none.
+                # Python 3.10 waits for ever if a timeout is over before the wait begins: SimpleQueue then takes the
+                # negative remainder for no timeout.
                 if patience <= 0:
                     return self.queue.get_nowait()
                 return self.queue.get(timeout=max(_SHORTEST_WAIT_SECONDS, patience))
@@ -317,7 +317,7 @@ class LocalQueue(AtHome):
                     raise
 
     def __getattr__(self, name: str) -> NoReturn:
-        # Looked for on the class by whoever sends batches: they must not be there.
+        # Callers that send batches look for these on the class, where they must not be.
         if name in ("delete_messages", "change_message_visibility_batch"):
             raise AttributeError(
                 f"LocalQueue has no {name}: ask each message, or use sqstaskmaster.testing.SimulatedQueue"
@@ -329,5 +329,5 @@ class LocalQueue(AtHome):
 
 
 def _size(given: Mapping[str, Any]) -> int:
-    """The bytes of a message, less its attributes: those are kept whatever they are."""
+    """The bytes of a message without its attributes, which are kept whatever they are."""
     return message_bytes({"MessageBody": given["MessageBody"]})

@@ -1,7 +1,7 @@
 """MessageHandler: one message, from the claim to its settlement.
 
-A handler says what a task is. The block that it is entered as (`_block.alarm_block`) drives it. The claim decides what
-is due when, and the settlement what becomes of the message (both in `_claim`).
+A handler says what a task is. Its `with` block (`_block.alarm_block`) drives it. The claim decides what is due when,
+and the settlement what becomes of the message (both in `_claim`).
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class MessageHandler(abc.ABC):
     :param message: a boto3 `SQS.Message`, or anything with its `body`, `attributes`, `change_visibility`, `delete`.
     :param sqs_timeout: the visibility timeout each extension asks for: a whole number, 1 to 43200 (12 hours).
     :param alarm_timeout: how often the claim is extended; may be a fraction; more than one second below `sqs_timeout`.
-    :param hard_timeout: the limit of the block, from `__enter__`; may be a fraction; up to 43200. The limit that holds
-        is the earlier of this and the end of the claim's 12 hours, which SQS counts from the receive.
+    :param hard_timeout: the limit of the block, from `__enter__`; may be a fraction; up to 43200. The task is stopped
+        at the earlier of this limit and the end of the claim's 12 hours, which SQS counts from the receive.
     :param dead_letter: exception types for which no retry helps, such as `(KeyError, HardTimeout)`: see `DeadLetter`.
     :param clock: for tests: returns seconds, in place of the monotonic clock and the claim's clock.
     :raises ValueError: for a timeout out of its range, and a `dead_letter` that is not exception types.
 
     The times are attributes of the same names. `outcome` is None until the block has been left, then an Outcome;
-    `progress` is what the task last reported, `{}` before.
+    `progress` is what the task last reported, at first `{}`.
 
-    What the block does not delete, SQS redelivers when the visibility timeout ends, and moves to the dead-letter queue
-    after the queue's `maxReceiveCount`:
+    SQS redelivers a message that the block does not delete when the visibility timeout ends, and moves it to the
+    dead-letter queue after the queue's `maxReceiveCount`:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
 
     Limits: it works only in the main thread, on systems with SIGALRM. Python runs a signal handler between two
@@ -108,10 +108,10 @@ class MessageHandler(abc.ABC):
         return True
 
     def notify(self, exception: BaseException, context: Mapping[str, Any] | None = None) -> Any:
-        """Feed an error service with `exception`. `context` holds the message's body and attributes, and under a
+        """Report `exception` to an error service. `context` holds the message's body and attributes, and under a
         `Worker` more. Default: nothing.
 
-        It may be called in another thread than the task's. If it raises, that is logged and goes no further.
+        It may be called in a thread other than the task's. If it raises, that is logged and goes no further.
         """
 
     if TYPE_CHECKING:  # so that a subclass may have either: a method, or an object that is called
@@ -119,8 +119,8 @@ class MessageHandler(abc.ABC):
     else:
 
         def retry_delay(self, exception: BaseException, receive_count: int) -> float | None:
-            """When a task that failed is to be tried again: in how many seconds, or None (the default): when its
-            visibility timeout ends.
+            """When to retry a failed task: in how many seconds, or None (the default): when its visibility timeout
+            ends.
 
             Called after the task failed, timed out or was stuck, when the heartbeat is over. `exception` is why;
             `receive_count` is how often the message has been received, this time included. Seconds are 0 or more,
@@ -132,9 +132,9 @@ class MessageHandler(abc.ABC):
     def claim_lost(self, exception: BaseException) -> None:
         """The claim is gone: the message is visible to others, being run by another, or deleted.
 
-        Called once, with what SQS said, or with `ClaimLapsed` where it ran out before it was extended: after this
-        process was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and
-        lets the task go on; an exception raised here stops it.
+        Called once, with SQS's error, or with `ClaimLapsed` if it ran out before it was extended: after this process
+        was stopped, or cut off from SQS, for longer than `sqs_timeout`. The default notifies, logs at ERROR and lets
+        the task go on; an exception raised here stops it.
         """
         attempt = self._attempt
         text = "Claim lost for message: %s"
@@ -157,9 +157,9 @@ class MessageHandler(abc.ABC):
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """Give SIGALRM back, then delete the message or report the failure. Swallows any Exception.
+        """Restore SIGALRM, then delete the message or report the failure. Swallows any Exception.
 
-        A child process that was forked in the block ends here: the message is its parent's.
+        A child process forked in the block ends here: the message is its parent's.
         """
         return bool(self._block.leave(exception))
 
@@ -178,7 +178,7 @@ class MessageHandler(abc.ABC):
         return AlarmBlock(self, self._terms, self._logger, receipt)
 
     def _renew(self, receipt: note.Receipt | None) -> Any:
-        """Begin anew: a handler may be entered more than once."""
+        """Start over: a handler may be entered more than once."""
         self._start_time = self._clock()
         self.outcome = None
         self._block = self._new_block(receipt)
@@ -191,7 +191,7 @@ class MessageHandler(abc.ABC):
         """Have the next block do what the worker wants."""
         self._terms = terms
 
-    # -- what scripts out there override, patch and call -----------------------------------------------------------
+    # -- what users' scripts override, patch and call --------------------------------------------------------------
 
     def _run_time(self) -> float:
         """Seconds since the block was entered."""
@@ -204,8 +204,8 @@ class MessageHandler(abc.ABC):
     def _extend_timeout(self, seconds: int) -> None:
         """Set the message's visibility timeout to `seconds` from now, or to what is left of the claim's 12 hours.
 
-        A failure (any Exception) is notified and logged, and the next alarm comes soon enough to try again. A call that
-        does not answer in time goes on beside the task. `Worker` extends the claims of its slots itself.
+        A failure (any Exception) is notified and logged, and the next alarm comes soon enough to retry. A call that
+        does not return in time continues beside the task. `Worker` extends the claims of its slots itself.
         """
         self._block.extend(seconds)
 
@@ -218,14 +218,14 @@ _SECONDS = ": a number of seconds, fractions allowed, not "
 
 
 def _that_fits(sqs_timeout: float) -> str:
-    """An alarm timeout for this one, in words: a third of it leaves room for two failed extensions."""
+    """Suggests an alarm timeout that fits: a third of `sqs_timeout` leaves room for two failed extensions."""
     if sqs_timeout <= 2:
         return "give an sqs_timeout of 3 or more"
     return f"give alarm_timeout={min(max(sqs_timeout // 3, 1), sqs_timeout - 1.5):g}, which leaves time to try again"
 
 
 def check_timeouts(sqs_timeout: Any, alarm_timeout: Any, hard_timeout: Any) -> None:
-    """The texts are the classic library's: scripts out there compare them."""
+    """Raise ValueError for invalid timeouts. The texts are the classic library's: users' scripts compare them."""
     if not is_number(alarm_timeout) or alarm_timeout <= 0:
         raise ValueError(f"Alarm timeout must be an integer greater than zero{_SECONDS}{alarm_timeout!r}")
     if not is_number(sqs_timeout) or sqs_timeout <= 0:

@@ -1,6 +1,6 @@
-"""ProcessMessageHandler: MessageHandler, its `run` in a process of its own.
+"""ProcessMessageHandler: a MessageHandler whose `run` has a process of its own.
 
-It says what the task is, here and in the task's process (`run_task`). A block drives it (`_block.process_block`), or,
+It says what the task is, here and in the task's process (`run_task`). A block (`_block.process_block`) drives it, or,
 in a worker, the loop that holds all claims.
 """
 
@@ -33,7 +33,7 @@ Self = TypeVar("Self", bound="ProcessMessageHandler")
 
 _MOST_CONTINUATIONS = 1_000_000
 
-# What a Continue takes on its way to the worker, beside its kwargs.
+# What a Continue takes on its way to the worker, in addition to its kwargs.
 _ROOM_BYTES = 1000
 
 
@@ -112,7 +112,7 @@ class ProcessMessageHandler(MessageHandler):
     def report(self, **progress: Any) -> None:
         """Called by the task: becomes `self.progress` in the worker, for `running()` and for people to see.
 
-        It replaces the previous report. Call it a few times a second at most, in the task's own process, in any of its
+        Replaces the previous report. Call it a few times a second at most, in the task's own process, in any of its
         threads. Plain data of at most 1 MiB arrives as it is, anything else as its `repr`.
         """
         if self._send_report is None:
@@ -154,9 +154,9 @@ class ProcessMessageHandler(MessageHandler):
         return self._block.run(self._task_function, self._limits())
 
     def _limits(self) -> Limits:
-        """What the handler decides about its task, as it is now: a subclass may have set it after its constructor.
+        """The handler's current limits for its task: a subclass may have set them after its constructor.
 
-        :raises ValueError, UnsupportedContext: as the constructor.
+        :raises ValueError, UnsupportedContext: like the constructor.
         """
         grace, method, memory = self.term_grace, self.start_method, self.max_memory
         check_timeouts(self.sqs_timeout, self.alarm_timeout, self.hard_timeout)
@@ -183,15 +183,15 @@ class ProcessMessageHandler(MessageHandler):
     # -- what goes to the task, and what comes back --------------------------------------------------------------
 
     def _task_function(self, seconds: float) -> Function:
-        """What the task's process calls. `seconds`: until its limit."""
+        """The function that the task's process calls. `seconds`: until its limit."""
         around, task = self._attempt.terms.around, self._attempt.task
         return functools.partial(run_task, self._task_side(), task=task, seconds=seconds, around=around)
 
     def _task_side(self: Self) -> Self:
-        """This handler as the task has it: without the claim, which is the worker's."""
+        """This handler for the task's process: without the claim, which is the worker's."""
         task_side = object.__new__(type(self))
         task_side.__dict__.update(self.__dict__)
-        # What has to do with the claim stays here, and cannot be pickled.
+        # These belong to the claim, which stays here, and cannot be pickled.
         for name in ("run", "_block", "_attempt"):
             task_side.__dict__.pop(name, None)
         task_side._message = MessageContent.of(self._message)
@@ -201,7 +201,7 @@ class ProcessMessageHandler(MessageHandler):
 
 
 class MessageContent:
-    """A message as the task has it: what it says, but no claim on it."""
+    """A message as the task has it: its content, but no claim on it."""
 
     def __init__(self, body: str, attributes: Any, message_attributes: Any, message_id: Any) -> None:
         self.body = body
@@ -211,7 +211,7 @@ class MessageContent:
 
     @classmethod
     def of(cls, message: Any) -> MessageContent:
-        """What a message says, read once, so that the task needs neither client nor connection for it."""
+        """A message's content, read once, so that the task needs neither client nor connection for it."""
         attributes: Mapping[str, Any] | None = message.attributes
         return cls(
             message.body,
@@ -237,11 +237,11 @@ def run_task(
     seconds: float,
     around: Callable[[CurrentTask], Any] | None = None,
 ) -> Any:
-    """In the task's process: what `run` returns, with `current_task()` there for it.
+    """Run the task in its process, where `current_task()` returns it. Returns what `run` returns.
 
     :param seconds: until its limit.
     :param around: see Worker.
-    :raises BaseException: what it raises; `DeadLetter` in place of what the handler has no retry for.
+    :raises BaseException: what `run` raises; `DeadLetter` in place of an error for which the handler wants no retry.
     """
     handler._send_report = channel.report
     ends_at = time.monotonic() + seconds
@@ -260,7 +260,7 @@ def run_task(
 
 
 def _checked(ending: Continue, task: str) -> BaseException:
-    """The Continue itself, where it will arrive in the worker whole."""
+    """The Continue itself if it can reach the worker whole, else a CannotContinue."""
     try:
         if len(plain.dump(ending.kwargs)) <= plain.MAX_BYTES - _ROOM_BYTES:
             return ending

@@ -23,7 +23,7 @@ from sqstaskmaster.errors import ConfigurationError, NoAnswer
 
 logger: logging.Logger = get_logger(__name__)
 
-#: What one service is scaled by: a dictionary with the four keys that `Provisioner` names.
+#: How to scale one service: a dictionary with the four keys that `Provisioner` names.
 Rule = Mapping[str, Any]
 
 
@@ -36,7 +36,7 @@ class ServiceState(enum.Enum):
     ACTIVE = "active"
     #: About to go: left as it is.
     STOPPING = "stopping"
-    #: Something is wrong with it: left as it is.
+    #: There is something wrong with it: left as it is.
     FAILING = "failing"
 
 
@@ -54,13 +54,13 @@ class Provisioner:
 
     :param rules: dictionaries with the four keys. The queue name is the queue's URL; the size is the desired count of
         tasks while there is work, a whole number of 0 or more (None stands for 0).
-    :param notify: called as `notify(exception, context=rule)` with an error of AWS.
+    :param notify: called as `notify(exception, context=rule)` with an error from AWS.
     :raises TypeError: for rules that are not iterable, and for a rule that is not a dictionary.
     :raises KeyError: for a rule that lacks a key.
     :raises ValueError: for a rule with an invalid value.
     :raises ConfigurationError: (a ValueError) if no region is configured.
 
-    It takes the region of queue and service from the queue's URL, whatever region is configured.
+    It takes the region of queue and service from the queue's URL, whichever region is configured.
 
     Permissions: `sqs:GetQueueAttributes` on the queues, `ecs:UpdateService` (and `ecs:DescribeServices`,
     `ecs:ListTagsForResource` where `get_description` and `get_tags` are used) on the services.
@@ -75,7 +75,7 @@ class Provisioner:
     #: The key of the desired count while there is work: a whole number, 0 or more.
     ACTIVE_SIZE = "active_size"
 
-    #: What `log_queue_depth` calls the counts that SQS gives.
+    #: The names that `log_queue_depth` uses for SQS's counts.
     QUEUE_DEPTH_ATTRIBUTES = {
         "pending_jobs": "ApproximateNumberOfMessages",
         "running_jobs": "ApproximateNumberOfMessagesNotVisible",
@@ -104,7 +104,7 @@ class Provisioner:
     def run(self) -> list[Rule]:
         """Apply every rule once, and return those that failed: `sys.exit(1 if provisioner.run() else 0)`.
 
-        After an error of AWS (ClientError), or an answer that is not SQS's (NoAnswer), it logs that, calls `notify`,
+        After an error from AWS (ClientError), or an answer that is not SQS's (NoAnswer), it logs that, calls `notify`,
         and goes on with the next rule.
         """
         failed = []
@@ -171,7 +171,7 @@ class Provisioner:
         return tags
 
     def _sqs_in(self, region: str | None) -> Any:
-        """`sqs`, or one like it in a queue's region: SQS refuses requests that are signed for another."""
+        """`sqs`, or one like it in a queue's region: SQS refuses requests signed for another region."""
         if not _differs(region, lambda: self.sqs.meta.client.meta.region_name):
             return self.sqs
         if f"sqs {region}" not in self._clients:
@@ -200,7 +200,7 @@ class Provisioner:
 
 
 def _differs(region: str | None, own: Callable[[], Any]) -> bool:
-    """Whether a client is to be made for that region; one that was put in place of ours, and tells none, is used."""
+    """Whether that region needs a client of its own. A substitute for ours that names no region is used as it is."""
     if not region:
         return False
     try:
@@ -211,12 +211,12 @@ def _differs(region: str | None, own: Callable[[], Any]) -> bool:
 
 
 def _checked(rules: Any) -> list[Rule]:
-    """The rules as a list, so that an iterator is not used up by being checked."""
+    """The rules as a list, so that the check does not use up an iterator."""
     try:
         iterator = iter(rules)
     except TypeError:
         raise TypeError(f"Rules must be iterable: {rules}") from None
-    # Apart from iter: a TypeError that the caller's own generator raises is not about being iterable.
+    # Outside the `try`: a TypeError from the caller's own generator does not mean that it is not iterable.
     checked = list(iterator)
     keys = (Provisioner.QUEUE_NAME, Provisioner.SERVICE_NAME, Provisioner.CLUSTER_NAME, Provisioner.ACTIVE_SIZE)
     for rule in checked:

@@ -1,4 +1,4 @@
-"""What became of tasks: of those given to `submit_many`, and of one that a worker has run."""
+"""The results of tasks: of those given to `submit_many`, and of one that a worker has run."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple, overload
 
 _ID_BYTES = 16
-# The store grows by so many tasks at a time.
+# The store grows by this many tasks at a time.
 _CHUNK = 4096
 
 
 class MessageIds(Sequence[str | None]):
     """The message ids by the index of their task, None for a task that was not sent.
 
-    SQS's ids are UUIDs, and are kept as the 16 bytes they are: ten million take 160 MB, as strings they would take six
-    times that. Ids of another form (from a `LocalQueue`, for example) are kept as they are.
+    SQS's ids are UUIDs, and are kept as their 16 bytes: ten million take 160 MB; as strings they would take six times
+    that. Ids of another form (from a `LocalQueue`, for example) are kept as they are.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class MessageIds(Sequence[str | None]):
         self._length = 0
 
     def put(self, index: int, message_id: str | None) -> None:
-        """Note the `message_id` of the `index`-th task, None where it was not sent. For `submit_many` itself."""
+        """Note the `message_id` of the `index`-th task, None if it was not sent. For `submit_many` itself."""
         if message_id is None:
             return self.grow(index + 1)
         start = index * _ID_BYTES
@@ -42,7 +42,7 @@ class MessageIds(Sequence[str | None]):
         self.grow(index + 1)
 
     def grow(self, length: int) -> None:
-        """Count at least `length` tasks, those that have no id too. For `submit_many` itself."""
+        """Count at least `length` tasks, including those without an id. For `submit_many` itself."""
         self._length = max(self._length, length)
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class MessageIds(Sequence[str | None]):
     def __getitem__(self, index: int | slice) -> str | None | list[str | None]:
         if isinstance(index, slice):
             return [self._at(each) for each in range(*index.indices(self._length))]
-        # A range knows about negative indexes, and about those that are out of range.
+        # A range handles negative indexes, and those out of range.
         return self._at(range(self._length)[index])
 
     def _at(self, index: int) -> str | None:

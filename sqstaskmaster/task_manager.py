@@ -1,4 +1,4 @@
-"""TaskManager: the queue, seen as tasks.
+"""TaskManager: the queue as a stream of tasks.
 
 ::
 
@@ -51,24 +51,24 @@ logger: logging.Logger = get_logger(__name__)
 
 Task = tuple[str, dict[str, Any], Any]
 
-# Connecting takes milliseconds where it works at all; botocore's default of 60 s is longer than most claims.
+# Connecting takes milliseconds if it works at all; botocore's default of 60 s is longer than most claims.
 _CONNECT_SECONDS = 5.0
 # Longer than the longest poll. A visibility timeout should exceed it, and botocore's default of 60 s often does not.
 _READ_SECONDS = MAX_WAIT_SECONDS + 5.0
 
-# Of a request that a claim waits for: half to connect, half for the answer.
+# For a request that a claim waits for: half to connect, half for the answer.
 _URGENT_SECONDS = 10.0
 
-# Sender threads of one submit_many, and with them the connections of the client. botocore's default is 10.
+# The most sender threads of one submit_many, and connections of its client. botocore's default is 10.
 _MAX_THREADS = 64
 
-# A poll that is answered so long after its wait is late: whatever SQS sends, it has sent before.
+# A poll that is answered this long after its wait is late: SQS sent the messages earlier.
 _LATE_SECONDS = 2.0
 
-# What each message has as its attribute service_name, the sender's name aside.
+# The bytes of each message's attribute service_name, without the sender's name.
 _ATTRIBUTE_BYTES = len(SENDER) + len("String")
 
-# This process. Kept, since to ask the system costs as much as to read a message's body.
+# The id of this process. Cached, since asking the system costs as much as reading a message's body.
 _process = os.getpid()
 
 
@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _with_words_for_two_tasks(submit: Callable[..., Any]) -> Callable[..., Any]:
-    """`submit`, whose error says how to send an argument named `task`. `submit(task="Name")` is a classic call."""
+    """`submit`, whose error says how to send an argument named `task`; `submit(task="Name")` is a classic call."""
 
     @functools.wraps(submit)
     def submit_one(self: TaskManager, *arguments: Any, **kwargs: Any) -> Any:
@@ -151,16 +151,16 @@ class TaskManager:
         self._service_name = sender_name or f"Unknown sender to: {sqs_url}"
         self._notify = notify
         self._writer = Writer(strict)
-        self._fifo = sqs_url.endswith(".fifo")  # SQS asks it of the names of FIFO queues, and forbids it to others
+        self._fifo = sqs_url.endswith(".fifo")  # SQS requires it of FIFO queues' names, and forbids it in others
         self._options = NO_OPTIONS
-        self._warned_of_attributes: list[int] = []  # shared with what `options` gives
+        self._warned_of_attributes: list[int] = []  # shared with the managers that `options` returns
         self._extra_bytes = _ATTRIBUTE_BYTES + len(self._service_name.encode())
         self._connect(_Connection(queue_constructor, sqs_url, float(send_timeout)))
         self._connection.queue()
 
     @property
     def queue(self) -> Any:
-        """The queue. In a process that was forked it is made anew: two processes cannot share a connection."""
+        """The queue. It is made anew in a forked process: two processes cannot share a connection."""
         return self._connection.queue()
 
     @queue.setter
@@ -203,9 +203,9 @@ class TaskManager:
         return answer
 
     def _warn_of_attributes(self, sent: Mapping[str, Any]) -> None:
-        """Once, where a message has no room for the attribute of ours that Continue and DeadLetter need.
+        """Warn once if a message has no room for our attribute that Continue and DeadLetter need.
 
-        Instrumentation, or a queue of the user's own making, has added to those that were given.
+        Instrumentation, or a queue of the user's own making, may have added attributes to the given ones.
         """
         others = len(sent) - (SENDER in sent)
         if others >= MAX_MESSAGE_ATTRIBUTES and not self._warned_of_attributes:
@@ -324,7 +324,7 @@ class TaskManager:
         """The parameters of SendMessage, and the bytes that SQS counts."""
         body = messages.encode(task, kwargs, self._writer)
         size = len(body) + self._extra_bytes
-        # Dictionaries of its own for each message: instrumentation adds to them.
+        # New dictionaries for each message: instrumentation adds to them.
         attributes: dict[str, Any] = {SENDER: {"StringValue": self._service_name, "DataType": "String"}}
         request: dict[str, Any] = {"MessageBody": body, "MessageAttributes": attributes}
         if self._fifo or self._options is not NO_OPTIONS:
@@ -338,9 +338,9 @@ class TaskManager:
         return request, size
 
     def _request_of_any(self, task: Any, kwargs: Any) -> tuple[dict[str, Any], int]:
-        """`_request` for what an iterable gave, which may be anything."""
+        """`_request` for an item of an iterable, which may be anything."""
         try:
-            "".join(kwargs)  # the quickest way to see that all names are strings; this is called for each of millions
+            "".join(kwargs)  # the fastest check that all names are strings; this may be called millions of times
             named = isinstance(kwargs, Mapping)
         except TypeError:
             named = False
@@ -366,13 +366,13 @@ class TaskManager:
             time until the message's handler is entered; from then on the handler's own `sqs_timeout` counts.
         :param message_attribute_names: the message attributes to ask for, `["All"]` for all of them: then
             `message.message_attributes` has them. SQS sends only those.
-        :param burst: end when a poll brings nothing, as tests need it. Without it an empty queue is polled for ever.
+        :param burst: end when a poll brings nothing, for tests. Without it an empty queue is polled for ever.
         :raises ValueError: for a time out of its range, at once and not at the first `next()`.
         :raises TypeError: for attribute names that are not strings.
 
-        If `submit` did not write a body, it is logged, passed to `notify`, and left to the queue's redrive policy.
-        Errors of SQS in receiving are raised: let the process end, and its supervisor restart it. A loop that is
-        stopped while it polls (Ctrl-C) leaves the message that this poll still brings hidden for `sqs_timeout`;
+        A message whose body `submit` did not write is logged, passed to `notify`, and left to the queue's redrive
+        policy. Errors of SQS in receiving are raised: let the process end, and its supervisor restart it. If the loop
+        is stopped while it polls (Ctrl-C), a message that the poll still brings stays hidden for `sqs_timeout`;
         `Worker` gives it back.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html
@@ -384,7 +384,7 @@ class TaskManager:
 
     def _generate(self, wait_time: int, sqs_timeout: int, names: list[str], burst: bool) -> Iterator[Task]:
         while True:
-            # A list of its own for each poll: instrumentation adds to it.
+            # A new list for each poll: instrumentation adds to it.
             wanted: dict[str, Any] = {"MessageAttributeNames": [*names]} if names else {}
             try:
                 received = self.receive(wait_time, sqs_timeout, **wanted)
@@ -412,16 +412,16 @@ class TaskManager:
         in_worker: bool = False,
         **wanted: Any,
     ) -> list[Task | None]:
-        """What one poll brings: tasks, and None for each that is not to be run. As `task_generator` does.
+        """The result of one poll, as in `task_generator`: tasks, and None for each message that must not be run.
 
-        That is a body that `submit` did not write, and a message whose claim may have ended before it was here.
+        Those are a body that `submit` did not write, and a message whose claim may have ended before it arrived.
 
-        :param wait_time: seconds that it waits for a message, 0 to 20.
+        :param wait_time: seconds to wait for a message, 0 to 20.
         :param sqs_timeout: the visibility timeout of the receive, 0 to 43200 seconds.
-        :param most: how many messages it may bring, 1 to 10.
-        :param now: seconds, of the clock of claims.
-        :param in_worker: whether a Worker asks: it says itself what helps where it is refused, and its `notify` is told
-            more.
+        :param most: the most messages to receive, 1 to 10.
+        :param now: returns seconds of the clock of claims.
+        :param in_worker: whether a Worker polls: it names the remedy itself if a poll is refused, and its `notify` gets
+            more detail.
         :param wanted: further parameters of ReceiveMessage.
         """
         asked_at = now()
@@ -435,7 +435,7 @@ class TaskManager:
                 **wanted,
             )
         answered_at = now()
-        # SQS may have sent them at any time since it was asked.
+        # SQS may have sent them at any time since the request.
         if sqs_timeout and answered_at - asked_at >= max(sqs_timeout, wait_time + _LATE_SECONDS):
             if any(_lapses(message) for message in received):
                 self._leave_lapsed(len(received), answered_at - asked_at)
@@ -452,7 +452,7 @@ class TaskManager:
             self._refuse(error, message, in_worker)
             return None
         asked_at, answered_at, seconds, has_attributes = receipt
-        # A visibility timeout of 0 is no claim.
+        # A visibility timeout of 0 gives no claim.
         received = note.Receipt(
             asked_at, answered_at, seconds or None, task, has_attributes, self._origin, _lapses(message)
         )
@@ -460,7 +460,7 @@ class TaskManager:
         return task, kwargs, message
 
     def _leave_lapsed(self, number: int, seconds: float) -> None:
-        """Another worker may have them already."""
+        """Log that messages came too late to be run: another worker may already have them."""
         text = "A poll of %s was answered after %.0f s: what it brought (%d) is not run, its claims may have ended"
         logger.warning(text, self.url, seconds, number, extra={"action": "poll_late"})
 
@@ -473,7 +473,7 @@ class TaskManager:
         report.notify(error)
 
     def attributes(self) -> Mapping[str, Any]:
-        """The queue's attributes, asked for now. Counts in them are approximate.
+        """The queue's attributes, requested now. Counts in them are approximate.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
         """
@@ -483,7 +483,7 @@ class TaskManager:
             return attributes_in({}) if attributes is None else attributes
 
     def purge(self) -> None:
-        """Delete every message in the queue, those in flight too. SQS allows one purge a minute, and takes as long.
+        """Delete every message in the queue, those in flight too. SQS takes up to a minute, and allows one purge in it.
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_PurgeQueue.html
         """
@@ -511,9 +511,9 @@ class TaskManager:
 
 
 class _Connection:
-    """A manager's queue, shared with all that its `options` has given: made once in each process.
+    """A manager's queue, shared with all managers that its `options` returned: made once in each process.
 
-    :param send_timeout: seconds for one send, where boto3's own queue is made here.
+    :param send_timeout: seconds for one send, if boto3's own queue is made here.
     """
 
     def __init__(self, constructor: Callable[[str], Any] | None, url: str, send_timeout: float) -> None:
@@ -521,8 +521,8 @@ class _Connection:
         self._url = url
         self._send_timeout = send_timeout
         self._queue: Any = None
-        self._polled: Any = None  # one like it, whose client waits long enough for a long poll
-        self._urgent: Any = None  # and one whose client makes each request once
+        self._polled: Any = None  # one like it whose client waits long enough for a long poll
+        self._urgent: Any = None  # one like it whose client makes each request once
         self._process: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -549,9 +549,9 @@ class _Connection:
         return self._polled
 
     def urgent_queue(self) -> Any:
-        """The queue, or one like it whose client makes each request once, and bounded: for what a claim waits for.
+        """The queue, or one like it whose client makes each request once, and bounded: for requests a claim waits for.
 
-        A give-back that a client repeats may hit a message that is somebody else's by then.
+        If a client repeated a change of visibility to 0, the message might be another worker's by then.
         """
         queue = self.queue()
         if self.constructor is not None or self._polled is queue or not is_of_boto3(queue, "send_message"):
@@ -561,24 +561,24 @@ class _Connection:
         return self._urgent
 
     def made_by(self, constructor: Callable[[str], Any]) -> _Connection:
-        """Another, of a queue that is made by this."""
+        """A connection to the queue that this constructor makes."""
         return _Connection(constructor, self._url, self._send_timeout)
 
     def with_queue(self, queue: Any) -> _Connection:
-        """The same with a queue that somebody has made, and that is polled as it is."""
+        """A connection to a given queue, which is also polled as it is."""
         other = _Connection(self.constructor, self._url, self._send_timeout)
         other._queue, other._polled, other._process = queue, queue, _process
         return other
 
 
 def _boto3_queue(url: str, send_timeout: float, **retries: int) -> Queue:
-    """:param retries: of botocore's configuration, in place of the user's own."""
+    """:param retries: for botocore's configuration, in place of the user's own."""
     if not _is_queue_url(url):
         raise ValueError(
             f"{url!r} is not a queue URL, which looks like "
             f"https://sqs.eu-west-1.amazonaws.com/123456789012/name{_url_of(url)}"
         )
-    # Loaded here, so that whoever only imports this module, or uses a LocalQueue, does not wait for it.
+    # Loaded here, so that those who only import this module, or use a LocalQueue, need not wait for it.
     import boto3
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
@@ -611,7 +611,7 @@ def _boto3_queue(url: str, send_timeout: float, **retries: int) -> Queue:
 
 
 def _url_of(given: str) -> str:
-    """How to come by the URL, of what may be meant; "" where nobody knows."""
+    """How to find the URL of the queue that may be meant; "" if unknown."""
     arn = re.fullmatch(r"arn:[\w-]+:sqs:([\w-]+):(\d+):([\w.-]+)", given)
     if arn is not None:
         region, account, name = arn.groups()
@@ -641,8 +641,8 @@ def _custom_queue(constructor: Any, url: str) -> Queue:
     try:
         queue: Queue = constructor(url)
     except (TypeError, ValueError) as error:
-        # Raised by the call itself, as by `object` or `int`, the constructor does not take a URL. An error from within
-        # a constructor's own code is the user's to see as it is.
+        # If the call itself raised (as with `object` or `int`), the constructor does not take a URL. The user should
+        # see an error from within the constructor's own code as it is.
         within = error.__traceback__ and error.__traceback__.tb_next
         if within:
             raise
@@ -658,7 +658,7 @@ def _custom_queue(constructor: Any, url: str) -> Queue:
 
 
 def _lapses(message: Any) -> bool:
-    """Whether a claim on it can; not in a queue that has no visibility timeouts."""
+    """Whether a claim on it can lapse; not in a queue that has no visibility timeouts."""
     return getattr(message, "claim_lapses", True) is not False
 
 
@@ -676,12 +676,12 @@ def _attribute_names(names: Any) -> list[str]:
 
 
 def _sender(queue: Any, url: str) -> tuple[Callable[[list[dict[str, Any]]], Any], int, bool]:
-    """How entries are sent to a queue, how many at a time, and whether boto3's own method does it.
+    """How to send entries to a queue, how many at a time, and whether boto3's own method does it.
 
     The function can be called from several threads.
     """
-    # boto3 says that its clients may be shared by threads, and that its resources may not. Only boto3's own method is
-    # passed over: one that somebody put in its place does something more.
+    # According to boto3, threads may share its clients, but not its resources. Only boto3's own method is bypassed: one
+    # that a user put in its place does something more.
     if is_of_boto3(queue, "send_messages"):
         client = queue.meta.client
         explained = Explained(url, client)
@@ -704,7 +704,7 @@ def _sender(queue: Any, url: str) -> tuple[Callable[[list[dict[str, Any]]], Any]
 
 
 def _connections(queue: Any) -> int:
-    """How many connections the client of a boto3 queue keeps: a thread beyond makes a new one for each request."""
+    """How many connections a boto3 queue's client keeps: further threads make a new one for each request."""
     config = getattr(getattr(getattr(queue, "meta", None), "client", None), "meta", None)
     most = getattr(getattr(config, "config", None), "max_pool_connections", None)
     return most if isinstance(most, int) and most > 0 else _MAX_THREADS

@@ -1,7 +1,7 @@
 """SimulatedQueue: SQS in memory, as AWS promises it, for tests of what happens to messages.
 
 Visibility, redelivery, receive counts, redrive to a dead-letter queue, delays, the 12 hours of a claim, FIFO groups and
-lost claims, on a clock that the test moves; and faults on request. It refuses what AWS refuses, with its codes and
+lost claims, on a clock that the test moves; and faults on request. It refuses what AWS refuses, with AWS's codes and
 texts, and what boto3 would not send. To test only what messages contain, `LocalQueue` is enough.
 """
 
@@ -37,7 +37,7 @@ from sqstaskmaster._sqs.limits import (
 )
 
 if TYPE_CHECKING:
-    # Type checkers know it on any Python; typing has it from 3.11 on.
+    # Type checkers know these on any Python; typing has them from 3.11 on.
     from typing_extensions import Required, Unpack
 
     class _Message(TypedDict, total=False):
@@ -68,7 +68,7 @@ _SCOPES = ("queue", "messageGroup")
 
 _ELSEWHERE = "use a real SQS server for it (moto_server, with AWS_ENDPOINT_URL_SQS in the environment)"
 
-# The attributes that can be set, and the settings that they are.
+# The attributes that can be set, and the settings that they stand for.
 _ATTRIBUTES = {
     "VisibilityTimeout": "visibility_timeout",
     "DelaySeconds": "delay_seconds",
@@ -115,8 +115,8 @@ class SimulatedQueue(AtHome):
     `WaitTimeSeconds=20` takes no time: it moves the clock to what comes next, 20 seconds at most.
 
     Its methods are those of boto3's `SQS.Queue`, with its parameters and answers. What boto3 would not send raises
-    `botocore.exceptions.ParamValidationError`, what AWS refuses `botocore.exceptions.ClientError` with the code and the
-    text of AWS; `exceptions` has its classes.
+    `botocore.exceptions.ParamValidationError`, what AWS refuses `botocore.exceptions.ClientError` with AWS's code and
+    text; `exceptions` has its classes.
 
     Where SQS leaves it open, this queue does what tests should be ready for: it answers an extension of a lapsed claim
     as if nothing had happened, even with an old receipt handle, and on a standard queue that handle still deletes.
@@ -125,17 +125,17 @@ class SimulatedQueue(AtHome):
     for FIFO, message move tasks, a queue's own deletion. Not simulated, without an error: the limit of messages in
     flight, the order of fair queues, samples of the queue that miss messages, statistics that lag.
 
-    :param url: of the queue; one that ends in .fifo makes it a FIFO queue. Default: one of its own.
-    :param visibility_timeout: seconds, 0 to 43200, the default of receives.
-    :param max_receive_count: of the redrive policy, 1 to 1000: then it has a `dead_letter_queue`. None: none.
-    :param content_based_deduplication: of a FIFO queue.
-    :param deduplication_scope: of a FIFO queue: "queue" or "messageGroup".
-    :param delay_seconds: 0 to 900, the default of messages; on a FIFO queue for all.
-    :param wait_time_seconds: 0 to 20, the default of receives.
+    :param url: the queue's URL; one that ends in .fifo makes it a FIFO queue. Default: a new one.
+    :param visibility_timeout: seconds, 0 to 43200, the default for receives.
+    :param max_receive_count: of the redrive policy, 1 to 1000: then there is a `dead_letter_queue`. None: no policy.
+    :param content_based_deduplication: for a FIFO queue.
+    :param deduplication_scope: for a FIFO queue: "queue" or "messageGroup".
+    :param delay_seconds: 0 to 900, the default for messages; on a FIFO queue for all.
+    :param wait_time_seconds: 0 to 20, the default for receives.
     :param maximum_message_size: bytes, 1024 to 1048576.
     :param retention_seconds: 60 to 1209600; older messages are dropped.
-    :param clock: of another queue, to share its time. Default: one of its own, with its dead-letter queue.
-    :raises ValueError: for a value out of its range; for settings other than those that the queue of this URL has.
+    :param clock: that of another queue, to share its time. Default: its own, shared with its dead-letter queue.
+    :raises ValueError: for a value out of its range; for settings that differ from those of the queue with this URL.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
     """
@@ -176,10 +176,10 @@ class SimulatedQueue(AtHome):
     def reset(cls, url: str | None = None) -> None:
         """Forget the messages, deduplication ids and faults of one queue and its dead-letter queue, or of all.
 
-        Queues that are in use keep their settings and their time; a test that makes one of them again may give it
-        others. Call it at the beginning of each test, so that nothing is left from an earlier one.
+        Queues in use keep their settings and their time; a test that makes one of them again may give it other
+        settings. Call it at the beginning of each test, so that nothing is left from an earlier one.
 
-        :param url: of the one queue; None: all.
+        :param url: that of the one queue; None: all.
         """
         with _making:
             for home in list(_homes.values()):
@@ -192,7 +192,7 @@ class SimulatedQueue(AtHome):
     @classmethod
     @contextlib.contextmanager
     def in_place_of(cls, manager: Any, **settings: Any) -> Iterator[SimulatedQueue]:
-        """A block in which a TaskManager, that of a production module say, has an empty simulated queue of its URL.
+        """A block in which a TaskManager, say of a production module, has an empty simulated queue with its URL.
 
         ::
 
@@ -200,7 +200,7 @@ class SimulatedQueue(AtHome):
                 manager.submit("Train")
 
         :param manager: the TaskManager; everything else that uses it (a Worker, a producer) uses the queue too.
-        :param settings: of the queue.
+        :param settings: those of the queue.
         """
         cls.reset(manager.url)
         queue = cls(manager.url, **settings)
@@ -214,9 +214,9 @@ class SimulatedQueue(AtHome):
 
     @property
     def dead_letter_queue(self) -> SimulatedQueue:
-        """Where messages go that were received `max_receive_count` times.
+        """Where messages go after `max_receive_count` receives.
 
-        :raises ValueError: where there is none.
+        :raises ValueError: if there is none.
         """
         dead_letters = self._home.dead_letters
         if dead_letters is None:
@@ -225,7 +225,7 @@ class SimulatedQueue(AtHome):
 
     @property
     def exceptions(self) -> Any:
-        """The classes of SQS's errors, as a boto3 client has them: `queue.exceptions.PurgeQueueInProgress`."""
+        """SQS's error classes, as on a boto3 client: `queue.exceptions.PurgeQueueInProgress`."""
         return service.exceptions()
 
     # -- its clock, and faults -----------------------------------------------------------------------------------
@@ -236,36 +236,36 @@ class SimulatedQueue(AtHome):
         return self._home.store.clock
 
     def now(self) -> float:
-        """The queue's time, in seconds. Its beginning is no date."""
+        """The queue's time, in seconds. It does not start at a date."""
         return self.clock.now()
 
     def advance(self, seconds: float, *, suspended: bool = False) -> None:
-        """Move the time ahead, of this queue and of its dead-letter queue: see `SimulatedClock.advance`.
+        """Move the time of this queue and its dead-letter queue ahead: see `SimulatedClock.advance`.
 
         :param seconds: 0 or more.
         :param suspended: as if this process had been stopped meanwhile.
         :raises ValueError: for anything but a number of seconds, 0 or more.
-        :raises UnsupportedContext: in the process of a task, whose worker has the queue.
+        :raises UnsupportedContext: in a task's process: the queue is in its worker.
         """
         self.clock.advance(seconds, suspended=suspended)
 
     def throttle(self, operation: str, times: int = 1) -> None:
-        """Have the next calls of an operation ("SendMessage", say) refused as one too many; nothing is done then.
+        """Have the next calls of an operation ("SendMessage", say) throttled; they are not carried out.
 
-        :raises ValueError: for a name that is no operation of SQS.
+        :raises ValueError: for a name that is not an operation of SQS.
         """
         self._home.calls.throttle(operation, times)
 
     def cut(self, operation: str, times: int = 1, *, carried_out: bool = False) -> None:
-        """Have the next calls of an operation end without an answer, by botocore's ReadTimeoutError.
+        """Have the next calls of an operation end without an answer, with botocore's ReadTimeoutError.
 
-        :param carried_out: only the answer is lost, and the request is carried out.
-        :raises ValueError: for a name that is no operation of SQS.
+        :param carried_out: whether the request is carried out, and only its answer lost.
+        :raises ValueError: for a name that is not an operation of SQS.
         """
         self._home.calls.cut(operation, times, carried_out)
 
     def fail_entries(self, operation: str, *places: int, times: int = 1) -> None:
-        """Have entries of the next batches fail, by their places from 0 on; the others are carried out.
+        """Have entries of the next batches fail, given by their positions from 0 on; the others are carried out.
 
         :param operation: "SendMessageBatch", "DeleteMessageBatch" or "ChangeMessageVisibilityBatch".
         :raises ValueError: for any other.
@@ -273,16 +273,16 @@ class SimulatedQueue(AtHome):
         self._home.calls.fail_entries(operation, places, times)
 
     def deliver_twice(self, times: int = 1) -> None:
-        """Have what the next receives bring delivered once more, by the receive that follows: though it is claimed,
-        and though it may have been deleted since, as can happen on a standard queue.
+        """Have the messages of the next receives delivered again by the following receive, though they are claimed or
+        even deleted by then, as can happen on a standard queue.
 
-        :raises ValueError: for a FIFO queue, which never does.
+        :raises ValueError: for a FIFO queue, on which that never happens.
         """
         self._home.require_standard("deliver_twice")
         self._home.store.twice += check_whole("times", times, 1, 1_000_000)
 
     def deliver_out_of_order(self, times: int = 1) -> None:
-        """Have the next receives bring what was sent last, as can happen on a standard queue.
+        """Have the next receives bring the messages sent last, as can happen on a standard queue.
 
         :raises ValueError: for a FIFO queue, which keeps its order.
         """
@@ -293,7 +293,7 @@ class SimulatedQueue(AtHome):
 
     @property
     def attributes(self) -> dict[str, str]:
-        """As SQS tells them: text. Always as of now."""
+        """As SQS gives them, as text. Always current."""
         with self.clock.changed:
             return self._home.store.attributes()
 
@@ -302,7 +302,7 @@ class SimulatedQueue(AtHome):
         self._home.calls.call("GetQueueAttributes", {"AttributeNames": ["All"]}, lambda: None)
 
     def set_attributes(self, *, Attributes: Mapping[str, str]) -> dict[str, Any]:
-        """Change settings by the names and the texts that SQS has for them: `{"DelaySeconds": "5"}`.
+        """Change settings by SQS's names and text values: `{"DelaySeconds": "5"}`.
 
         :raises ValueError: for attributes that are not simulated.
         """
@@ -316,7 +316,7 @@ class SimulatedQueue(AtHome):
         return self._home.calls.call("SetQueueAttributes", {"Attributes": Attributes}, change)
 
     def purge(self) -> dict[str, Any]:
-        """Drop every message, those in flight too. Once in 60 seconds."""
+        """Drop every message, those in flight too. Allowed once in 60 seconds."""
         self._require_home()
         store = self._home.store
 
@@ -335,7 +335,7 @@ class SimulatedQueue(AtHome):
         return self._home.calls.call("SendMessage", kwargs, lambda: service.answer(**_sent(store, kwargs)))
 
     def send_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Send up to 10 messages, 1 MiB together: each as in `send_message`, with an `Id` and an answer of its own."""
+        """Send up to 10 messages, together up to 1 MiB: each as in `send_message`, with its own `Id` and answer."""
         self._require_home()
         store = self._home.store
         by_content = store.settings.content_based_deduplication
@@ -343,9 +343,9 @@ class SimulatedQueue(AtHome):
         return self._home.calls.batch("SendMessageBatch", Entries, wrong, lambda entry: _sent(store, entry))
 
     def receive_messages(self, **kwargs: Unpack[_Receive]) -> list[SimulatedMessage]:
-        """Up to `MaxNumberOfMessages` (1 to 10, default 1), as soon as there is one, or none after `WaitTimeSeconds` (0
-        to 20), with the `VisibilityTimeout`, `MessageSystemAttributeNames` (or `AttributeNames`, which SQS deprecates),
-        `MessageAttributeNames` and, on a FIFO queue, the `ReceiveRequestAttemptId` that are given.
+        """Receive up to `MaxNumberOfMessages` (1 to 10, default 1) as soon as there is one, or none after
+        `WaitTimeSeconds` (0 to 20), with the given `VisibilityTimeout`, `MessageSystemAttributeNames` (or
+        `AttributeNames`, deprecated by SQS), `MessageAttributeNames` and, on a FIFO queue, `ReceiveRequestAttemptId`.
         """
         self._require_home()
         store = self._home.store
@@ -371,7 +371,7 @@ class SimulatedQueue(AtHome):
         return [SimulatedMessage(self, each, names, attribute_names) for each in received]
 
     def delete_messages(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Up to 10, each with an answer of its own."""
+        """Delete up to 10 messages, each with its own answer."""
         self._require_home()
         store = self._home.store
         wrong = lambda: wrong_batch(Entries, "DeleteMessage")  # noqa: E731
@@ -379,7 +379,7 @@ class SimulatedQueue(AtHome):
         return self._home.calls.batch("DeleteMessageBatch", Entries, wrong, delete)
 
     def change_message_visibility_batch(self, *, Entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Up to 10, each with an answer of its own."""
+        """Change the visibility timeouts of up to 10 messages, each with its own answer."""
         self._require_home()
         store = self._home.store
         wrong = lambda: wrong_batch(Entries, "ChangeMessageVisibility")  # noqa: E731
@@ -402,7 +402,7 @@ class SimulatedMessage:
     """One receive of one message of a `SimulatedQueue`, with the parts of boto3's `SQS.Message`.
 
     `body`, `message_id`, `receipt_handle`, `md5_of_body`, `queue_url`; `attributes`, `message_attributes` and
-    `md5_of_message_attributes` have what was asked for, and None where that is nothing.
+    `md5_of_message_attributes` have what was requested, or None if that is nothing.
     """
 
     def __init__(
@@ -435,7 +435,7 @@ class SimulatedMessage:
         return home.calls.call("ChangeMessageVisibility", parameters, change)
 
     def delete(self) -> dict[str, Any]:
-        """Delete it. Once more does no harm."""
+        """Delete the message. Repeating this does no harm."""
         self._queue._require_home()
         home = self._queue._home
 
@@ -456,7 +456,7 @@ class SimulatedMessage:
         return store.clock if store.generation == self._generation else None
 
     def seconds_moved(self) -> float:
-        """By how much the queue's time was moved since this receive: an hour then is an hour of the task's."""
+        """By how much the queue's time was moved since this receive: an hour of that is an hour of the task's time."""
         return self._queue.clock.moved - self._moved_before
 
     def __repr__(self) -> str:
@@ -467,7 +467,7 @@ class SimulatedMessage:
 
 
 class _Home:
-    """What all objects of one URL share."""
+    """The state that all objects of one URL share."""
 
     def __init__(self, store: Store, dead_letters: _Home | None) -> None:
         self.store = store
@@ -487,7 +487,7 @@ class _Home:
             raise ValueError(f"{fault} is for standard queues: SQS keeps the promises of {self.store.url!r}")
 
 
-# One of each URL. Kept until `reset`, and from then on by the queues that are in use.
+# One per URL. `_kept` keeps it until `reset`, after that the queues in use do.
 _homes: weakref.WeakValueDictionary[str, _Home] = weakref.WeakValueDictionary()
 _kept: dict[str, _Home] = {}
 _making = threading.RLock()
@@ -515,7 +515,7 @@ def _found(url: str, settings: Settings, clock: SimulatedClock | None) -> _Home:
 
 
 def _give_dead_letters(home: _Home) -> None:
-    """Let a queue have the dead-letter queue that its settings want."""
+    """Give a queue the dead-letter queue that its settings require."""
     store = home.store
     home.dead_letters = store.dead_letters = None
     if store.settings.max_receive_count is None:
@@ -587,7 +587,7 @@ _RANGES = {
 
 
 def _value(name: str, text: str) -> int | bool | str | None:
-    """What the text of an attribute means; None for a text that SQS refuses."""
+    """The value that the text of an attribute stands for; None for a text that SQS refuses."""
     if name == "DeduplicationScope":
         return text if text in _SCOPES else None
     if name == "ContentBasedDeduplication":

@@ -51,7 +51,7 @@ _MOST_INITIALIZER_SECONDS = 43200
 
 
 class Worker:
-    """Runs the tasks of a queue, as many at once as it has slots, until it is told to stop.
+    """Runs the tasks of a queue, as many at once as it has slots, until it is asked to stop.
 
     ::
 
@@ -70,17 +70,17 @@ class Worker:
 
     A handler's constructor runs twice: in the worker, for `running`, `notify`, `retry_delay` and `claim_lost` (called
     in threads, so that none of them holds up another slot), and again in the task's process, for `run`. What it sets up
-    in one process is not there in the other.
+    in one process does not exist in the other.
 
     All times are in seconds.
 
     :param manager: the queue, or a list of queues in order of priority: a later one is polled only after an empty poll
         (of one second) of each earlier one. Idle, that costs a request a second, instead of one in 20.
     :param handlers: task name -> handler class, constructed as `Handler(message, **kwargs)` with those of
-        `sqs_timeout`, `alarm_timeout`, `hard_timeout` that it takes.
+        `sqs_timeout`, `alarm_timeout` and `hard_timeout` that it takes.
     :param slots: how many tasks at once: a number from 1 to 1000, `"auto"` (the processors this container may use: the
         ECS task's CPU limit, the cgroup's quota, or the affinity, whichever is least), or a sequence of environments,
-        one a slot: `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. A variable that a library reads
+        one per slot: `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. A variable that a library reads
         when it is loaded, such as OMP_NUM_THREADS, must be set before the worker starts. More than one needs Linux, and
         tasks in processes of their own.
     :param sqs_timeout: the visibility timeout of each receive and each extension, whole seconds. A claim always
@@ -91,27 +91,27 @@ class Worker:
     :param shutdown_grace: seconds that running tasks get to finish after SIGTERM or SIGINT, 0 or more.
     :param on_claim_lost: `"stop"`: a task whose claim is lost is stopped, since another worker may be running it; the
         outcome is `claim lost`, and its message is left alone. `"continue"`: it goes on. Tasks in the worker's own
-        process always do. A task whose claim has lapsed before it begins is not started in any case.
-    :param dead_letter_reasons: a task that fails on the last receive that the queue's redrive policy allows is sent to
-        its dead-letter queue by the worker, with the reason. Needs sqs:SendMessage on that queue.
+        process always go on. A task whose claim has lapsed before it begins is never started.
+    :param dead_letter_reasons: if a task fails on the last receive that the queue's redrive policy allows, the worker
+        sends its message to the dead-letter queue, with the reason. Needs sqs:SendMessage on that queue.
     :param around: `around(current_task)` returns a context manager, which is entered in the task's process around the
         task and sees its exception: for tracing, for example.
-    :param on_start: called once, in the worker, after whatever forks tasks has been forked: to open a metrics port, for
-        example.
+    :param on_start: called once, in the worker, after the process that forks tasks has been started: to open a metrics
+        port, for example.
     :param on_finish: called in the worker, in a thread, as `on_finish(finished)` for each task that has ended.
-    :param initializer: `initializer()` is called in each process that is to run tasks, before it gets one: to load a
+    :param initializer: `initializer()` is called in each process that is to run tasks, before its first task: to load a
         model, to make a CUDA context, to start a server of its own. Tasks find what it leaves in globals. No message is
-        claimed for a process until it has returned there. If it fails, its traceback is logged, and it is tried again,
-        1 to 60 seconds apart; three failures in a row in every slot, and no task in between, end the worker. Arguments:
-        `functools.partial`. Needs Linux, and one start method for all tasks: with `start_method="spawn"` each slot has
-        a fresh interpreter that stays.
+        claimed for a process until it has returned there. If it fails, its traceback is logged, and it is retried, 1 to
+        60 seconds apart; three failures in a row in every slot, with no task in between, end the worker. To pass
+        arguments, use `functools.partial`. Needs Linux, and one start method for all tasks: with
+        `start_method="spawn"` each slot has a fresh interpreter that stays.
     :param max_tasks_per_child: how many tasks a process runs, one after the other; None for no limit. A process gets no
         other task after any failure, stop or lost claim, or if a task has left something behind (a thread, a process, a
         descriptor, a signal handler, a timer, another folder, umask, limit or environment).
     :param initializer_timeout: seconds that the initializer may take, over 0; then its stack is logged and it is
         killed.
-    :param max_growth: bytes that a process may have grown by since its initializer returned, to get another task; None
-        for no limit.
+    :param max_growth: bytes by which a process may have grown since its initializer returned and still get another
+        task; None for no limit.
     :raises ValueError: for a time or a number out of its range.
     :raises TypeError: for a manager that is not a TaskManager, and for a handler that cannot be constructed as above.
     :raises UnsupportedContext: for more than one slot, and for processes that run several tasks, outside Linux.
@@ -198,7 +198,7 @@ class Worker:
         dead_letter: tuple[type[BaseException], ...] = (),
         max_continuations: int = 1000,
     ) -> Callable[[Function], Function]:
-        """Decorator: makes a task of a function of its kwargs, which runs in a process of its own.
+        """Decorator: makes a function of its kwargs a task, which runs in a process of its own.
 
         :param name: the task's name, as passed to `submit`.
         :param sqs_timeout: whole seconds; default: the worker's.
@@ -230,7 +230,7 @@ class Worker:
             "dead_letter": dead_letter,
             "max_continuations": max_continuations,
         }
-        # Made once here, so that wrong settings raise where they are written.
+        # Checked here, so that wrong settings raise where they are written.
         registry.check_settings(settings)
 
         def register(function: Function) -> Function:
@@ -254,15 +254,15 @@ class Worker:
         Returns how many messages had each outcome: the values of `Outcome`, `given back` (received while stopping) and
         `refused` (unknown task, kwargs that do not fit).
 
-        :param slots: in place of the worker's own, as the command line's `--slots`.
+        :param slots: in place of the worker's own, like the command line's `--slots`.
         :param on_event: called with "polled" after each poll that SQS answered, and every few seconds while no slot is
-            free, as long as the worker's loop turns. Without slots "busy" and "idle" come round each task instead. With
-            an initializer, "ready" comes once, when it has returned in a slot. It is for health checks, and must be
-            quick. If it raises, that is logged.
+            free, as long as the worker's loop is alive. Without slots "busy" and "idle" come around each task instead.
+            With an initializer, "ready" comes once, when it has returned in a slot. It is for health checks, and must
+            be quick. If it raises, that is logged.
         :param ecs_agent_uri: ECS_AGENT_URI on Amazon ECS: the ECS task is protected from scale-in while it works.
         :param ecs_metadata_uri: ECS_CONTAINER_METADATA_URI_V4 on Amazon ECS: `slots="auto"` asks it for the CPU limit.
-        :param ecs_lock: where several processes of a container run workers: the descriptor of a file, opened for
-            reading and writing, that they share. The one that becomes idle last returns the protection.
+        :param ecs_lock: if several processes of a container run workers: the descriptor of a file, opened for reading
+            and writing, that they share. The process that becomes idle last releases the protection.
         :raises InitializerFailed: if no slot gets ready, see `initializer`. Nothing was received meanwhile.
         :raises PollRefused: if polling again does not help; the text says what does.
         :raises UnsupportedContext: outside the main thread, and while the command line imports the worker's module.
@@ -306,7 +306,7 @@ class Worker:
             isolated = self._has_slots(wanted)
             template = None
             if isolated and process_tree.LINUX:
-                # First of all: what is forked from it inherits no thread and no connection.
+                # Started first, so that what is forked from it inherits no thread and no connection.
                 template = Template(
                     functools.partial(order.run, self._registry, self._around), None if warm is None else warm.process
                 )
@@ -347,11 +347,11 @@ class Worker:
         return self._registry.handler_for(task, kwargs, message, self.manager.notify)
 
     def _alone(self, manager: TaskManager, status: Callable[[AskFacts, AskStop], Status]) -> Worker:
-        """The same tasks and limits for that queue, one at a time, stopped at once: to run one task by hand.
+        """The same tasks and limits for that queue, one at a time, with an immediate stop: to run one task by hand.
 
-        The hooks of the worker's own process are not called: they are for what runs in production.
+        The hooks of the worker's own process are not called: they are for production.
 
-        :param status: what tells whoever asks what runs.
+        :param status: makes what answers `sqstaskmaster ps`.
         """
         alone = copy.copy(self)
         alone.managers, alone.manager = [manager], manager
@@ -363,12 +363,12 @@ class Worker:
 
     @property
     def hard_timeouts(self) -> dict[str, float]:
-        """The hard timeout of each task by its name, in seconds. A handler class may set another for itself."""
+        """The hard timeout of each task by name, in seconds. A handler class may set another for itself."""
         return {name: entry.hard_timeout for name, entry in self._registry.items()}
 
     @property
     def sends_dead_letters(self) -> bool:
-        """Whether it is set to send failed messages to the dead-letter queue. What a task raises is not known here."""
+        """Whether it is set to send failed messages to the dead-letter queue. What tasks raise is not known here."""
         return self.dead_letter_reasons or any(entry.dead_letters for _, entry in self._registry.items())
 
     @property
@@ -379,7 +379,7 @@ class Worker:
     def _has_slots(self, slots: Any) -> bool:
         """Whether tasks run in slots: all of them have processes of their own.
 
-        Where pidfd_open is refused (older Docker, gVisor), one at a time runs without.
+        If pidfd_open is refused (older Docker, gVisor), one task at a time runs without a slot.
         """
         if not self._is_single(slots):
             return True
@@ -387,7 +387,7 @@ class Worker:
         return kernel_helps and all(entry.isolated for _, entry in self._registry.items())
 
     def _warm(self, slots: Any) -> WarmSettings | None:
-        """What is wanted of processes that stay; None where each task has its own, and nothing is to be run first."""
+        """The settings of processes that stay; None if each task has its own process, and nothing runs before it."""
         if self._initializer is None and self.max_tasks_per_child == 1:
             return None
         what = "initializer" if self._initializer is not None else "max_tasks_per_child"
@@ -418,7 +418,7 @@ class Worker:
         return isinstance(slots, int) and slots == 1 or slots == [{}]
 
     def _check_slots(self, slots: Any) -> None:
-        """Refuse what cannot run in more slots than one, or in one with an environment of its own."""
+        """Refuse tasks that cannot run in several slots, or in a slot with its own environment."""
         if self._is_single(slots):
             return
         require_processes()

@@ -1,6 +1,6 @@
-"""Mistakes that were made once, or nearly, to be put back one by one: the simulation has to find each.
+"""Mistakes that were once made, or nearly, to be put back one by one: the simulation must find each.
 
-Each is a function that gives the patches to enter. The sentence says what the worker does then.
+Each is a function that yields the patches to enter. The sentence says what the worker then does.
 """
 
 import contextlib
@@ -165,7 +165,7 @@ def _twice():
 @_defect("a worker that was suspended sleeps on until its timer is over")
 def _suspended():
     yield mock.patch.object(heartbeat, "_LOOK_SECONDS", math.inf)
-    yield mock.patch.object(attendant, "_SUSPENDED_SECONDS", math.inf)  # else whatever wakes it has it look
+    yield mock.patch.object(attendant, "_SUSPENDED_SECONDS", math.inf)  # else any wake-up makes it look
 
 
 @_defect("after a suspension a task runs on into the end of its claim's 12 hours")

@@ -9,12 +9,12 @@ _ID = re.compile(
     r"|https://sqs.simulated/\d+/simulation-\d+(?:q\d)?(?:\.fifo)?(?![\w.-])"
 )
 
-# A loop that turns more often in a second is spinning.
+# A loop that turns more often than this per second is spinning.
 MOST_TURNS_A_SECOND = 1000
 
 
 class Violation(BaseException):
-    """A law that does not hold. Nothing of the package's takes it for an error of its own."""
+    """A law was broken. A BaseException, so that the package does not handle it like an error."""
 
 
 class Chance:
@@ -30,18 +30,18 @@ class Chance:
         return lowest + (highest - lowest) * self.random()
 
     def skewed(self, lowest, highest):
-        """Between the two, mostly near the first."""
+        """A number between the two, mostly near the first."""
         return lowest + (highest - lowest) * self.random() ** 3
 
     def whole(self, lowest, highest):
-        """Both included."""
+        """A whole number, both bounds included."""
         return lowest + int((highest - lowest + 1) * self.random())
 
     def one_of(self, choices):
         return choices[int(len(choices) * self.random())]
 
     def weighted(self, weights):
-        """A key of a dictionary of weights."""
+        """A key of a dictionary of weights, chosen by weight."""
         left = sum(weights.values()) * self.random()
         for key, weight in weights.items():
             left -= weight
@@ -51,7 +51,7 @@ class Chance:
 
 
 class Events:
-    """What is to happen, in the order of time, then in the order in which it was planned."""
+    """The events to come, in order of time, then in the order in which they were planned."""
 
     def __init__(self, tell=None):
         self.now = 1000.0

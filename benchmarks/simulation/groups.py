@@ -1,4 +1,4 @@
-"""The laws of FIFO queues: in a group, one task after the other, in the order in which they were sent."""
+"""The laws of FIFO queues: in a group, tasks run one after the other, in the order in which they were sent."""
 
 
 class Groups:
@@ -15,7 +15,7 @@ class Groups:
             self._records.setdefault((url, name), []).append(record)
 
     def check(self, record, process):
-        """A task starts after all that is before it in its group, and beside none of them."""
+        """A task may start only after all earlier tasks of its group, and beside none of them."""
         group = self._records.get(record.group)
         if group is None:
             return
@@ -32,7 +32,7 @@ class Groups:
                         ledger.violated(f"{process.name} runs beside {live.name} of its group, {wrong}")
 
     def _wrong(self, other, handle):
-        """What is wrong with a task that runs though its message is gone; "" where its claim has lapsed."""
+        """What is wrong with a task that runs though its message is gone; "" if its claim has lapsed."""
         if handle.replaced is not None:
             return handle.wrong
         if self._run.events.now < other.granted_until and not other.deleted:

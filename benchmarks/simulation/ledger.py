@@ -8,29 +8,29 @@ from sqstaskmaster._sqs.limits import MAX_VISIBILITY_SECONDS
 from benchmarks.simulation.events import Violation
 from benchmarks.simulation.groups import Groups
 
-# What a worker's turn, a request and its answer may take where nothing goes wrong.
+# How long a worker's turn, a request and its answer may take if nothing goes wrong.
 _SLACK_SECONDS = 0.6
 
-# SQS's answer is waited for so long before an extension is tried again.
+# How long a worker waits for SQS's answer before it retries an extension.
 _PATIENCE_SECONDS = 2.0
 
-# After its machine was suspended, a worker sleeps on for so long.
+# How long a worker may sleep on after its machine was suspended.
 _LOOK_SECONDS = 5.0
 
-# A task that cannot be started is tried again no sooner.
+# A task that cannot be started is retried no sooner than this.
 _START_SECONDS = 0.9
 
-# An extension under way is waited for so long before a message is given back.
+# How long a worker waits for an extension under way before it returns a message.
 _QUIET_SECONDS = 1.0
 
 
-# Extensions are for whole seconds, and end so much before the 12 hours do.
+# Extensions are for whole seconds, and so end up to this long before the 12 hours do.
 _FINAL_SECONDS = 1.5
 
-# A task is to be stopped so long, and its grace, before the 12 hours of its claim end.
+# A task must be stopped this long, plus its grace, before the 12 hours of its claim end.
 _END_SECONDS = 2.0
 
-# A poll that is answered so long after its wait is late.
+# A poll that is answered this long after its wait is late.
 _LATE_SECONDS = 2.0
 
 
@@ -53,12 +53,12 @@ class Handle:
         self.world = world
         self.asked_at = asked_at
         self.received_at = received_at
-        self.is_final = False  # SQS has said that it extends it no more
+        self.is_final = False  # SQS has said that it will not extend it any more
         self.attempt = None
         self.tries = []
         self.returned_at = math.inf
-        self.begun_at = math.inf  # when its worker heard of it
-        self.replaced = None  # why another receive has the message, where one has
+        self.begun_at = math.inf  # when its worker learned of it
+        self.replaced = None  # why another receive has the message, if one has
         self.wrong = ""
         self.asked_to_return = False
         self.task_ended_at = -math.inf
@@ -107,7 +107,7 @@ class Ledger:
         n, step = kwargs["n"], kwargs.get("step", 0)
         names = self._events.names
         if message_id in self.records:
-            return  # a FIFO queue had it already
+            return  # a FIFO queue already had it
         if url in self._run.queues:
             names[message_id] = f"m{n}" + (f".{step}" if step else "") + ("'" if (n, step) in self.successors else "")
             record = self.records[message_id] = Record(message_id, n, step, (url, group))
@@ -144,13 +144,13 @@ class Ledger:
         record.granted_at, record.granted_until, record.granted_by = now, now + seconds, handle
 
     def _check_replaced(self, process):
-        """A live task's message was received again: that has to be explained."""
+        """A running task's message was received again: that must be explained."""
         self._follow(process)
         if process.handle.wrong and not process.world.dead and process.world.over_at is None:
             self.violated(f"{process.name} runs, {process.handle.wrong}")
 
     def _follow(self, process):
-        """The receive by which a process's claim is held: its worker may have had its message again."""
+        """Note the receive that holds the process's claim: its worker may have received the message again."""
         attempt = self._attempt_of(process.handle)
         if attempt is not None:
             process.handle = self.handles.get(attempt.message.receipt_handle, process.handle)
@@ -158,7 +158,7 @@ class Ledger:
         return process.handle
 
     def why_replaced(self, record, handle):
-        """Why the message of a claim could be received again, and what is wrong with that, "" where nothing is."""
+        """Why the message of a claim could be received again, and what is wrong with that, "" if nothing is."""
         world = handle.world
         if world.dead or world.over_at is not None:
             return "its worker is gone", ""
@@ -172,7 +172,7 @@ class Ledger:
             return "its worker took it for gone, since no answer had told of the last extension", ""
         if handle.is_final or lapsed_at >= handle.asked_at + self._run.total - _FINAL_SECONDS:
             return "the end of the 12 hours", ""
-        # How long the worker may have waited before each try, with all that was left of the claim.
+        # `cursor`: the latest moment for the next try, given what was left of the claim.
         due_at = max(record.granted_at + self._run.alarm_timeout, handle.begun_at)
         cursor = self._after_stand(world, due_at + _SLACK_SECONDS)
         for each in handle.tries:
@@ -190,7 +190,7 @@ class Ledger:
         return "an outage longer than the claim", ""
 
     def _after_stand(self, world, moment):
-        """The moment, or a moment after the machine stood still where it did then."""
+        """The moment, or, if the machine stood still then, a moment after that."""
         for begin, end, suspended in world.machine.stands:
             after = end + _SLACK_SECONDS + (_LOOK_SECONDS if suspended else 0.0)
             if begin - _SLACK_SECONDS <= moment <= after:
@@ -235,7 +235,7 @@ class Ledger:
         return went_on or (record.n, record.step) in self.dead
 
     def asks(self, world, receipt_handle, thread, what):
-        """A request about a claim arrives. Whoever sent it knew by then what it knew."""
+        """A request about a claim arrives. Its sender must be judged by what it knew when it sent it."""
         handle = self.handles.get(receipt_handle)
         if handle is None:
             return
@@ -249,7 +249,7 @@ class Ledger:
         if attempt is None:
             return
         lost_at = world.lost.get(attempt, math.inf)
-        # What has begun to be deleted is finished work, and is tried again whatever becomes of the claim.
+        # A delete that has begun is for finished work, and is retried whatever happens to the claim.
         knew_by = handle.task_ended_at if what == "delete" else thread.called_at
         if lost_at < knew_by and attempt.message.receipt_handle == receipt_handle:
             self.violated(f"{what} of {name} by a claim that its worker knew to be gone")
@@ -291,13 +291,13 @@ class Ledger:
             self._events.at(process.handle.received_at + self._run.total, lambda: self._look_at_the_end(process))
 
     def _look_at_the_end(self, process):
-        """A task has to be gone when the 12 hours of its claim end."""
+        """A task must be gone when the 12 hours of its claim end."""
         world, now = process.world, self._events.now
         if not process.alive or world.dead or world.over_at is not None:
             return
         handle = self._follow(process)
         end = due = handle.received_at + self._run.total
-        # It is to be stopped so long before that.
+        # It must be stopped this long before that.
         stops = end - _END_SECONDS - process.term_grace
         for begin, until, suspended in world.machine.stands:
             if begin < end and until > stops:
@@ -355,7 +355,7 @@ class Ledger:
     def logged(self, world, level, text, values, more):
         extra = more.get("extra") or {}
         if extra.get("action") == "start_failed":
-            # Its worker lacks something: the message is not to be received again and again meanwhile.
+            # Its worker lacks something: the message must not be received again and again meanwhile.
             record = self.records[extra["message_id"]]
             is_newest = self._receives.get((record.message_id, extra["receive_count"])) is record.newest
             if is_newest and self._events.now < record.granted_until:
@@ -380,7 +380,7 @@ class Ledger:
                 self.violated(f"{self.name_of(handle.record)} is reported before it is given back")
 
     def _attempt_of(self, handle):
-        """The attempt that has this receive; which may be one that had its message before."""
+        """The attempt that has this receive, possibly one that had the message before."""
         if handle.attempt is None:
             for attempt in handle.world.attempts:
                 if attempt.message.receipt_handle == handle.key:

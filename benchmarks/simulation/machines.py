@@ -11,12 +11,12 @@ from sqstaskmaster._service.world import Timer
 from benchmarks.simulation.events import MOST_TURNS_A_SECOND
 from benchmarks.simulation.threads import Threads
 
-# A wait is over a little late, as every wait is: and however its end was rounded.
+# Waits end a little late, as real ones do, however their end was rounded.
 _LATE_SECONDS = 1e-6
 
 
 class Machine:
-    """It stands still for a while now and then: frozen, or suspended, when the clock of limits stands still too."""
+    """It stands still now and then: frozen, or suspended, when the clock of limits stands still too."""
 
     def __init__(self, run, number):
         self.run = run
@@ -39,12 +39,12 @@ class Machine:
             self.suspended += seconds
 
     def awake(self):
-        """Seconds for which it has not stood still."""
+        """Seconds for which the machine has not stood still."""
         return self.run.events.now - self.stood + max(0.0, self.stands_until - self.run.events.now)
 
 
 class World:
-    """That of one worker's loop. `turns` is the loop's own generator; it is turned where something is due."""
+    """The world of one worker's loop. `turns` is the loop's own generator, which is advanced when something is due."""
 
     def __init__(self, run, machine, name):
         self.run = run
@@ -60,7 +60,7 @@ class World:
         self.keepers = []
         self.signals, self.signals_sent = [], 0
         self.attempts = {}  # those that are not over
-        self.lost = {}  # those of them whose claim is known to be gone, and since when
+        self.lost = {}  # of these, those whose claim is known to be gone, and since when
         self.queue_clock = _QueueClock(self)
         self._timers = []
         self._numbers = itertools.count()
@@ -87,7 +87,7 @@ class World:
         self._readable.pop(descriptor, None)
 
     def after(self, seconds, action):
-        """Something of this machine's, not of its worker's: later where it stands still then."""
+        """Have an event of this machine, not of its worker, happen; later if the machine stands still then."""
 
         def happen():
             machine, events = self.machine, self.run.events
@@ -99,7 +99,7 @@ class World:
         self.run.events.after(seconds, happen)
 
     def _wake(self, when):
-        """Have the loop turned then, or sooner."""
+        """Have the loop take a turn then, or sooner."""
         when = max(when, self.machine.stands_until)
         if when < self._wake_at and not self.dead and self.over_at is None:
             self._wake_at = when
@@ -116,7 +116,7 @@ class World:
         self.turn_loop()
 
     def turn_loop(self):
-        """One turn of its loop, which is over when it has no other."""
+        """Take one turn of its loop, which is over when there is no other."""
         run = self.run
         self._turns += 1
         if run.events.now >= self._counted_from + 1.0:
@@ -151,11 +151,11 @@ class World:
             self._wake(due + self.machine.suspended + _LATE_SECONDS)
 
     def die(self):
-        """SIGKILL: its keepers kill what runs, and end."""
+        """SIGKILL: its keepers kill their tasks, and end."""
         self.dead = True
         for keeper in list(self.keepers):
             keeper.close()
-        # A generator that is not run to its end is closed, and the loop's own clean-up runs: in a world that is over.
+        # Closing an unfinished generator runs the loop's own clean-up, in a world that is over.
         self.turns.close()
 
     # -- for the loop --------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class World:
 
 
 class _QueueClock:
-    """What a source tells of the attempts that begin and end."""
+    """Is informed by a source of the attempts that begin and end."""
 
     def __init__(self, world):
         self._world = world

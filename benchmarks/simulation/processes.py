@@ -15,25 +15,25 @@ _STACK_SECONDS = 0.05
 _KEEPER_SECONDS = 0.5
 _HUNG_KEEPER_SECONDS = 5.0
 
-# From SIGKILL until the worker could know that all is gone.
+# From SIGKILL until the worker can know that everything is gone.
 KILL_SECONDS = 0.02
 
-# What a task does, and what it does when it is told to stop.
+# What a task does, and what it does when it is stopped.
 ENDS = {
     "done": 50,
     "fails": 12,
     "hangs": 6,
     "continues": 6,
     "dead letter": 3,
-    "killed": 3,  # by the kernel, for want of memory
+    "killed": 3,  # by the kernel, out of memory
     "exits": 2,
     "keeper killed": 3,
     "not started": 2,
-    "terminated": 1,  # by a SIGTERM that came from outside
+    "terminated": 1,  # by a SIGTERM from outside
 }
 STOPS = {"ends": 50, "ignores": 25, "finishes": 10, "continues": 8, "fails": 7}
 
-# What a task with max_memory may hold, and how soon it is seen that one holds more.
+# The memory limit of tasks that have one, and how soon a worker notices that a task exceeds it.
 MAX_MEMORY = 1 << 30
 _MEASURE_SECONDS = 0.2
 
@@ -58,7 +58,7 @@ class Template:
 
 
 class Slot:
-    """A keeper. Where processes stay: `warm`: there is one that can take a task; `tasks`: how many it has had."""
+    """A keeper. If processes stay: `warm`: its process can take a task; `tasks`: how many it has had."""
 
     def __init__(self, world):
         self._world = world
@@ -70,7 +70,7 @@ class Slot:
         world.keepers.append(self)
 
     def begin(self, name, term_grace):
-        """Make a process that stays."""
+        """Start a process that stays."""
         self._check()
         self.warm, self.is_last, self.tasks, self._heard = False, False, 0, ""
         return Initializer(self._world, self, term_grace)
@@ -96,7 +96,7 @@ class Slot:
             raise OSError("no descriptor left")
 
     def become_warm(self):
-        """Its process could take a task: it may end before it has one."""
+        """Its process can take a task from now on. It may end before it gets one."""
         self.warm = True
         run, seconds = self._world.run, self._world.run.chance.between(0.1, 20.0)
         if run.weather.happens(run.weather.warm_ends):
@@ -173,12 +173,12 @@ class _Below:
 
     @property
     def stays(self):
-        """Whether its process is there for another task."""
+        """Whether its process stays for another task."""
         return self.gone and self.slot.warm and not self.spent
 
     @property
     def longest(self):
-        """Awake seconds after which it has to be gone."""
+        """Seconds of an awake machine after which it must be gone."""
         return self.limit + self.term_grace + _STACK_SECONDS + _HUNG_KEEPER_SECONDS + 3.0
 
     def _watch(self, seconds):
@@ -195,7 +195,7 @@ class _Below:
     # -- the task ------------------------------------------------------------------------------------------------
 
     def end(self, kind):
-        """The task, and all below its keeper, is gone."""
+        """The task, with everything below its keeper, is gone."""
         if not self.alive:
             return
         self.alive = False
@@ -251,7 +251,7 @@ class _Below:
         if self.alive and not self.stopping:
             self.stopping = True
             chance = self.world.run.chance
-            if chance.happens(0.3):  # it looks at `stopping`, and continues elsewhere
+            if chance.happens(0.3):  # it checks `stopping`, and continues elsewhere
                 self.world.after(chance.between(0.01, 5.0), functools.partial(self.end, "continues"))
 
     def stop(self):
@@ -298,7 +298,7 @@ class _Below:
 
 
 class Initializer(_Below):
-    """What makes a process that stays."""
+    """The initializer of a process that stays."""
 
     def __init__(self, world, slot, term_grace):
         super().__init__(world, slot, term_grace)
@@ -366,7 +366,7 @@ class Process(_Below):
         if kind != "done" or not self.world.run.warm or self.done or not self.alive:
             super().end(kind)
             return
-        # What it has left behind in its process is looked for.
+        # Its process is inspected for leftovers.
         self.done = True
         self.world.run.ledger.ended(self, kind)
         self.world.readable(self.descriptor)

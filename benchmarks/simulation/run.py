@@ -31,16 +31,16 @@ from benchmarks.simulation.processes import ENDS, MAX_MEMORY, Template
 from benchmarks.simulation.user import User
 from benchmarks.simulation.weather import Troubles, Weather
 
-# How long it may take, once nothing goes wrong any more, until all is done.
+# How long it may take until everything is done once nothing goes wrong any more.
 _LAST_SECONDS = 4000.0
 
-# More events than that are no run of a hundred tasks.
+# A run of a hundred tasks does not have more events than this.
 _MOST_EVENTS = 200_000
 
 _ENDED_BY_TROUBLE = (InitializerFailed, PollRefused, SlotLost, TasksCannotStart)
 
 
-_numbers = itertools.count(1)  # of queues: each run has one of its own
+_numbers = itertools.count(1)  # of queues: each run has its own
 
 
 class Result:
@@ -50,7 +50,7 @@ class Result:
 
 
 class Run:
-    """The world of one seed. `thread`: the thread whose call is made right now, None in a loop."""
+    """The world of one seed. `thread`: the thread whose call is being made right now, None in a loop."""
 
     def __init__(self, seed, tell=None, tasks=None):
         self.seed = seed
@@ -66,7 +66,7 @@ class Run:
         self.term_grace = chance.one_of((0.0, 1.0, 5.0))
         self.shutdown_grace = chance.one_of((0.0, 5.0, 20.0))
         self.wait_time = chance.one_of((3, 10, 20))
-        # The most that SQS extends a claim to; 12 hours would take too many events.
+        # The longest claim that SQS allows; 12 hours would take too many events.
         self.total = MAX_VISIBILITY_SECONDS
         if chance.happens(0.3):
             self.hard_timeout = self.sqs_timeout * chance.one_of((2.0, 4.0))
@@ -76,7 +76,7 @@ class Run:
         self.max_memory = None
         if chance.happens(0.1) and self.hard_timeout < 60:  # it is measured ten times a second
             self.max_memory, self.ends = MAX_MEMORY, {**self.ends, "grows": 10}
-        self.warm = None  # what is wanted of processes that stay
+        self.warm = None  # the settings of processes that stay
         if chance.happens(0.2):
             self.warm = WarmSettings(Warm(), chance.one_of((None, 2, 5)), timeout=20.0)
         self.most_receives = chance.one_of((None, 3, 10))
@@ -94,7 +94,7 @@ class Run:
             queue._home.calls = service.Calls(queue._home.store)
         self.stores = [queue._home.store for queue in self.queues.values()]
         if len(self.queues) > 1:
-            self.wait_time = 1  # more is not waited for at one of several
+            self.wait_time = 1  # the most with several queues
         self.groups = chance.whole(1, 10)
         self.polls = {url: service.LongPolls(self, queue._home.store) for url, queue in self.queues.items()}
         self.machines = [Machine(self, number) for number in range(chance.one_of((1, 2, 2, 3, 4)))]
@@ -106,7 +106,7 @@ class Run:
     # -- the run -------------------------------------------------------------------------------------------------
 
     def go(self):
-        """The violation that ended it; None where every law held."""
+        """Returns the violation that ended the run; None if every law held."""
         random.seed(self.seed)  # the jitter of the package
         try:
             self._plan()
@@ -147,7 +147,7 @@ class Run:
         events.after(self.lasts, self._clear_up)
 
     def _clear_up(self):
-        """From now on nothing goes wrong, and tasks are short: all comes to its end."""
+        """From now on nothing goes wrong, and tasks are short, so that everything ends."""
         self.events.trace("WEATHER", "clears up")
         self.calm = True
         self.weather.clear_up()
@@ -165,7 +165,7 @@ class Run:
             self.events.after(100.0, self._end)
         else:
             for world in filter(None, self.worlds):
-                # Where one of its queues is refused for good, and others go on, somebody has to start it again.
+                # If one of its queues is refused for good while others go on, the worker has to be restarted.
                 if world.begun and not world.signals_sent and world.loop._intake.first_refused is not None:
                     self.signal(world)
             self.events.after(5.0, self._look_whether_done)
@@ -181,7 +181,7 @@ class Run:
 
     def _end(self):
         if any(self.worlds):
-            self.events.after(5.0, self._end)  # each has its time to stop
+            self.events.after(5.0, self._end)  # each gets its time to stop
         else:
             self._ended = True
             self.ledger.end()
@@ -219,7 +219,7 @@ class Run:
             for url in self.queues
         ]
         for manager in managers:
-            # It remembers the dead-letter queue for so many seconds of this world.
+            # So that it caches the dead-letter queue by the time of this world.
             connection, writer = manager._connection, manager._writer
             manager._origin = Origin(manager.url, connection.queue, connection.constructor, writer, world.claim_now)
         settings = Settings(
@@ -253,7 +253,7 @@ class Run:
         world._wake(self.events.now)
 
     def worker_over(self, world, error):
-        """Its loop has come to its end."""
+        """The worker's loop has ended."""
         world.over_at = self.events.now
         self.events.trace(world.name, "is over: %s", "stopped" if error is None else repr(error))
         if error is not None and not isinstance(error, _ENDED_BY_TROUBLE):
@@ -268,7 +268,7 @@ class Run:
         self.events.after(self.chance.between(0.5, 5.0), functools.partial(self._start_worker, number))
 
     def signal(self, world):
-        """One more request to stop, which has to end it in time."""
+        """Send one more request to stop, which must end the worker in time."""
         world.signals.append("SIGTERM")
         world.readable(_Signals.descriptor)
         world.signals_sent += 1
@@ -318,7 +318,7 @@ class _Signals:
 
 
 class _Lines(logging.Handler):
-    """What is said about messages goes into the run's ledger."""
+    """Passes log lines about messages to the run's ledger."""
 
     def __init__(self, ledger):
         super().__init__()
@@ -332,7 +332,7 @@ class _Lines(logging.Handler):
 
 
 def run(seed, tell=None, tasks=None):
-    """One run.
+    """Do one run.
 
     :param tell: called with each line of its trace.
     """
@@ -351,7 +351,7 @@ def _run(seed, tell, tasks):
     for logger in loggers:
         logger.handlers[:], logger.propagate = [_Lines(simulated.ledger)], False
         logger.setLevel(logging.INFO)
-    source, logging._srcfile = logging._srcfile, None  # nobody asks where a line was said
+    source, logging._srcfile = logging._srcfile, None  # nobody asks where a line was logged
     try:
         violation = simulated.go()
     finally:
@@ -361,7 +361,7 @@ def _run(seed, tell, tasks):
             logger.setLevel(level)
     events = simulated.events
     result = Result(seed, violation, events.count, events.now - 1000.0, simulated.counts)
-    # Taken to pieces: what they hold is gone then, and need not be looked for.
+    # Emptied by hand, so that the garbage collector need not look for what they hold.
     for each in (simulated.ledger, events, simulated.weather, simulated):
         vars(each).clear()
     if violation is None:

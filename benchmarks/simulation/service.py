@@ -1,4 +1,4 @@
-"""SQS, and what goes wrong on the way there and back. A request is a call of a worker's thread."""
+"""SQS, and what goes wrong on the way to it and back. A request is a call of a worker's thread."""
 
 import functools
 import json
@@ -11,27 +11,27 @@ from sqstaskmaster._memory.calls import Calls as PlainCalls
 from sqstaskmaster._memory.store import READY, Refused
 from sqstaskmaster.testing import SimulatedClock, SimulatedMessage, SimulatedQueue
 
-# How a request goes wrong, and how likely that is where a seed has it.
+# How a request can go wrong.
 FAULTS = (
-    "throttled",  # refused, nothing has happened
+    "throttled",  # refused, not carried out
     "unreachable",  # no connection
     "expired",  # credentials that are renewed soon
     "no credentials",
     "internal error",  # 500: it may have been carried out; half of them were
-    "cut before",  # no answer, after a long wait, and nothing has happened
-    "cut after",  # no answer, and all was carried out
+    "cut before",  # no answer, after a long wait, and not carried out
+    "cut after",  # no answer, but carried out
     "late answer",
-    "late arrival",  # it was carried out long after it was sent
+    "late arrival",  # carried out long after it was sent
     "failed entries",
     "missing entries",
 )
 
-# For how long a client waits for an answer, at the most: botocore's 60 seconds and a connect.
+# The longest that a client waits for an answer: botocore's 60 seconds and a connect.
 CLIENT_SECONDS = 70.0
 
 
 class Clock(SimulatedClock):
-    """Moved by the simulation alone. Tells it of the attempts that begin and end, which a loop tells its queue."""
+    """Moved only by the simulation, which it informs of attempts that begin and end, as a loop informs its queue."""
 
     def __init__(self, began):
         super().__init__()
@@ -46,7 +46,7 @@ class Clock(SimulatedClock):
 
 
 class Calls(PlainCalls):
-    """Requests without a look at what boto3 would refuse to send: these are the package's own, and many."""
+    """Requests without the check for what boto3 would refuse to send: these are the package's own, and many."""
 
     def call(self, operation, parameters, carry_out):
         try:
@@ -56,7 +56,7 @@ class Calls(PlainCalls):
 
 
 class Thread:
-    """A thread of a worker's that makes a call: its own view of time, and how its first request goes."""
+    """A worker's thread that makes a call: its own view of time, and how its first request goes."""
 
     __slots__ = ("pool", "called_at", "sent_at", "time", "fault", "answer_after", "peeks", "entries")
 
@@ -70,7 +70,7 @@ class Thread:
 
 
 class Queue(SimulatedQueue):
-    """The queue as one worker reaches it."""
+    """The queue as seen by one worker."""
 
     def __init__(self, url, *, host):
         super().__init__(url, clock=host.run.clock)
@@ -235,7 +235,7 @@ def _error(operation, code, status):
 
 
 def constructor(host):
-    """What a worker's TaskManager makes its queues by."""
+    """The queue constructor of a worker's TaskManager."""
     return functools.partial(Queue, host=host)
 
 
@@ -249,7 +249,7 @@ class LongPolls:
         self._look_at = math.inf
 
     def begin(self, thread, call):
-        """A poll has arrived: it is answered as soon as there is something, or its time is over."""
+        """A poll has arrived: it is answered as soon as there is a message, or its time is over."""
         if thread.fault is not None or is_ready(self._store):
             call()
             return
@@ -265,7 +265,7 @@ class LongPolls:
         self.look()
 
     def look(self):
-        """Polls that wait may have what they wait for, now or once a message becomes visible."""
+        """Waiting polls may be answered, now or once a message becomes visible."""
         if not self._polls:
             return
         if is_ready(self._store):

@@ -1,6 +1,6 @@
-"""The supervisor's decisions, as they are: which process it starts again and when, and how it ends. No process is made.
+"""The real supervisor's decisions: which process it restarts and when, and how it ends. No process is started.
 
-Its processes say, and come to, what a seed has them do. The clock jumps, as in the world of the loops.
+A seed decides what its processes send, and how they end. The clock jumps, as in the world of the loops.
 """
 
 import math
@@ -12,7 +12,7 @@ from sqstaskmaster._service.exit_codes import Exit
 
 from benchmarks.simulation.events import Chance, Violation
 
-# The longest pause before a process is started again; after the end of one that never had a slot ready.
+# The longest pause before a process is restarted; and after the end of one that never had a ready slot.
 _LONGEST_PAUSE = 30.0
 _NOT_READY_PAUSE = 60.0
 _SHORTEST_PAUSE = 0.5
@@ -21,7 +21,7 @@ _SLACK_SECONDS = 0.01
 _LAST_GRACE_SECONDS = 15.0
 _DEATHS = 8
 
-# What a process comes to: its exit code, whether it says that the next would end so too, and how likely that is.
+# How a process ends: its exit code, whether it reports that the next would end the same way, and how likely that is.
 _ENDS = (
     (Exit.OK, False, 1),
     (1, False, 3),
@@ -34,7 +34,7 @@ _ENDS = (
 
 
 class _Socket:
-    """The supervisor's end of what a process says."""
+    """The supervisor's end of a process's socket."""
 
     def __init__(self):
         self.said = []
@@ -59,7 +59,7 @@ class _Life:
         self.polls = self.ready = False
         self.code, self.is_fatal = supervised.pick_end()
         lives = chance.skewed(0.1, 200.0)
-        self.events = []  # when, and what it says then; None for its end
+        self.events = []  # when, and what it sends then; None for its end
         at = now + 0.3
         for said in (supervisor.LOADED, supervisor.POLLED, supervisor.READY):
             if at > now + lives or not chance.happens(supervised.starts_well):
@@ -75,7 +75,7 @@ class _Life:
         self.events.append((now + lives, None))
 
     def told(self, number, now, chance):
-        """A signal: it ends of it, or does not."""
+        """A signal arrives, which may end the process."""
         self.signals.append(number)
         if number == signal.SIGKILL or chance.happens(0.8):
             code = -number if number == signal.SIGKILL else Exit.OK
@@ -114,7 +114,7 @@ class Supervised(supervisor.Supervisor):
         return code, is_fatal
 
     def go(self):
-        """The violation that ended it; None where every law held."""
+        """Returns the violation that ended the run; None if every law held."""
         try:
             while self.now < 3000.0 or self._is_ending() and self.now < 4000.0:
                 self._start_due()
@@ -135,7 +135,7 @@ class Supervised(supervisor.Supervisor):
         raise Violation(f"the supervisor: {text}, after {self.now:.3f} s")
 
     def _let_happen(self):
-        """The next that happens: a signal, a word or an end of a process, or what is due."""
+        """Let the next event happen: a signal, a process's message or end, or what is due."""
         seconds = self._seconds_to_next()
         due = [(math.inf if seconds is None else self.now + seconds, 0, None)]
         due += [(at, 1, None) for at in self.signals_at[:1]]
@@ -219,7 +219,7 @@ class Supervised(supervisor.Supervisor):
     # -- the laws ----------------------------------------------------------------------------------------------------
 
     def _check_starts(self):
-        """Whatever has ended is started again, in time."""
+        """Every process that has ended must be restarted in time."""
         if self._is_ending() or not self._proven:
             return
         for number, slot in enumerate(self._slots):
@@ -243,7 +243,7 @@ class Supervised(supervisor.Supervisor):
 
 
 def run(seed, trace=None):
-    """What was wrong, None where nothing was; and how much happened."""
+    """Returns what was wrong, None if nothing was; and how much happened."""
     logger = supervisor.logger
     disabled, logger.disabled = logger.disabled, True
     try:

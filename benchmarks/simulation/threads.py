@@ -1,4 +1,4 @@
-"""The threads of a simulated worker: what is called in them, how long that takes, and when its answer is there."""
+"""The threads of a simulated worker: what is called in them, how long that takes, and when its result arrives."""
 
 import collections
 import functools
@@ -10,7 +10,7 @@ from benchmarks.simulation.service import Thread
 
 
 class Threads:
-    """Those of one worker, by pools."""
+    """The threads of one worker, by pool."""
 
     def __init__(self, world):
         self.run = world.run
@@ -44,7 +44,7 @@ class Threads:
         return answered
 
     def _asked_about(self, function):
-        """Which claims a request is about, by their receipt handles: the request is not made."""
+        """Which claims a request is about, by their receipt handles, without making the request."""
         run = self.run
         thread = Thread("peek", run.events.now, None, 0.0)
         thread.peeks = []
@@ -65,7 +65,7 @@ class Threads:
         run = self.run
         events, chance, weather = run.events, run.chance, run.weather
         if pool == EVENTS or pool == MEMORY:
-            # They have no answer to wait for: they are over at once.
+            # These have no result to wait for: they are over at once.
             self._run_call(threads, pool, function, then, None)
             return
         if pool == CALLBACKS or pool == SLOTS or pool.startswith("constructors "):
@@ -99,7 +99,7 @@ class Threads:
             call()
 
     def _run_call(self, threads, pool, function, then, thread, answer=0.0):
-        """What the thread calls, and how its answer comes back."""
+        """Make the thread's call, and send back its result."""
         run = self.run
         if self._world.dead and (thread is None or pool in (CALLBACKS, SLOTS)):
             return

@@ -1,4 +1,4 @@
-"""What goes wrong in one run, and how often: every seed has some of all troubles, and may have none."""
+"""What goes wrong in one run, and how often: every seed has its own mix of troubles, and may have none."""
 
 import functools
 
@@ -40,7 +40,7 @@ class Weather:
         self.outages = []
 
     def request(self, world, pool):
-        """How a request goes: its thread, in how many seconds it arrives, and how long its answer takes from there."""
+        """How a request goes: its thread, in how many seconds it arrives, and how long its answer then takes."""
         run = self._run
         chance, now = run.chance, run.events.now
         arrives, answer = chance.between(*_FAST_SECONDS), chance.between(*_FAST_SECONDS)
@@ -75,7 +75,7 @@ class Weather:
 
 
 class Troubles:
-    """What befalls workers and machines at its time."""
+    """The troubles that happen to workers and machines in the course of a run."""
 
     def __init__(self, run):
         self._run = run
@@ -160,7 +160,7 @@ class Troubles:
             return
         store = self._run.chance.one_of(self._run.stores)
         if store.fifo:
-            return  # it never does
+            return  # that never happens there
         if self._run.chance.happens(self._run.weather.twice * 3):
             self._run.counts["second delivery"] += 1
             store.twice += 1

@@ -1,4 +1,4 @@
-"""Tasks that wait to be sent, and how they are put together into requests. No network, no threads.
+"""Tasks that wait to be sent, and how they are combined into requests. No network, no threads.
 
 add(entry) -> waiting -> take() -> one request's entries -> done(entries)
 """
@@ -30,9 +30,9 @@ class Entry:
 
 
 class Line:
-    """Entries for a standard queue: any ten that follow each other make a request.
+    """Entries for a standard queue: any ten in a row make a request.
 
-    :param most: how many entries make a request, where it is not ten.
+    :param most: how many entries make a request, if not ten.
     """
 
     def __init__(self, most: int = MAX_BATCH_ENTRIES) -> None:
@@ -44,7 +44,7 @@ class Line:
         return len(self._entries)
 
     def has_whole(self) -> bool:
-        """Whether a request can be made that no further entry would fit in."""
+        """Whether a request can be made that has no room for another entry."""
         return len(self._entries) >= self._most or self.bytes > MAX_BATCH_BYTES
 
     def add(self, entry: Entry) -> None:
@@ -52,7 +52,7 @@ class Line:
         self.bytes += entry.size
 
     def take(self) -> list[Entry]:
-        """The entries of the next request: as many as fit, none where none wait."""
+        """Take the entries of the next request: as many as fit, none if none wait."""
         taken: list[Entry] = []
         room = MAX_BATCH_BYTES
         while self._entries and len(taken) < self._most and self._entries[0].size <= room:
@@ -63,7 +63,7 @@ class Line:
         return taken
 
     def done(self, entries: Iterable[Entry]) -> None:
-        """Nothing: entries know nothing of each other."""
+        """Does nothing: these entries do not depend on each other."""
 
     def clear(self) -> list[Entry]:
         """Take everything that waits."""
@@ -74,12 +74,12 @@ class Line:
 
 
 class GroupedLine:
-    """Entries for a FIFO queue: a message group has one entry on its way at a time, the next waits until it is done.
+    """Entries for a FIFO queue: a message group has one entry on its way at a time; the next waits until it is done.
 
-    A request never holds two entries of one group. SQS may refuse the first of them for a moment and accept the
-    second, and once that has happened no retry can put them in order again.
+    A request never holds two entries of one group: SQS could refuse the first for a moment and accept the second, and
+    then no retry could restore their order.
 
-    :param most: how many entries make a request, where it is not ten.
+    :param most: how many entries make a request, if not ten.
     """
 
     def __init__(self, most: int = MAX_BATCH_ENTRIES) -> None:
@@ -94,7 +94,7 @@ class GroupedLine:
         return self._length
 
     def has_whole(self) -> bool:
-        """Whether a request of the most entries can be made."""
+        """Whether a full request can be made."""
         return len(self._free) >= self._most
 
     def add(self, entry: Entry) -> None:
@@ -106,7 +106,7 @@ class GroupedLine:
             self._free[group] = None
 
     def take(self) -> list[Entry]:
-        """The first entries of up to ten groups that have none on its way."""
+        """Take the first entries of up to ten groups that have none on its way."""
         taken: list[Entry] = []
         room = MAX_BATCH_BYTES
         for group in self._free:

@@ -1,24 +1,25 @@
-"""How many threads are worth having for requests that are partly computing, partly waiting.
+"""How many threads are worthwhile for requests that partly compute, partly wait.
 
-Computing takes turns (Python's global lock): a second thread that computes gains nothing and costs about a quarter more
-processor time in switching. Waiting does not: at 15 ms to the region eight threads are eight times as fast. So the
-first thread is watched, and others are added while the processor is idle.
+Threads compute in turns (Python's global lock): a second one gains nothing, and costs about a quarter more processor
+time in switching. They wait in parallel: at 15 ms to the region eight threads are eight times as fast. So the first
+thread is watched, and others are added while the processor is idle.
 """
 
 from __future__ import annotations
 
 import math
 
-# One thread that computes for half its time leaves too little to gain for what a second one costs.
+# If one thread computes for half its time, a second would cost more than it gains.
 _BUSY_ALONE = 0.5
-# With several there is something to gain up to here.
+# With several threads, more of them gain something up to here.
 _BUSY = 0.8
-# The first request also makes the connection, and loads what botocore needs; then so many are looked at together.
+# The first request also makes the connection, and loads what botocore needs. After it, this many per thread are judged
+# together.
 _REQUESTS_PER_LOOK = 2
 
 
 class Concurrency:
-    """Add up what requests took, and say how many threads that is worth, up to `most`. Times in seconds."""
+    """Adds up what requests took, and says how many threads are worthwhile, up to `most`. Times in seconds."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -27,7 +28,7 @@ class Concurrency:
         self._computing = 0.0
 
     def wanted(self, threads: int, wall: float, computing: float) -> int:
-        """How many threads to have where there are `threads`, after one more request that took so long in one."""
+        """How many threads to have, given that there are `threads`, and that one more request took this long."""
         self._seen += 1
         if self._seen == 0:
             return threads

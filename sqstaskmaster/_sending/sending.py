@@ -1,8 +1,8 @@
 """Many tasks to one queue: batches, in parallel, retried, every task accounted for.
 
 the caller's thread:  tasks -> prepare -> line (bounded) --+
-sender threads:                  line -> request -> SQS  <-+   -> sent, to be tried again, or failed
-the caller's thread:  waits for room, tells of progress, and at the end returns the result or raises what failed
+sender threads:                  line -> request -> SQS  <-+   -> sent, to be retried, or failed
+the caller's thread:  waits for room, reports progress, and at the end returns the result or raises what failed
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ Prepare = Callable[[Any, Any], tuple[dict[str, Any], int]]
 Send = Callable[[list[dict[str, Any]]], Any]
 Progress = Callable[[SubmitResult], Any]
 
-# What is not sent after so many tries, on top of the client's own, is given up; and no try starts later than this,
-# so that the last of them still ends within the five minutes in which a FIFO queue knows a deduplication id.
+# A task that is not sent after this many tries, on top of the client's own, is given up; and no try starts later than
+# this, so that the last still ends within the five minutes for which a FIFO queue remembers a deduplication id.
 _TRIES = 10
 _RETRY_SECONDS = 100.0
-# The n-th pause is a random part of 0.1 s doubled n times ("full jitter"), of 10 s at most.
+# The n-th pause is a random part of 0.1 s doubled n times ("full jitter"), but of 10 s at most.
 _PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 
-# Four requests for each thread wait ready made; the caller is woken up again when half of them have gone. With fewer
-# the senders run dry while the caller, on a busy machine, waits for its turn.
+# Four requests per thread are kept ready; the caller is woken when half of them are gone. With fewer, the senders run
+# dry while the caller, on a busy machine, waits for its turn.
 _AHEAD = 4
-# A request that is not full waits so long for more tasks.
+# A request that is not full waits this long for more tasks.
 _LINGER_SECONDS = 0.5
-# How often the waiting caller looks about: for progress to tell, and for requests that hang.
+# How often the waiting caller checks for progress to report, and for requests that hang.
 _TICK_SECONDS = 0.1
-# How long after Ctrl-C the answers to requests under way are waited for; a second Ctrl-C ends that.
+# How long after Ctrl-C to wait for the answers to requests under way; a second Ctrl-C ends that.
 _INTERRUPT_SECONDS = 5.0
 
-# So many requests given up or refused as a whole, one after the other, with none answered between: nothing gets
-# through (no network, no permission, no queue), and the other tasks are listed as failures without being tried.
+# After this many requests in a row that were given up or refused as a whole, nothing gets through (no network, no
+# permission, no queue): the other tasks are listed as failures without being tried.
 _DOWN_AFTER = 8
-# Failures are kept with their arguments. With so many no further task is taken: the error has the rest.
+# Failures are kept with their arguments. After this many no further task is taken: the error has the rest.
 _MOST_FAILURES = 100_000
 
 _IDS = tuple(str(number) for number in range(MAX_BATCH_ENTRIES))
@@ -81,7 +81,7 @@ class Sending:
     """One call of `submit_many`. `run` is called once.
 
     :param tasks: the iterable of `(task, kwargs)`.
-    :param prepare: `prepare(task, kwargs)` gives the parameters of SendMessage and the size in bytes, or raises.
+    :param prepare: `prepare(task, kwargs)` returns the parameters of SendMessage and the size in bytes, or raises.
     :param send: sends a list of entries, and returns what SendMessageBatch answers. Called from several threads.
     :param of_boto3: whether boto3's own method makes the requests, whose answers are then SQS's.
     :param line: where entries wait, which decides what may leave together.
@@ -110,22 +110,22 @@ class Sending:
         self._progress_counts = (0, 0)
         self._progress_at = 0.0
 
-        # One lock for all that follows. A bare one: the `with` of a Condition can be interrupted half-way in.
+        # One lock for everything below. A bare one: the `with` of a Condition can be interrupted half-way in.
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # entries wait, or the end has come
         self._room = threading.Condition(self._lock)  # entries have gone
         self._failures: list[Failure] = []
         self._flying: set[Entry] = set()
-        self._held: dict[str, int] = {}  # message groups that are held back, and the index of the task to blame
+        self._held: dict[str, int] = {}  # message groups that are held back, with the index of the task to blame
         self._concurrency = Concurrency(threads)
         self._senders = 0
         self._started: list[threading.Thread] = []
         self._idle = 0
         self._streak = 0
         self._down: str | None = None
-        self._is_hurried = False  # the caller waits for room, or has no more: requests leave though they are not full
+        self._is_hurried = False  # the caller waits for room, or has no more: even requests that are not full are sent
         self._closed = False  # no more tasks come
-        self._settled = False  # answers that come now come too late
+        self._settled = False  # from now on answers come too late
         self._stopping = threading.Event()
 
     def run(self) -> SubmitResult:
@@ -135,7 +135,7 @@ class Sending:
             try:
                 self._feed()
             except Exception as error:
-                ended = error  # of the iterable: what was taken from it is sent all the same
+                ended = error  # from the iterable: what was taken from it is still sent
             self._finish()
         except BaseException as interrupt:
             told = self._interrupted(interrupt)
@@ -210,13 +210,13 @@ class Sending:
         return None
 
     def _is_half_full(self) -> bool:
-        """Whether half as much waits as may: a caller who found it full comes back when it is not even that."""
+        """Whether at least half as much waits as may: a caller that found it full resumes once less waits."""
         return len(self._line) >= self._most_entries // 2 or self._line.bytes >= self._most_bytes // 2
 
     # The caller's thread: waiting.
 
     def _await(self, waiting: Callable[[], bool], pressed: bool, seconds: float = float("inf")) -> None:
-        """Wait for as long as `waiting()` says, and `seconds` at most."""
+        """Wait while `waiting()` is true, at most `seconds`."""
         deadline, waited = time.monotonic() + seconds, 0.0
         while True:
             if self._send_here():
@@ -258,7 +258,7 @@ class Sending:
         try:
             self._await(lambda: bool(self._flying), pressed=False, seconds=_INTERRUPT_SECONDS)
         except KeyboardInterrupt:
-            pass  # the second one means now
+            pass  # the second Ctrl-C means now
         with self._lock:
             self._settled = True
             self._fail([(entry, "Interrupted", "the interrupt came before it was sent") for entry in waiting])
@@ -277,7 +277,7 @@ class Sending:
         return kind(why, failures, self._tasks, self.result)
 
     def _tell(self, now: bool = False) -> None:
-        """Call on_progress, where something has changed, and not too often."""
+        """Call on_progress if something has changed, and not too often."""
         if self._on_progress is None:
             return
         counts = (self.result.sent, self.result.failed)
@@ -292,9 +292,9 @@ class Sending:
     # The sender threads.
 
     def _start_threads(self, number: int) -> None:
-        """Start so many more sender threads, as far as allowed.
+        """Start `number` more sender threads, as far as allowed.
 
-        In the caller's context (a thread copies the one it is started in): a trace that is open there goes on here.
+        Each runs in a copy of the caller's context, so that a trace that is open there continues here.
         """
         for _ in range(number):
             with self._lock:
@@ -307,14 +307,14 @@ class Sending:
                 with state.starting_thread():
                     thread.start()
             except RuntimeError:
-                # No more threads to be had; none at all in an atexit function, from Python 3.12 on.
+                # The system has no more threads; in an atexit function, from Python 3.12 on, there are none at all.
                 self._threads = len(self._started)
                 logger.warning("No further thread can be started", extra={"action": "no_thread"})
                 return
             self._started.append(thread)
 
     def _send_here(self) -> bool:
-        """Without any sender thread: make the next request in the caller's. False where nothing waits to be sent."""
+        """If there is no sender thread, make the next request in the caller's. Returns False if it made none."""
         if self._started:
             return False
         with self._lock:
@@ -334,19 +334,19 @@ class Sending:
     def _deliver_or_fail(self, entries: list[Entry]) -> None:
         try:
             self._deliver(entries)
-        except BaseException as error:  # SystemExit of a user's queue too: whoever waits for the entries must be told
+        except BaseException as error:  # even SystemExit of a user's queue: the caller waits for these entries
             if not self._started and not isinstance(error, Exception):
-                raise  # it is the caller's thread
+                raise  # this is the caller's thread
             logger.exception("A sender failed", extra={"action": "sender_failed"})
             left = [entry for entry in entries if entry in self._flying]
             self._record_answer([], [(entry, type(error).__name__, str(error)) for entry in left], [])
 
     def _next(self) -> list[Entry]:
-        """The entries of the next request, when there is one; none when there will be no more."""
+        """Wait for the entries of the next request; none if there will be no more."""
         with self._lock:
             lingered = False
             while not self._stopping.is_set():
-                # Until the caller has been woken up, there is more to come than it shows.
+                # Once less than half waits, the caller is about to add more: do not send small requests yet.
                 pressed = self._is_hurried and self._is_half_full()
                 if pressed or self._closed or lingered or self._line.has_whole():
                     entries = self._line.take()
@@ -363,7 +363,7 @@ class Sending:
             return []
 
     def _deliver(self, entries: list[Entry]) -> None:
-        """Send these, and try again those that may yet get through, until each is sent or has failed."""
+        """Send these, and retry those that may yet get through, until each is sent or has failed."""
         started = time.monotonic()
         tries = 0
         while entries:
@@ -394,7 +394,7 @@ class Sending:
             self._stopping.wait(pause)
 
     def _ask(self, entries: list[Entry]) -> _Answer:
-        """One request for these; more of them where SQS refuses the request as a whole."""
+        """Make one request for these, or several smaller ones if SQS refuses the request as a whole."""
         requests = []
         for number, entry in zip(_IDS, entries):
             entry.request["Id"] = number
@@ -409,7 +409,7 @@ class Sending:
             if is_transient(error):
                 answer.again = [(entry, code, reason) for entry in entries]
             elif len(entries) > 1 and not answer.blocked:
-                # Too long, say, because something on the way adds attributes; or one entry spoils the others.
+                # It may be too long because something on the way adds attributes, or one entry may spoil the others.
                 half = len(entries) // 2
                 answer.add(self._ask(entries[:half]))
                 answer.add(self._ask(entries[half:]))
@@ -423,7 +423,7 @@ class Sending:
         return answer
 
     def _watch(self, wall: float, computing: float) -> None:
-        """Add threads where the processor waits for the network."""
+        """Add threads if the processor waits for the network."""
         with self._lock:
             wanted = self._concurrency.wanted(self._senders, wall, computing)
             missing = wanted - self._senders if len(self._line) else 0
@@ -455,14 +455,14 @@ class Sending:
         self.result.failed += len(failed)
 
     def _hold(self, entry: Entry) -> None:
-        """Given up, but it may yet be sent by the caller: what comes after it in its message group must not pass."""
+        """Given up, but the caller may yet send it: later entries of its message group must not overtake it."""
         if isinstance(self._line, GroupedLine):
             self._held[entry.group] = entry.index
             later = self._line.drop(entry.group)
             self._fail([(each, *(self._reason_not_sent(each) or ("HeldBack", ""))) for each in later])
 
     def _judge(self, answer: _Answer) -> None:
-        """Count the requests that came to nothing, and give up when there are too many of them in a row."""
+        """Count the requests that came to nothing, and give up after too many in a row."""
         with self._lock:
             self._streak = self._streak + 1 if answer.blocked and not answer.sent else 0
             if self._streak < _DOWN_AFTER or self._settled or self._down is not None:
@@ -478,7 +478,7 @@ _E = TypeVar("_E", TasksNotSent, SubmitInterrupted)
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
-    """`(task, kwargs)`; of anything else `(item, None)`, which no queue takes."""
+    """`(task, kwargs)`; for anything else `(item, None)`, which no queue takes."""
     try:
         task, kwargs = item
     except (TypeError, ValueError):
@@ -487,7 +487,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 
 def _read(results: Mapping[str, Mapping[str, Any] | Exception], entries: Mapping[str, Entry], answer: _Answer) -> None:
-    """What the results of SendMessageBatch say of each of the entries."""
+    """Sort the entries into the answer by their results of SendMessageBatch."""
     for number, result in results.items():
         if isinstance(result, Exception):
             code = code_of(result) or type(result).__name__
@@ -497,6 +497,6 @@ def _read(results: Mapping[str, Mapping[str, Any] | Exception], entries: Mapping
 
 
 def _reason(error: Exception) -> str:
-    """What SQS said, without botocore's words round it."""
+    """SQS's own message, without botocore's words around it."""
     said = error.response.get("Error", {}).get("Message") if isinstance(error, ClientError) else None
     return str(error) if said is None else str(said)

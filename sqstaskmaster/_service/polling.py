@@ -90,7 +90,7 @@ class Polling(Generic[Queue]):
         return sum(state.is_out for state in self._states)
 
     def ends_in(self, queue: Queue, now: float) -> float:
-        """Seconds until the queue's poll under way has ended by itself; 0 if there is none."""
+        """Seconds until the wait of the queue's poll under way is over; 0 if there is none."""
         state = self._state_of(queue)
         return max(0.0, state.holds_until - _OVERDUE_SECONDS - now) if state.is_out else 0.0
 

@@ -1,4 +1,4 @@
-"""The tasks of a worker: what the kwargs of their messages must fit, and how a handler is made of them."""
+"""The tasks of a worker: what the kwargs of their messages must fit, and how to make a handler from them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sqstaskmaster.errors import ArgumentsDoNotFit, UnknownTask
 from sqstaskmaster.message_handler import MessageHandler
 from sqstaskmaster.process_handler import ProcessMessageHandler
 
-# What the worker decides about a task. A handler whose constructor hands on whatever it is given would take them from
-# the message, and a producer could lift the worker's limits.
+# What the worker decides about a task. A handler whose constructor passes on all its arguments would take them from the
+# message, and a producer could lift the worker's limits.
 _WORKERS_OWN = frozenset(
     {
         "message",
@@ -31,17 +31,17 @@ _WORKERS_OWN = frozenset(
 
 _NO_MESSAGE: Any = None
 
-# The manager's; a handler class has a method of its own.
+# The manager's; a handler class has its own method.
 Notify = Callable[..., Any] | None
 
 
 class Entry(NamedTuple):
-    """One task: `fits(kwargs)` raises TypeError where they do not; `make(message, kwargs, notify)` gives the handler.
+    """One task: `fits(kwargs)` raises TypeError if they do not; `make(message, kwargs, notify)` returns the handler.
 
-    `isolated`: it runs in a process of its own. `start_method`: how that is known to be started; None where that is not
-    known, or not decided. `quick`: making it runs nothing of the user's. `hard_timeout` is what is known of its limit,
-    in seconds; `dead_letters`, whether it names exceptions without retry, `without_max_memory`, whether it is known to
-    have no limit of its memory.
+    `isolated`: it runs in a process of its own. `start_method`: how that process starts; None if unknown or undecided.
+    `quick`: making the handler runs no user code. `hard_timeout`: its limit as far as known, in seconds.
+    `dead_letters`: whether it names exceptions without retry. `without_max_memory`: whether it is known to have no
+    memory limit.
     """
 
     fits: Callable[[Mapping[str, Any]], object]
@@ -62,7 +62,7 @@ class Registry:
         self._entries: dict[str, Entry] = {}
 
     def add(self, name: str, entry: Entry) -> None:
-        """:raises ValueError: for a name that is none, or is taken."""
+        """:raises ValueError: for a name that is invalid, or taken."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"A task's name must be a non-empty string, not {name!r}")
         if name in self._entries:
@@ -76,9 +76,9 @@ class Registry:
         return list(self._entries.items())
 
     def entry_for(self, task: str, kwargs: Mapping[str, Any]) -> Entry:
-        """The entry that these kwargs fit.
+        """The task's entry, after a check that these kwargs fit it.
 
-        :raises UnknownTask, ArgumentsDoNotFit: where there is none.
+        :raises UnknownTask, ArgumentsDoNotFit: if there is none.
         """
         entry = self._entries.get(task)
         if entry is None:
@@ -92,7 +92,7 @@ class Registry:
     def handler_for(self, task: str, kwargs: Mapping[str, Any], message: Any, notify: Notify = None) -> MessageHandler:
         """The handler that runs this task.
 
-        :raises UnknownTask, ArgumentsDoNotFit: where there is none.
+        :raises UnknownTask, ArgumentsDoNotFit: if there is none.
         """
         entry = self.entry_for(task, kwargs)
         try:
@@ -102,11 +102,11 @@ class Registry:
 
 
 def of_class(name: str, handler: Callable[..., MessageHandler], timeouts: Mapping[str, Any]) -> Entry:
-    """The entry of a handler class, or of a callable that gives handlers.
+    """The entry of a handler class, or of a callable that returns handlers.
 
-    Constructed with those of the worker's timeouts that it takes; one that sets its own need not take any.
+    It is constructed with those of the worker's timeouts that it takes; a handler that sets its own need take none.
 
-    :raises TypeError: where it cannot be constructed so, or would not run what it is given.
+    :raises TypeError: if it cannot be constructed that way, or would not run its task.
     """
     if not callable(handler):
         raise TypeError(f"The handler of task {name!r} must be a handler class, not {handler!r}")
@@ -155,7 +155,7 @@ def _names(signature: inspect.Signature) -> set[str]:
 
 
 def _check_known(signature: inspect.Signature, kwargs: Mapping[str, Any]) -> None:
-    """:raises TypeError: for names that it does not take: a misspelt one, which a missing one would hide in `bind`."""
+    """:raises TypeError: for names that it does not take. `bind` would report a missing name before a misspelt one."""
     known = _names(signature)
     unknown = [name for name in kwargs if name not in known]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
@@ -165,7 +165,7 @@ def _check_known(signature: inspect.Signature, kwargs: Mapping[str, Any]) -> Non
 def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> Entry:
     """The entry of a plain function, which runs in a process of its own.
 
-    :raises TypeError: for anything but a function that takes keyword arguments and has run when it returns.
+    :raises TypeError: for anything but a function that takes keyword arguments and has done its work when it returns.
     """
     called = getattr(function, "__name__", repr(function))
     if not callable(function) or isinstance(function, type):
@@ -197,12 +197,12 @@ def of_function(name: str, function: Callable[..., Any], settings: Mapping[str, 
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """:raises TypeError, ValueError: for settings of a function's task that are none."""
+    """:raises TypeError, ValueError: for invalid settings of a function's task."""
     FunctionHandler(_NO_MESSAGE, check_settings, {}, **settings)
 
 
 def _default_of(signature: inspect.Signature, name: str) -> Any:
-    """What a constructor has for a parameter that it names; None where it has nothing."""
+    """The default of a parameter that a constructor names; None if it has none."""
     parameter = signature.parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
@@ -222,7 +222,7 @@ def _check_not_lifted(kwargs: Mapping[str, Any], own: set[str]) -> None:
 
 
 def _own_names(handler: Any, named: set[str]) -> set[str]:
-    """Those of the names in its signature that are the user's own, for a message to give a value to.
+    """The names in its signature that are the user's own, so that a message may set them.
 
     Not what this package's constructors take, nor what a partial sets: a keyword of the message would replace it.
     """
@@ -238,8 +238,8 @@ def _own_names(handler: Any, named: set[str]) -> set[str]:
 
 
 def _check_runs(what: str, function: Any) -> None:
-    """Refuse what gives something that has yet to be run: it would be deleted as done, never having run."""
-    called = (function, getattr(type(function), "__call__", None))  # or an object that is called
+    """Refuse a callable that returns something yet to be run: it would be deleted as done without having run."""
+    called = (function, getattr(type(function), "__call__", None))  # or a callable object
     if any(map(inspect.iscoroutinefunction, called)):
         raise TypeError(f"{what} is async: write a plain function that calls asyncio.run(...)")
     if any(map(inspect.isgeneratorfunction, called)) or any(map(inspect.isasyncgenfunction, called)):

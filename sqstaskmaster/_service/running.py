@@ -1,4 +1,4 @@
-"""One task in its slot, from its start until it and everything that it has started is gone."""
+"""One task in its slot, from its start until it and everything it started is gone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sqstaskmaster.process_handler import ProcessMessageHandler
 
 
 class Running(Driven):
-    """Has done what is due about one task.
+    """Drives one task: does what is due about it.
 
-    :param on_ended: called once, with this and what the task came to: None where it is done.
-    :param on_done: called before that where the task is done, and its process is being looked at; None to have it
-        wait for that.
+    :param on_ended: called once, with this object and the error of the task's end: None if it is done.
+    :param on_done: called before that once the task is done, while its process is still being inspected. None: only
+        `on_ended` is called, after that.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class Running(Driven):
         self._changed()
 
     def stop(self, reason: BaseException) -> None:
-        """Stop the task, because of that, unless it is being stopped already."""
+        """Stop the task for this reason, unless it is already being stopped."""
         if not self._is_done and self.attempt.stop(reason):
             self.stop_process()
 
     def stop_by(self, order: StopOrder) -> None:
-        """Stop it because somebody wants it, unless it is being stopped already."""
+        """Stop it by order, unless it is already being stopped."""
         if self.attempt.stop_by(order):
             self.stop_process()
 
     def lose(self, error: Exception) -> None:
-        """The claim is gone. Tells the handler, and stops the task where the worker wants it, or the handler does."""
+        """The claim is gone: notify the handler, and stop the task if the worker or the handler wants that."""
         attempt = self.attempt
         self.process.spent = "its claim was lost"
         if attempt.stops_for_lost_claim and attempt.stop(error):
@@ -82,7 +82,7 @@ class Running(Driven):
         self._world.call(CALLBACKS, lambda: self.handler.claim_lost(error), told, CALLBACK_SECONDS)
 
     def facts(self, stack: bool) -> dict[str, Any]:
-        """What `sqstaskmaster ps` shows of it. May be called in any thread. In seconds and bytes."""
+        """What `sqstaskmaster ps` shows of it, in seconds and bytes. Thread-safe."""
         attempt, process = self.attempt, self.process
         said = attempt.report.facts("")
         return {
@@ -100,12 +100,12 @@ class Running(Driven):
         }
 
     def due_in(self) -> float:
-        """Seconds until it is asked whether it makes progress, or stopped: see `Attendant`."""
+        """Seconds until the task is asked whether it makes progress, or is stopped: see `Attendant`."""
         task_now = self._world.task_now()
         return max(0.0, self.watch.decision_at(task_now, self._world.claim_now()) - task_now)
 
     def look(self) -> None:
-        """What is due may be due sooner than it was: do it."""
+        """Something may be due sooner than planned: do what is due."""
         self._due = min(self._due, self._world.now())
         self._attend()
 
@@ -121,7 +121,7 @@ class Running(Driven):
             self._world.call(MEMORY, self._measure, self._measured)
         elif need is Need.ASK:
             self.handler.progress = self.process.progress
-            # `bool` too, which is the user's as well, and may take long.
+            # `bool` too, since it may run user code as well, and take long.
             self._world.call(CALLBACKS, lambda: bool(self.handler.running()), self._answered, CALLBACK_SECONDS)
 
     def _next_at(self, now: float) -> float:
@@ -181,7 +181,7 @@ class Running(Driven):
 
 
 def order_stop(world: World, running: Mapping[Attempt, Running], attempt: Attempt, order: StopOrder) -> bool:
-    """From any thread: somebody wants this task stopped."""
+    """Have this task stopped by order. From any thread."""
 
     def stop() -> None:
         if attempt in running:
@@ -192,6 +192,6 @@ def order_stop(world: World, running: Mapping[Attempt, Running], attempt: Attemp
 
 
 def say_given_up(world: World, attempt: Attempt, name: str) -> None:
-    """A callback of the user's has not answered."""
+    """Log that a user's callback has not returned."""
     facts = attempt.report.facts("callback_given_up")
     world.log(logging.WARNING, CALLBACK_GIVEN_UP, name, attempt.task, CALLBACK_SECONDS, extra=facts)

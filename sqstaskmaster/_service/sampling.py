@@ -1,6 +1,6 @@
-"""Samples of what running tasks use, all that are due together in one call: it reads a file or more for each process.
+"""Samples of what running tasks use. One call takes all that are due; it reads one or more files per process.
 
-It runs in a thread, one call at a time; after one that took t the next waits for 20 t, a twentieth of a core.
+The calls run in a thread, one at a time. After a call that took t, the next waits for 20 t: a twentieth of a core.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sqstaskmaster._service.world import MEMORY, Timer, World
 
 _PAUSES = 20.0
 
-# Samples may be so much early to be taken together.
+# Samples may be taken this early to be taken together.
 _EARLY_SECONDS = 0.25
 
 
 class Sampling:
-    """Of all tasks of a worker."""
+    """The samples of all tasks of a worker."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -32,7 +32,7 @@ class Sampling:
         self._timer_at = math.inf
 
     def begin(self, meter: Meter) -> None:
-        """Take samples of this task, until it has ended."""
+        """Sample this task until it has ended."""
         heapq.heappush(self._due, (meter.next_look_at, next(self._numbers), meter))
         self._wake()
 

@@ -1,4 +1,4 @@
-"""What a worker decides for its runs."""
+"""The settings of a worker for its runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqstaskmaster.version import __version__
 
 
 class Settings(NamedTuple):
-    """See Worker. `status`: what tells whoever asks what runs, and stops it. `warm`: None where each task has its own
+    """See Worker. `status`: makes what answers `sqstaskmaster ps` and `stop`. `warm`: None if each task has its own
     process.
     """
 
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
     warm: WarmSettings | None = None
 
     def start(self, logger: logging.Logger) -> None:
-        """Call `on_start`. What it raises is said with where it comes from, and ends the worker."""
+        """Call `on_start`. An error is logged with its origin, and ends the worker."""
         if self.on_start is None:
             return
         with owner.only_in_this_process():
@@ -53,12 +53,12 @@ class Settings(NamedTuple):
     def queue_clock(self) -> Any:
         """The clock that the queues share.
 
-        :raises ValueError: where they do not.
+        :raises ValueError: if they do not share one.
         """
         return clock.of_queues(manager.queue for manager in self.managers)
 
     def say_ready(self, log: Callable[..., None], slots: int) -> None:
-        """Say what the worker serves, once it does."""
+        """Log what the worker serves, once it is ready."""
         queues, tasks = (", ".join(map(printable, names)) for names in (self._queues(), dict(self.registry.items())))
         text = "Worker ready, sqstaskmaster %s: serves %s; tasks: %s; slots: %d"
         log(logging.INFO, text, __version__, queues, tasks, slots, extra={"action": "ready"})
@@ -67,14 +67,14 @@ class Settings(NamedTuple):
         return [manager.url for manager in self.managers]
 
     def abandoned(self) -> str:
-        """What a second signal does to a poll that is under way."""
+        """Describes what a second signal does to a poll under way."""
         return (
             "; the poll under way is abandoned, and a message that it still brings stays hidden for "
             f"{self.sqs_timeout} s"
         )
 
     def terms(self, manager: TaskManager, task: str, **more: Any) -> Terms:
-        """What the worker wants of the handler of this task."""
+        """The worker's terms for the handler of this task."""
         return Terms(
             queue_url=manager.url,
             fits=functools.partial(self.registry.entry_for, task),

@@ -1,6 +1,6 @@
-"""Carries out many settlements beside each other, and beside the tasks that run: no step of one waits for another's.
+"""Carries out many settlements concurrently, beside the running tasks: no step of one waits for another's.
 
-Deletes, and changes of visibility, that are due together leave as one request.
+Deletes that are due together are sent as one request, and so are changes of visibility.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sqstaskmaster._service.world import CALLBACKS, Timer, World
 from sqstaskmaster._sqs.queues import Errors
 from sqstaskmaster.errors import NoAnswer
 
-# A delete may wait this long for others to join it, where other tasks run, or soon will.
+# A delete may wait this long for others to join it, if other tasks run or soon will.
 _LINGER_SECONDS = 0.025
 
 
@@ -39,8 +39,8 @@ class Settling:
     """All settlements of a worker.
 
     :param on_finish: see Worker.
-    :param others: whether others of a queue's messages are likely to be deleted soon, so that requests may wait a
-        moment to be shared.
+    :param others: whether other messages of a queue are likely to be deleted soon, so that requests may wait a moment
+        to be shared.
     :param over: called with an attempt when nothing more is done about it.
     """
 
@@ -66,26 +66,26 @@ class Settling:
         return attempt in self._cases
 
     def adopts(self, attempt: Attempt) -> bool:
-        """Whether the message would be settled by a new receipt too: not once it is given back, or left."""
+        """Whether the settlement would continue under a new receipt: not once the message is returned, or left."""
         case = self._cases.get(attempt)
         return case is not None and case.adopts
 
     def keeps_claim(self, attempt: Attempt) -> bool:
-        """Whether the claim is extended yet."""
+        """Whether the claim is still extended."""
         case = self._cases.get(attempt)
         return case is not None and not case.let_go
 
     def begin(self, attempt: Attempt, source: Source, settlement: Settlement, waits: bool = False) -> None:
-        """Begin to carry out a settlement, which nobody else touches from now on.
+        """Begin to carry out a settlement, which from now on belongs to this object.
 
-        :param waits: its last step, to tell of the end, is taken only after `let_finish`.
+        :param waits: its last step, to report the end, is taken only after `let_finish`.
         """
         case = self._cases[attempt] = _Case(attempt, source, settlement)
         case.waits = waits
         self._advance(case, None)
 
     def let_finish(self, attempt: Attempt) -> None:
-        """All is known that is to be told of its end."""
+        """Everything to report about its end is known now."""
         case = self._cases.get(attempt)
         if case is not None:
             case.waits = False
@@ -94,14 +94,14 @@ class Settling:
                 self._answered(case, case.turn, None, None)
 
     def _advance(self, case: _Case, result: Result | None) -> None:
-        """Take steps for as long as they need not be waited for."""
+        """Take steps until one has to be waited for."""
         while True:
             case.turn += 1
             try:
                 step = next(case.settlement) if result is None else case.settlement.send(result)
             except StopIteration:
                 break
-            except Exception as error:  # a defect of ours: this message's trouble, and no other's
+            except Exception as error:  # a bug of ours: it must affect only this message
                 text = "Message %s is not settled, it comes back when its visibility timeout ends"
                 self._world.log(logging.ERROR, text, case.attempt.report.message_id, exc_info=error)
                 break
@@ -113,7 +113,7 @@ class Settling:
         self._over(case.attempt)
 
     def _take(self, case: _Case, step: Step) -> bool:
-        """Take a step. Whether it is done already; else `_answered` is called for it."""
+        """Take a step. Returns whether it is done already; else `_answered` is called for it later."""
         world, attempt, source = self._world, case.attempt, case.source
         answered = functools.partial(self._answered, case, case.turn)
         case.began(step)
@@ -154,11 +154,11 @@ class Settling:
         answered(value, error)
 
     def _answered(self, case: _Case, turn: int, value: Any, error: BaseException | None) -> None:
-        if case.turn == turn:  # else it comes too late
+        if case.turn == turn:  # else the answer is too late
             self._advance(case, Result(value, error, self._world.claim_now()))
 
     def _deleted_late(self, case: _Case) -> Callable[[], None]:
-        """A try to delete that was given up has succeeded: nothing else is to be waited for."""
+        """For a delete that was given up and then succeeded: there is nothing left to wait for."""
 
         def late() -> None:
             if case.deleting and case.attempt in self._cases:
@@ -184,8 +184,9 @@ class Settling:
 class _Case:
     """One settlement that is being carried out.
 
-    `turn`: its step, by number. `let_go`: the claim is extended no more. `deleting`: it is about the delete. `adopts`:
-    it goes on with a new receipt, where the message comes back. `waits`: it may not finish yet; `at_finish`: it would.
+    `turn`: the number of its step. `let_go`: the claim is no longer extended. `deleting`: it is busy with the delete.
+    `adopts`: it would continue under a new receipt if the message came back. `waits`: it may not finish yet.
+    `at_finish`: it has only to finish.
     """
 
     __slots__ = (
@@ -209,17 +210,17 @@ class _Case:
         self.adopts = True
 
     def began(self, step: Step) -> None:
-        """It is at this step."""
+        """It has reached this step."""
         if isinstance(step, Say):
             return
         self.let_go = self.let_go or isinstance(step, LetGo)
         self.deleting = isinstance(step, Delete) or self.deleting and isinstance(step, Pause)
-        # What was asked to become visible may come back for that, and what is only reported is no longer held.
+        # A message that was made visible comes back because of that, and one that is only reported is no longer held.
         self.adopts = isinstance(step, (Send, LetGo, Delete, Pause)) or isinstance(step, Ask) and not self.let_go
 
 
 class _Entry(NamedTuple):
-    """One message's part of a request. `late()` is called where it succeeds after it was given up."""
+    """One message's part of a request. `late()` is called if it succeeds after it was given up."""
 
     attempt: Attempt
     seconds: int
@@ -229,7 +230,7 @@ class _Entry(NamedTuple):
 
 
 class _Outbox:
-    """The deletes of one queue, or its changes of visibility, that leave together."""
+    """The deletes of one queue, or its changes of visibility, that are sent together."""
 
     def __init__(self, world: World, source: Source, deletes: bool, others: Callable[[Source], bool]) -> None:
         self._world = world
@@ -283,7 +284,7 @@ class _Outbox:
 
 
 def call_on_finish(on_finish: Callable[[Any], Any], attempt: Attempt) -> None:
-    """What it raises is logged, and goes no further."""
+    """Call it with the attempt's facts. What it raises is logged, and goes no further."""
     try:
         on_finish(finished_of(attempt))
     except Exception as error:

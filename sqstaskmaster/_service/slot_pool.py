@@ -1,7 +1,7 @@
-"""The slots of a worker: which are ready, what starts a task there, and what replaces one whose keeper has died.
+"""The slots of a worker: which are ready, how to start a task in one, and how to replace one whose keeper has died.
 
-On Linux a slot is a keeper, forked by a template that was started before any thread, with a task's process forked
-ahead. Elsewhere, and for a task with another start method, its process is started when the task is there.
+On Linux a slot is a keeper, forked by a template that was started before any thread, with a spare forked ahead.
+Elsewhere, and for a task with another start method, its process is started when the task arrives.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from sqstaskmaster.backoff import ExponentialBackoff
 # Between two tries to open a slot.
 _BACKOFF = ExponentialBackoff(first=1.0, longest=60.0)
 
-# The longest that a keeper is waited for, forked in milliseconds as it is: longer where no claim is held yet.
+# The longest wait for a keeper, though forking one takes milliseconds: longer at the start, when no claim is held yet.
 _START_SECONDS = 60.0
 _REPLACE_SECONDS = 10.0
 
-# A slot with a task holds so many descriptors, and all of them together some more.
+# Descriptors that a slot with a task holds, and those that the rest of the worker holds.
 _DESCRIPTORS_PER_SLOT = 8
 _OTHER_DESCRIPTORS = 256
 
-# At the end, what is just being opened is waited for, which takes milliseconds.
+# How long the end waits for slots that are being opened, which takes milliseconds.
 _LAST_SLOT_SECONDS = 1.0
 
 _FACTS = {"action": "slot_failed"}
@@ -41,11 +41,11 @@ _FACTS = {"action": "slot_failed"}
 class SlotPool:
     """Slots by number.
 
-    :param template: a template that has been started, None where there is none.
-    :param environments: one a slot.
+    :param template: a started template, None if there is none.
+    :param environments: one per slot.
     :param on_ready: called when a slot has become ready.
     :param on_lost: called with the error when no slot can be replaced any more.
-    :param warm: where processes stay, what is wanted of them.
+    :param warm: the settings of processes that stay; None if they do not.
     """
 
     def __init__(
@@ -78,38 +78,38 @@ class SlotPool:
 
     @property
     def method(self) -> str | None:
-        """How slots have their processes started, ahead of tasks; None where they have none."""
+        """How slots start their processes ahead of tasks; None if they do not."""
         if self._template is None:
             return None
         return "fork" if self._warm is None or not self._warm.process.spawned else "spawn"
 
     @property
     def ready(self) -> int:
-        """How many slots are free, and could start a task now."""
+        """How many slots are free and could start a task now."""
         return len(self._ready)
 
     def open_all(self) -> None:
-        """:raises OSError: where the system has no process left."""
+        """:raises OSError: if the system has no process left."""
         for number, environment in enumerate(self._environments):
             if self._template is not None:
                 self._adopt(number, self._template.open_slot(environment, _START_SECONDS))
             self._become_ready(number)
 
     def take(self) -> int:
-        """A slot that is ready, the lowest."""
+        """Take the lowest ready slot."""
         number = min(self._ready)
         self._ready.discard(number)
         self._busy.add(number)
         return number
 
     def free(self, number: int, process: TaskProcess | None, taken: bool = False) -> None:
-        """No task is there any more. Its keeper may be as a task left it, perhaps before the loop hears of that.
+        """The slot's task is gone. Its keeper may be spent by the task, perhaps before the loop hears of that.
 
-        :param taken: it is for another at once.
+        :param taken: the slot is for another task at once.
         """
         child = self._children.pop(number, None)
         if child is not None:
-            self._world.call(SLOTS, child.close)  # to reap its keeper, which ends in this moment
+            self._world.call(SLOTS, child.close)  # reaps its keeper, which is just ending
         elif process is not None:
             if self._warming is not None:
                 self._warming.task_ended(number, process)
@@ -120,9 +120,9 @@ class SlotPool:
             self._become_ready(number)
 
     def start(self, number: int, prepared: Prepared, name: str) -> TaskProcess:
-        """Run a task there.
+        """Start a task there.
 
-        :raises SlotLost, OSError: where nothing was started. A slot that takes none is replaced.
+        :raises SlotLost, OSError: if nothing was started. A slot that takes no task is replaced.
         """
         child = prepared.child
         if child is not None:
@@ -145,23 +145,23 @@ class SlotPool:
             raise
 
     def rest(self) -> None:
-        """The worker stops: no process that is to stay is made any more."""
+        """The worker is stopping: start no more processes that stay."""
         if self._warming is not None:
             self._warming.rest()
 
     def facts(self) -> list[dict[str, Any]]:
-        """What `sqstaskmaster ps` shows of processes that stay. May be called in any thread."""
+        """What `sqstaskmaster ps` shows of processes that stay. Thread-safe."""
         return [] if self._warming is None else self._warming.facts()
 
     def close(self) -> None:
-        """End what there is."""
+        """End all slots and children."""
         if self._warming is not None:
             self._warming.close()
         with self._lock:
             self._is_closed = True
             for slot in (*filter(None, self._slots), *self._unheard):
                 slot.close()
-        # One that is being opened is closed by its thread.
+        # A slot that is being opened is closed by its thread.
         self._world.wait_for(SLOTS, _LAST_SLOT_SECONDS)
         for child in self._children.values():
             child.kill()
@@ -185,7 +185,7 @@ class SlotPool:
             self._world.add_reader(slot.fileno(), functools.partial(self._lose, number, slot))
 
     def _lose(self, number: int, slot: Slot) -> None:
-        """Its process has ended, between two tasks; or its keeper, which is told otherwise."""
+        """Its process has ended between two tasks, or its keeper has, which is noticed in another way."""
         why = slot.heard()
         if not why:
             self._world.remove_reader(slot.fileno())
@@ -195,7 +195,7 @@ class SlotPool:
             self._become_ready(number)
 
     def _close(self, number: int) -> None:
-        """Its keeper has ended, or ends now: another is asked for, beside the loop."""
+        """Its keeper has ended, or is ended now: another is requested, beside the loop."""
         slot = self._slots[number]
         if slot is not None:
             self._world.remove_reader(slot.descriptor)
@@ -214,7 +214,7 @@ class SlotPool:
             self._world.call(SLOTS, lambda: self._keep(template.open_slot(environment, _REPLACE_SECONDS)), opened)
 
     def _keep(self, slot: Slot) -> Slot:
-        """In the thread. A worker that ends meanwhile never hears of the slot."""
+        """In the thread. If the worker ends meanwhile, the slot is never adopted."""
         with self._lock:
             if self._is_closed:
                 slot.close()
@@ -238,8 +238,8 @@ class SlotPool:
 
 
 def allow_descriptors(slots: int) -> None:
-    """Raise the soft limit to the hard one, where it is lower. Tasks keep theirs: the template was forked before."""
-    import resource  # there is none on Windows, where workers can be defined, and not run
+    """Raise the soft limit to the hard one if it is too low. Tasks keep theirs: the template was forked before."""
+    import resource  # missing on Windows, where workers can be defined but not run
 
     number = _DESCRIPTORS_PER_SLOT * slots + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

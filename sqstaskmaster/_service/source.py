@@ -13,10 +13,10 @@ from sqstaskmaster.task_manager import TaskManager
 
 
 class Source:
-    """One queue, with threads of its own for its requests: those of a queue that does not answer hold up no other's.
+    """One queue, with threads of its own for its requests: a queue that does not answer holds up no other.
 
-    `requests`, `polls`: the pools of these threads. Extensions have another, which nothing else can take. `clock`: told
-    of the tasks that run, where it is that of a test's queue.
+    `requests`, `polls`: the pools of these threads. Extensions have their own pool, which nothing else can exhaust.
+    `clock`: is informed of the running tasks, if it is that of a test's queue.
     """
 
     def __init__(

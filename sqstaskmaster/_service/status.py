@@ -1,11 +1,11 @@
-"""What the workers of this machine run, told to whoever asks: `sqstaskmaster ps`; and stopped: `sqstaskmaster stop`.
+"""How this machine's workers answer `sqstaskmaster ps` (what is running?) and `sqstaskmaster stop`.
 
     ps ----- connects, sends what it wants ---> a thread of the worker's: facts ---> one JSON object, and the end
     stop --- connects, sends {"stop": ...} ---> the same thread, then one for this ---> {"stop": whether it runs here},
                                                 when the message is settled ---> {"outcome": ..., "line": ...}
 
-Each worker has a socket, named by its pid, in a folder that only its user and root can enter; `places` finds it again
-without configuration. No question waits for the worker's loop, except for stacks.
+Each worker has a socket, named by its pid, in a folder that only its user and root can enter; `places` finds it without
+configuration. No question waits for the worker's loop, except for stacks.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from sqstaskmaster._signals import state
 if TYPE_CHECKING:
     from sqstaskmaster._service.stops import Ended
 
-# An answer takes milliseconds; with stacks, up to a second. Whoever does not answer in this time is stopped or frozen.
+# An answer takes milliseconds; with stacks, up to a second. A worker that takes longer than this is stopped or frozen.
 _ANSWER_SECONDS = 3.0
 
-# A descriptor that is lacking may be there a moment later.
+# If descriptors are exhausted, one may be free a moment later.
 _AGAIN_SECONDS = 1.0
 
-# What is sent to a worker, and what one may answer; a task reports 1 MiB at most, and so long is a stack, or shorter.
+# Limits for the question to a worker, and for its answer; a task's report is 1 MiB at most, and so is its stack.
 MOST_REASON = 500
 _MOST_QUESTION = 4096
 _MOST_ANSWER = 256 << 20
 
-# Of how many workers of one user the answers are waited for at once.
+# How many workers of one user are asked at once.
 _AT_ONCE = 200
 
 THREAD = "sqstaskmaster-ps"
@@ -50,15 +50,15 @@ THREAD = "sqstaskmaster-ps"
 logger = get_logger("sqstaskmaster.worker")
 
 
-# Gives what is told, plain data; with True, with the stacks of tasks.
+# Returns the facts, as plain data; with True, the tasks' stacks too.
 AskFacts = Callable[[bool], "dict[str, Any]"]
 
-# Stops a task. Gives its end, to be waited for; None where no such task runs.
+# Stops a task. Returns its end, to wait for; None if no such task is running.
 AskStop = Callable[[StopOrder], "Ended | None"]
 
 
 class Status:
-    """The socket of one worker. One that cannot be had is a warning: the worker works on.
+    """The socket of one worker. If it cannot be opened, the worker logs a warning and works on.
 
     :param facts: called in a thread.
     :param stop: called in a thread.
@@ -71,7 +71,7 @@ class Status:
         self._socket: socket.socket | None = None
 
     def open(self) -> None:
-        """Begin to answer."""
+        """Begin to answer requests."""
         try:
             self._socket, self._path = _listening()
             pipes.keep_from_children(self._socket.fileno())
@@ -82,7 +82,7 @@ class Status:
             threading.Thread(target=self._serve, args=(self._socket,), name=THREAD, daemon=True).start()
 
     def close(self) -> None:
-        """Take the socket away, and the folder where it was the last."""
+        """Remove the socket, and the folder if this was the last one."""
         listening, self._socket = self._socket, None
         if listening is None or self._path is None:
             return
@@ -119,7 +119,7 @@ class Status:
                         answer = self._facts(question == _STACKS)
                         connection.sendall(json.dumps(answer, default=repr, skipkeys=True).encode())
                 except OSError:
-                    pass  # whoever asked has gone
+                    pass  # the client has gone
                 except Exception:
                     logger.exception("A request of sqstaskmaster ps failed", extra={"action": "status_failed"})
 
@@ -130,7 +130,7 @@ def _order(question: bytes) -> StopOrder:
 
 
 def _tell_end(connection: socket.socket, ended: Ended) -> None:
-    """In a thread of its own: until the message is settled."""
+    """Wait until the message is settled, and send the end. In a thread of its own."""
     with connection, contextlib.suppress(OSError):
         said = ended.get()
         if said is not None:
@@ -148,7 +148,7 @@ def _listening() -> tuple[socket.socket, Path]:
         listening = socket.socket(socket.AF_UNIX)
         try:
             places.check(folder, os.geteuid())
-            # Not before the check: whoever made the folder would say what is connected to, and removed.
+            # Not before the check: a stranger who made the folder would decide what we connect to, and remove.
             for path, _ in _sockets(folder):
                 with socket.socket(socket.AF_UNIX) as connection:
                     connection.settimeout(_ANSWER_SECONDS)
@@ -159,7 +159,7 @@ def _listening() -> tuple[socket.socket, Path]:
             listening.listen()
             return listening, path
         except FileNotFoundError:
-            listening.close()  # another worker has ended in this moment, and taken the folder with it
+            listening.close()  # another worker has just ended, and removed the folder
         except BaseException:
             listening.close()
             raise
@@ -169,7 +169,7 @@ def _listening() -> tuple[socket.socket, Path]:
 
 
 class Answer(NamedTuple):
-    """What a worker says; `said` is None where it does not answer, or not as a worker does."""
+    """The answer of a worker; `said` is None if it does not answer, or not as a worker does."""
 
     pid: int
     uid: int
@@ -178,16 +178,16 @@ class Answer(NamedTuple):
 
 
 class StopAnswer(NamedTuple):
-    """What came of a stop. `runs`: whether the task runs there; None: no word of it. `end`: see `Stops`."""
+    """The answer to a stop. `runs`: whether the task is running there, None if unknown. `end`: see `Stops`."""
 
     runs: bool | None
     end: dict[str, Any] | None = None
 
 
 def ask(stacks: bool = False) -> list[Answer]:
-    """What this user's workers on this machine say; as root, everybody's.
+    """The answers of this user's workers on this machine; as root, of everybody's.
 
-    Those of others are not trusted: of each user's workers the answers are waited for together, and so long at most.
+    Workers of others are not trusted: each user's workers share one limit on how long they may take to answer.
     """
     found: list[Answer] = []
     for folder, uid in places.look().places:
@@ -199,7 +199,7 @@ def ask(stacks: bool = False) -> list[Answer]:
 
 
 def stop(answer: Answer, order: StopOrder) -> StopAnswer:
-    """Have a task stopped by the worker that has given this answer, and wait until its message is settled."""
+    """Have the worker that gave this answer stop a task, and wait until the task's message is settled."""
     question = {"stop": order.message_id, "retry": order.retry, "reason": order.reason[:MOST_REASON]}
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -209,7 +209,7 @@ def stop(answer: Answer, order: StopOrder) -> StopAnswer:
             connection.sendall(json.dumps(question, ensure_ascii=False).encode(errors="replace"))
             with connection.makefile("rb") as lines:
                 runs = json.loads(lines.readline(_MOST_ANSWER))["stop"]
-                connection.settimeout(None)  # once it says so, that is waited for, however long its processes take
+                connection.settimeout(None)  # once it says yes, wait for the end, however long its processes take
                 end = json.loads(lines.readline(_MOST_ANSWER)) if runs else None
         except KeyError:
             raise NotKnown from None
@@ -219,11 +219,11 @@ def stop(answer: Answer, order: StopOrder) -> StopAnswer:
 
 
 class NotKnown(Exception):
-    """A worker of a version that knows no stop."""
+    """The worker's version does not know `stop`."""
 
 
 def _sockets(folder: Path) -> Iterator[tuple[Path, int]]:
-    """The sockets of workers there, and the pid of each."""
+    """The sockets of the workers in a folder, and the pid of each."""
     for path in sorted(folder.glob("*.sock")):
         pid = path.stem.partition("-")[0]
         if pid.isdecimal() and len(pid) < 20:
@@ -231,9 +231,9 @@ def _sockets(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _connect(connection: socket.socket, folder: Path, path: Path) -> bool | None:
-    """Connect to a process of the user whose folder it is. Of this user's sockets those that nobody has are removed.
+    """Connect to a process of the user who owns the folder. Removes this user's sockets that no process serves.
 
-    False where nobody is there, None where somebody is who takes no connection.
+    Returns False if no process is there, None if one is but does not accept the connection.
     """
     try:
         connection.connect(str(path))
@@ -241,7 +241,7 @@ def _connect(connection: socket.socket, folder: Path, path: Path) -> bool | None
     except (BlockingIOError, TimeoutError):
         return None
     except ConnectionRefusedError:
-        # In another user's folder root could be led, by a link put there after the check, to remove anything.
+        # In another user's folder, a link put there after the check could make root remove anything.
         if folder == places.folder_of(os.geteuid()):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -251,7 +251,7 @@ def _connect(connection: socket.socket, folder: Path, path: Path) -> bool | None
 
 
 def _is_of(connection: socket.socket, uid: int) -> bool:
-    """Whether a process of this user is on the other side, where the system tells: its link may lead anywhere."""
+    """Whether a process of this user is on the other side, if the system can tell: its link may lead anywhere."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -276,7 +276,7 @@ def _ask_at_once(folder: Path, there: list[tuple[Path, int]], uid: int, stacks: 
             for key, _ in events.select(left):
                 _read(events, key, said)
         for key in events.get_map().values():
-            said[key.data] = None  # it has not come to its end
+            said[key.data] = None  # the answer is incomplete
     return [Answer(pid, uid, path, _facts_in(said[path])) for path, pid in there if path in said]
 
 
@@ -297,7 +297,7 @@ def _read(events: selectors.BaseSelector, key: selectors.SelectorKey, said: dict
 
 
 def _facts_in(said: bytearray | None) -> dict[str, Any] | None:
-    """What was said, where it is what a worker says: an object whose `tasks` are objects."""
+    """The answer, if it looks like a worker's: an object whose `tasks` are objects."""
     try:
         found = json.loads(said or b"")
     except (ValueError, RecursionError):

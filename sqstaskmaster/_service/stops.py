@@ -1,4 +1,4 @@
-"""Those who want a running task stopped: `sqstaskmaster stop`. They wait in threads until its message is settled."""
+"""Orders to stop a running task (`sqstaskmaster stop`). Each waits in a thread until the task's message is settled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sqstaskmaster._claim.attempt import Attempt
 from sqstaskmaster._claim.report import printable
 from sqstaskmaster._claim.stop_order import StopOrder
 
-# How the task ended, to be waited for; None where the worker ended first.
+# How the task ended, to be waited for; None if the worker ended first.
 Ended = SimpleQueue[dict[str, Any] | None]
 
 
 class Stops:
-    """The tasks of a worker that can be stopped, and who waits for the end of each.
+    """The tasks of a worker that can be stopped, and the waiters for the end of each.
 
-    :param order: has the task of an attempt stopped, called in a thread. False where that cannot be any more.
+    :param order: has the task of an attempt stopped; called in a thread. Returns False if it is too late for that.
     """
 
     def __init__(self, order: Callable[[Attempt, StopOrder], bool]) -> None:
@@ -28,7 +28,7 @@ class Stops:
         self._waiting: dict[Attempt, list[Ended]] = {}
 
     def __call__(self, order: StopOrder) -> Ended | None:
-        """Have a task stopped. Gives its end; None where no such task runs."""
+        """Have a task stopped. Returns its end, to wait for; None if no such task is running."""
         with self._lock:
             for attempt, waiting in self._waiting.items():
                 if attempt.report.message_id == order.message_id and self._order(attempt, order):
@@ -43,7 +43,7 @@ class Stops:
         return ended
 
     def begin(self, attempt: Attempt) -> None:
-        """Its task runs."""
+        """The attempt's task is running."""
         with self._lock:
             self._waiting[attempt] = []
 
@@ -55,7 +55,7 @@ class Stops:
             ended.put({"outcome": settled.report.outcome, "line": settled.report.finished_line()})
 
     def end(self) -> None:
-        """The worker ends."""
+        """The worker is ending."""
         with self._lock:
             left = [ended for waiting in self._waiting.values() for ended in waiting]
             self._waiting.clear()

@@ -1,15 +1,15 @@
 """The supervisor: keeps N worker processes alive, and never runs a task itself.
 
     supervisor (no boto3, no user code)
-       |  starts a fresh interpreter each, in a session of its own; restarts those that die, with backoff
-       |  passes SIGTERM and SIGINT on, once per signal
+       |  starts a fresh interpreter for each, in its own session; restarts those that die, with backoff
+       |  passes on SIGTERM and SIGINT, once per signal
        |  reaps everything, orphans too (as PID 1 it inherits every process whose parent has ended)
        +-- worker process 0   <-- one byte per event over a socket: loaded, polled, busy, idle, drained
        +-- worker process 1       the supervisor's end of the socket closes when it dies, however it dies
        +-- ...
 
-Fresh interpreters rather than forks: a process that forks must not have run native code (user modules do when they are
-imported), and after a restart the module is read anew. That costs each process its own 25 MB of boto3, and 0.3 s.
+Fresh interpreters rather than forks: a process that forks must not have run native code (user modules do on import),
+and a restart reads the module anew. That costs each process its own 25 MB of boto3, and 0.3 s.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from sqstaskmaster._signals.wakeup import SignalWakeup
 
 logger = get_logger(__name__)
 
-# What a worker process says over its socket. DRAINED: its burst has found the queue empty. What is said last of all by
-# one that knows that the next would end the same way is longer, so that no stray byte of a task is taken for it.
+# What a worker process sends over its socket. DRAINED: its burst has found the queue empty. FATAL, the last words of a
+# process that knows that the next would end the same way, is longer, so that no stray byte of a task is taken for it.
 LOADED, POLLED, BUSY, IDLE, DRAINED, READY = b"l", b"p", b"b", b"i", b"d", b"r"
 FATAL = b"#FATAL#"
 
-# The exit codes that FATAL can stand for: they are about what the process was told to do. The code alone says nothing,
-# since a task can end its process with any.
+# The exit codes that FATAL can accompany: they are about the process's orders. The code alone proves nothing, since a
+# task can end its process with any code.
 FATAL_CODES = frozenset({Exit.USAGE, Exit.MODULE, Exit.QUEUE, Exit.NOT_READY})
 
-# Where another process has had a slot that was ready, one in which none gets ready is started again after so long.
+# If another process has had a ready slot, a process in which none gets ready is restarted after this long.
 _NOT_READY_SECONDS = 60.0
 
-# A process that was last heard of longer ago is not alive, unless it is busy: the longest poll (20 s), its longest
+# A process that was last heard from longer ago is not alive, unless it is busy: the longest poll (20 s), its longest
 # answer (10 s more) and a pause after an error (up to a minute).
 POLL_PATIENCE_SECONDS = 90.0
 
@@ -53,20 +53,20 @@ _TOUCH_SECONDS = 1.0
 
 _SHELLS = {"sh", "bash", "dash", "ash", "busybox", "zsh", "ksh"}
 
-# After the second signal a worker process ends its task and gives its message back; one that has not by then is killed.
+# After the second signal a worker process ends its task and returns its message; if it takes longer, it is killed.
 _LAST_GRACE_SECONDS = 15.0
 
-# So many deaths in a row before a first poll, and no process alive that has polled: restarting does not help.
+# After this many deaths in a row before a first poll, with no live process that has polled, restarting does not help.
 _START_DEATHS = 8
 
-# More than a worker process says in any moment; what a task writes into the socket for ever is not read for ever.
+# More than a worker process ever sends at once; a task that writes to the socket for ever is not read for ever.
 _MOST_READ_BYTES = 256 * 1024
 
 
 class Backoff:
     """How long to wait before a restart, in seconds: doubled from `first` up to `longest`.
 
-    A process that lived at least `healthy` seconds begins anew.
+    After a process that lived at least `healthy` seconds it starts over.
     """
 
     def __init__(self, first: float = 0.5, longest: float = 30.0, healthy: float = 60.0) -> None:
@@ -81,7 +81,7 @@ class Backoff:
 
 
 class _Process:
-    """A worker process: its end of the socket, and what it has said."""
+    """A worker process: our end of its socket, and what it has sent."""
 
     def __init__(self, popen: subprocess.Popen[bytes], ours: socket.socket, now: float) -> None:
         self.popen = popen
@@ -107,7 +107,7 @@ class _Process:
             self.busy = said[last : last + 1] == BUSY
 
     def is_alive(self, now: float) -> bool:
-        """Whether the process does its work, as far as it has said."""
+        """Whether the process does its work, judging by what it has sent."""
         return self.busy or now - self.heard <= POLL_PATIENCE_SECONDS
 
 
@@ -123,14 +123,14 @@ class _Slot:
 
 
 class Supervisor:
-    """Runs `command` in `processes` processes until it is told to stop.
+    """Runs `command` in `processes` processes until it is asked to stop.
 
-    :param command: the arguments of a fresh Python interpreter; the process gets two more, the number of its
-        descriptor to speak on and this process's id.
-    :param burst: a process that has found the queue empty, and ended, is not restarted.
+    :param command: the arguments of a fresh Python interpreter; the process gets two more: the number of the descriptor
+        to report on, and this process's id.
+    :param burst: do not restart a process that has found the queue empty, and ended.
     :param alive_file: touched once a second while every process has begun to poll, and has polled in the last 90
-        seconds or is busy with a task; during a stop, every process that has not ended yet. So it grows old when one of
-        them hangs, or cannot reach the queue; a container's health check looks at it.
+        seconds or is busy with a task; during a stop, every process that has not ended yet. So it goes stale when one
+        of them hangs, or cannot reach the queue; a container's health check looks at it.
     :param shared: descriptors that every process inherits.
     """
 
@@ -188,7 +188,7 @@ class Supervisor:
     # -- starting ------------------------------------------------------------------------------------------------
 
     def _is_ending(self) -> bool:
-        """Whether nothing is started any more."""
+        """Whether no more processes are started."""
         return self._gave_up or bool(self._stop_signals)
 
     def _is_over(self) -> bool:
@@ -199,12 +199,12 @@ class Supervisor:
             return
         now = self._clock()
         for slot in self._vacant():
-            if slot.due <= now and not self._is_ending():  # one that cannot be started may end it
+            if slot.due <= now and not self._is_ending():  # a failed start may have ended it
                 self._start(slot)
 
     def _vacant(self) -> list[_Slot]:
-        """The slots that a process is to be started in, now or later."""
-        # One process first: what is wrong with the module is then said once, not N times.
+        """The slots to start a process in, now or later."""
+        # One process first: a faulty module is then reported once, not N times.
         slots = self._slots if self._proven else self._slots[:1]
         return [slot for slot in slots if slot.process is None and not slot.finished]
 
@@ -228,15 +228,14 @@ class Supervisor:
             undo.callback(ours.close)
             with theirs:
                 ours.setblocking(False)
-                # Before the process is there: a failure here leaves nothing that would have to be ended.
+                # Before the process exists: after a failure here there is nothing to end.
                 self._selector.register(ours, selectors.EVENT_READ, None)
                 undo.callback(self._selector.unregister, ours)
                 popen = subprocess.Popen(
                     [*self._command, str(theirs.fileno()), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno(), *self._shared],
-                    # Ctrl-C in a terminal goes to a whole session: a worker would count it, and the one passed on, as
-                    # two.
+                    # Ctrl-C in a terminal goes to the whole session: with the one passed on, a worker would count two.
                     start_new_session=True,
                 )
             process = _Process(popen, ours, self._clock())
@@ -247,7 +246,7 @@ class Supervisor:
     # -- listening -----------------------------------------------------------------------------------------------
 
     def _listen(self, process: _Process) -> None:
-        """Take in what a worker process has said."""
+        """Take in what a worker process has sent."""
         read = 0
         while process.socket is not None and read < _MOST_READ_BYTES:
             try:
@@ -280,7 +279,7 @@ class Supervisor:
             return
         processes = [slot.process for slot in self._slots if not slot.finished]
         if self._is_ending():
-            # One that has stopped, while others still run their tasks, is not missing.
+            # A process that has stopped while others still run their tasks is not missing.
             processes = [process for process in processes if process is not None] or [None]
         if all(process is not None and process.is_alive(now) for process in processes):
             self._touched = now
@@ -292,7 +291,7 @@ class Supervisor:
     # -- ending --------------------------------------------------------------------------------------------------
 
     def _stop(self, number: int) -> None:
-        """Pass a stop signal on. The workers make of it what they do: the first drains, the second means now."""
+        """Pass on a stop signal. To the workers the first means drain, the second now."""
         self._stop_signals += 1
         name = signal.Signals(number).name
         if self._stop_signals == 1:
@@ -310,7 +309,7 @@ class Supervisor:
     def _send(self, number: int) -> None:
         for slot in self._slots:
             if slot.process is not None:
-                # Python makes a traceback of SIGINT where no worker has taken it yet.
+                # Before a worker handles SIGINT, Python would answer it with a traceback.
                 early = number == signal.SIGINT and not slot.process.loaded
                 # Not reaped yet, so the id is still this process's.
                 with contextlib.suppress(ProcessLookupError):
@@ -349,7 +348,7 @@ class Supervisor:
 
     def _ended(self, slot: _Slot, process: _Process, code: int) -> None:
         self._listen(process)
-        # Something that the process has left behind may hold the other end open, for ever.
+        # A leftover of the process may hold the other end open for ever.
         self._hang_up(process)
         process.popen.returncode = code
         slot.process = None
@@ -372,7 +371,7 @@ class Supervisor:
     def _restart_later(
         self, slot: _Slot, how: str, lived: float, proved: bool, least: float = 0.0, **facts: object
     ) -> None:
-        # Where one has polled and lives on, busy for hours perhaps, there is nothing wrong that ending it would mend.
+        # If a process that has polled is still alive, busy for hours perhaps, giving up would end it for nothing.
         proved = proved or any(slot.process is not None and slot.process.polled for slot in self._slots)
         self._start_deaths = 0 if proved else self._start_deaths + 1
         if self._start_deaths >= _START_DEATHS:
@@ -396,12 +395,12 @@ class Supervisor:
         )
 
     def _give_up(self, code: Exit) -> None:
-        """Start no process again, and end with this code when the others have come to their own end."""
+        """Start no more processes, and end with this code once the others have ended by themselves."""
         self._code = code
         self._gave_up = True
 
     def _seconds_to_next(self) -> float | None:
-        """Until a restart, a kill or a touch is due; None where only an event can change anything."""
+        """Seconds until a restart, a kill or a touch is due; None if only an event can change anything."""
         now = self._clock()
         due = [] if self._is_ending() else [slot.due - now for slot in self._vacant()]
         if self._kill_at is not None:
@@ -412,7 +411,7 @@ class Supervisor:
 
 
 def _shell_of_process_1() -> str:
-    """The name of the shell that is process 1, or nothing."""
+    """The name of the shell that is process 1, or "" if it is no shell."""
     try:
         with open("/proc/1/comm") as comm:
             name = comm.read().strip()
@@ -422,7 +421,7 @@ def _shell_of_process_1() -> str:
 
 
 def _exit_text(code: int, lived: float, killed: bool) -> str:
-    """How a process ended. `killed`: by this supervisor, which then need not guess why."""
+    """Describes how a process ended. `killed`: by this supervisor, which then need not guess why."""
     if code >= 0:
         return f"ended with exit code {code} after {lived:.1f} s"
     try:

@@ -1,4 +1,4 @@
-"""Calls in other threads, whose answers come back to one loop: nothing that can block runs where claims are held.
+"""Calls in other threads, whose results come back to one loop: nothing that can block runs where claims are held.
 
 loop --- call(function, then) ---> a thread:  result = function()
   ^                                   |
@@ -25,12 +25,12 @@ Then = Callable[[Any, "BaseException | None"], None]
 
 logger = get_logger("sqstaskmaster.worker")
 
-# A thread that has had nothing to do for so long ends; one is always kept.
+# A thread that has been idle for this long ends; one is always kept.
 _IDLE_SECONDS = 30.0
 
 
 class Mailbox:
-    """What other threads want done in the loop's thread: `fileno()` is readable while there is something."""
+    """Actions that other threads want done in the loop's thread: `fileno()` is readable while there are any."""
 
     def __init__(self) -> None:
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
@@ -43,7 +43,7 @@ class Mailbox:
 
     def put(self, action: Callable[[], None]) -> None:
         self._actions.append(action)
-        # A full pipe is readable, which is all that is wanted; a closed one belongs to a loop that is over.
+        # A full pipe is readable, which is all we want; a closed one belongs to a loop that is over.
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._writing, b"\0")
 
@@ -55,20 +55,20 @@ class Mailbox:
             self._actions.popleft()()
 
     def close(self) -> None:
-        # A thread that answers later must not write into what is opened next.
+        # A thread that answers later must not write to a reused descriptor.
         ends, self._reading, self._writing = (self._reading, self._writing), -1, -1
         for end in ends:
             os.close(end)
 
 
 class Threads:
-    """As many threads as calls are under way: one that hangs holds up nothing but its own call.
+    """As many threads as calls under way: a call that hangs holds up no other.
 
-    They are daemons and take no signals; idle ones are used again, since a thread costs a fifth of a request.
+    They are daemons and take no signals; idle ones are reused, since starting a thread costs a fifth of a request.
 
-    :param most: how many calls may be under way at once; more wait for one of them to end.
+    :param most: how many calls may be under way at once; further ones wait for one of them to end.
 
-    `wakes`: whether the end of the last call wakes the loop, also where that call has no answer for it.
+    `wakes`: whether the end of the last call wakes the loop even if that call has no result for it.
     """
 
     def __init__(self, mailbox: Mailbox, name: str, most: int) -> None:
@@ -83,9 +83,9 @@ class Threads:
         self._unfinished = 0
 
     def call(self, function: Callable[[], Any], then: Then | None = None) -> None:
-        """Have `function()` called in a thread, and `then(result, error)` in the loop when it has answered.
+        """Have `function()` called in a thread, and then `then(result, error)` in the loop.
 
-        Without `then` the loop has no work with it; what it raises is logged.
+        Without `then` the loop is not involved; what the function raises is logged.
         """
         with self._lock:
             self._unfinished += 1
@@ -93,7 +93,7 @@ class Threads:
         self.attend()
 
     def attend(self) -> bool:
-        """Start a thread, where one is wanted. False where calls wait, and the system has no thread for any of them."""
+        """Start a thread if one is wanted. Returns False if calls wait and the system has no thread for any of them."""
         with self._lock:
             if self._unfinished <= self._threads or self._threads >= self._most:
                 return True
@@ -101,21 +101,21 @@ class Threads:
         try:
             with state.starting_thread():
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        except RuntimeError:  # no more threads to be had: those that there are go on
+        except RuntimeError:  # the system has no more threads: the existing ones go on
             with self._lock:
                 self._threads -= 1
                 return self._threads > 0
         return True
 
     def close(self) -> None:
-        """No more calls: each thread ends, one that hangs when it has its answer."""
+        """No more calls: each thread ends; a hanging one does when its call returns."""
         with self._lock:
             for _ in range(self._threads):
                 self._calls.put(None)
 
     @property
     def unfinished(self) -> int:
-        """How many calls have not answered yet."""
+        """How many calls have not returned yet."""
         return self._unfinished
 
     def _work(self) -> None:
@@ -134,7 +134,7 @@ class Threads:
             result, error = None, None
             try:
                 result = function()
-            except BaseException as raised:  # handed to whoever asked
+            except BaseException as raised:  # passed to the caller
                 error = raised
             owner.leave_if_forked(self._process, error)
             if then is None and error is not None:
@@ -146,7 +146,7 @@ class Threads:
                 self._mailbox.put(functools.partial(then, result, error))
             elif last and self.wakes:
                 self._mailbox.put(_nothing)
-            # Lest an idle thread keep the last message, or an exception's frames, alive.
+            # An idle thread must not keep the last message, or an exception's frames, alive.
             del call, function, then, result, error
 
 

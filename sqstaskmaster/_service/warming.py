@@ -1,4 +1,4 @@
-"""Processes that stay: which slots have one that is ready, how its initializer went, and why it was replaced."""
+"""Processes that stay: which slots have a ready one, how its initializer went, and why it was replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqstaskmaster.errors import InitializerFailed
 # Between two tries of an initializer.
 _BACKOFF = ExponentialBackoff(first=1.0, longest=60.0)
 
-# So many failures in a row in every slot, and no task in between, are the host's or the program's.
+# This many failures in a row in every slot, with no task in between, are the host's or the program's fault.
 _MOST_FAILURES = 3
 
 _TERM_GRACE_SECONDS = 5.0
@@ -27,9 +27,9 @@ _NAME = "the initializer"
 
 
 class WarmSettings(NamedTuple):
-    """What a worker wants of processes that stay. See Worker; `process` is for the slots themselves.
+    """The settings of processes that stay. See Worker; `process` is for the slots themselves.
 
-    `on_event`: called with "ready" once a slot has become ready, in a thread.
+    `on_event`: called with "ready", in a thread, once a slot has become ready.
     """
 
     process: Warm
@@ -53,7 +53,7 @@ class _Slot:
 class Warming:
     """The processes of all slots, by the slots' numbers.
 
-    :param on_idle: called with the number of a slot whose process has become ready, or can be made now.
+    :param on_idle: called with the number of a slot whose process has become ready, or can be started now.
     :param on_broken: called with the error when no slot gets ready.
     """
 
@@ -77,11 +77,11 @@ class Warming:
         return self._slots[number].is_ready
 
     def rest(self) -> None:
-        """No process is made any more."""
+        """Start no more processes."""
         self._rests = True
 
     def close(self) -> None:
-        """Nothing is waited for any more. The keepers end what they have."""
+        """Stop waiting for anything. The keepers end their processes."""
         self.rest()
         for slot in self._slots:
             if slot.starting is not None:
@@ -90,7 +90,7 @@ class Warming:
                 slot.starting = None
 
     def facts(self) -> list[dict[str, Any]]:
-        """Of each slot's process what `sqstaskmaster ps` shows. May be called in any thread."""
+        """What `sqstaskmaster ps` shows of each slot's process. Thread-safe."""
         found = []
         for number, slot in enumerate(self._slots):
             starting = slot.starting
@@ -109,7 +109,7 @@ class Warming:
     # -- a process's life ----------------------------------------------------------------------------------------
 
     def begin(self, number: int, keeper: Slot) -> None:
-        """Have the slot's process made, and its initializer run, where it has none."""
+        """Start the slot's process, and its initializer, if it has none."""
         slot = self._slots[number]
         waits = self._world.now() < slot.not_before
         if not keeper.alive or self._rests or slot.is_ready or slot.starting is not None or waits:
@@ -123,21 +123,21 @@ class Warming:
         slot.starting.begin()
 
     def is_last(self, number: int) -> bool:
-        """Whether the next task is the last of the slot's process; it begins now."""
+        """Whether the task that begins now is the last of the slot's process."""
         most = self._settings.max_tasks
         for each in self._slots:
             each.failures = 0
         return most is not None and self._slots[number].tasks + 1 >= most
 
     def task_ended(self, number: int, process: TaskProcess) -> None:
-        """A task that was ordered from the slot's process is gone."""
-        if process.meter.inherited is not None:  # else it has not begun
+        """A task of the slot's process is gone."""
+        if process.meter.inherited is not None:  # else it never began
             self._slots[number].tasks += 1
         if not process.stays:
             self.lose(number, process.spent or "its last task did not end well")
 
     def lose(self, number: int, why: str) -> None:
-        """The slot's process is gone, or its keeper: another is to be made."""
+        """The slot's process, or its keeper, is gone: it needs another."""
         slot = self._slots[number]
         if slot.starting is not None:
             slot.starting.leave()
@@ -161,7 +161,7 @@ class Warming:
             process.result()
             if not process.stays:
                 raise SlotLost(process.spent or "its process has ended")
-        except BaseException as error:  # whatever the initializer has raised
+        except BaseException as error:  # whatever the initializer raised
             if starting.timed_out:
                 timeout = TimeoutError(f"it has not returned in {self._settings.timeout:g} s (initializer_timeout)")
                 timeout.__cause__ = error
@@ -195,7 +195,7 @@ class Warming:
 
 
 class _Starting(Driven):
-    """A process whose initializer runs."""
+    """A process whose initializer is running."""
 
     def __init__(self, world: World, process: TaskProcess, timeout: float, on_gone: Callable[[], None]) -> None:
         super().__init__(world, process)

@@ -4,8 +4,8 @@
       ^                                         |
       +------ turn: then(result, error) <-------+    in the loop's own thread, as are readers and timers
 
-Nothing that can take for ever runs in the loop's thread: requests and the user's code are calls, and the log has a
-writer of its own. The loop knows nothing else of the world, so that another world can be put in its place.
+Nothing that can take for ever runs in the loop's thread: requests and user code are calls, and the log has its own
+writer. The loop knows nothing else of the world, so that another world can replace it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from sqstaskmaster.errors import NoAnswer
 
 logger = get_logger("sqstaskmaster.worker")
 
-#: Pools of one thread each, so that the order is kept; and that of the user's code.
+#: Pools of one thread each, which keep the order; and the pool for user code.
 EVENTS, MEMORY, SLOTS, CALLBACKS = "events", "memory", "slots", "callbacks"
 _THREADS = {EVENTS: 1, MEMORY: 1, SLOTS: 1, CALLBACKS: 64}
 
-# Requests of one queue, and those of them that only extensions may use. One that hangs is one less.
+# Threads in each pool of a queue (requests, polls, extensions). A hanging call costs one.
 _REQUEST_THREADS = 16
 
-# Where the system has no thread left, it is asked again this soon.
+# If the system has no thread left, another attempt is made this soon.
 _NO_THREAD_SECONDS = 0.1
 
-# Between two looks whether a call is over that is waited for.
+# How often to look whether a call has returned.
 _LOOK_SECONDS = 0.002
 
 
 class Timer:
-    """Something that is to be done at a time, unless it is cancelled."""
+    """An action to be done at a certain time, unless it is cancelled."""
 
     __slots__ = ("action",)
 
@@ -53,9 +53,9 @@ class Timer:
 
 
 class World:
-    """The real one. Main thread only, but for `put`.
+    """The real world. Main thread only, except `put`.
 
-    :param queue_clock: that of the worker's queues. Where a test advances it, claims and limits move with it.
+    :param queue_clock: that of the worker's queues. If a test advances it, claims and limits move with it.
     """
 
     def __init__(self, queue_clock: Any) -> None:
@@ -71,15 +71,15 @@ class World:
     # -- clocks --------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Seconds, of the clock of timers."""
+        """Seconds of the clock for timers."""
         return time.monotonic()
 
     def task_now(self) -> float:
-        """Seconds, of the clock of limits."""
+        """Seconds of the clock for limits."""
         return time.monotonic() + float(self._queue_clock.advanced)
 
     def claim_now(self) -> float:
-        """Seconds, of the clock of claims: it counts the time that this machine was suspended too."""
+        """Seconds of the clock for claims: it also counts the time that this machine was suspended."""
         return clock.now() + float(self._queue_clock.advanced)
 
     # -- what the loop waits for ---------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class World:
         self._selector.register(descriptor, selectors.EVENT_READ)
 
     def remove_reader(self, descriptor: int) -> None:
-        """No longer; before the descriptor is closed, or after."""
+        """Undo `add_reader`, before or after the descriptor is closed."""
         if self._readers.pop(descriptor, None) is not None:
             self._selector.unregister(descriptor)
 
@@ -101,11 +101,11 @@ class World:
         return timer
 
     def put(self, action: Callable[[], None]) -> None:
-        """Have `action()` called in the loop's thread. From any thread, or a signal's handler."""
+        """Have `action()` called in the loop's thread. From any thread, or from a signal handler."""
         self._mailbox.put(action)
 
     def turn(self, until: float = math.inf) -> None:
-        """Wait for whatever comes first, for no longer than `until`, and see to it."""
+        """Wait for whatever comes first, no longer than `until`, and handle it."""
         self._drop_cancelled()
         due = min(until, self._timers[0][0] if self._timers else math.inf)
         if not all([threads.attend() for threads in self._pools.values()]):
@@ -113,7 +113,7 @@ class World:
         timeout = None if due == math.inf else max(0.0, due - self.now())
         for key, _ in self._selector.select(timeout):
             reader = self._readers.get(key.fd)
-            if reader is not None:  # else one that was read before it has ended this one
+            if reader is not None:  # else an earlier reader of this turn has removed it
                 reader()
         now = self.now()
         last = next(self._numbers)  # what an action adds is for the next turn
@@ -132,10 +132,10 @@ class World:
     def call(
         self, pool: str, function: Callable[[], Any], then: Then | None = None, patience: float | None = None
     ) -> None:
-        """Have `function()` called in a thread, and `then(result, error)` in the loop when it has answered.
+        """Have `function()` called in a thread, and then `then(result, error)` in the loop.
 
-        :param pool: whose threads: one of the names above, or a queue's.
-        :param patience: after so many seconds it is given up: `then(None, NoAnswer(...))`; a later answer is dropped.
+        :param pool: the pool of threads: one of the names above, or a queue's.
+        :param patience: seconds after which to give up: `then(None, NoAnswer(...))`; a later result is dropped.
         """
         threads = self._pools.get(pool)
         if threads is None:
@@ -155,7 +155,7 @@ class World:
         threads.call(function, answered)
 
     def log(self, level: int, text: str, *values: Any, **more: Any) -> None:
-        """`Logger.log`. In a worker it waits for nobody: see LogWriter."""
+        """`Logger.log`. In a worker it never waits: see LogWriter."""
         logger.log(level, text, *values, **more)
 
     def say(self, function: Callable[[], Any]) -> None:
@@ -166,18 +166,18 @@ class World:
             logger.error("A line of the log cannot be written", exc_info=error)
 
     def unfinished(self, *pools: str) -> int:
-        """How many calls of these pools have not answered yet. From now on the loop is woken when none is left."""
+        """How many calls of these pools have not returned yet. From now on the loop is woken when none is left."""
         found = [self._pools[pool] for pool in pools if pool in self._pools]
         for threads in found:
             threads.wakes = True
         return sum(threads.unfinished for threads in found)
 
     def wait_for(self, pool: str, seconds: float) -> None:
-        """At the end: wait until no call of the pool is under way, for so long at most."""
+        """At the end: wait until no call of the pool is under way, at most this long."""
         any(not self.unfinished(pool) for _ in looks(seconds, _LOOK_SECONDS))
 
     def close(self) -> None:
-        """No more calls. Threads that hang end when they have their answer."""
+        """No more calls. Hanging threads end when their calls return."""
         for threads in self._pools.values():
             threads.close()
         self._selector.close()

@@ -25,17 +25,17 @@ from sqstaskmaster._sqs.confirmation import is_foreign
 from sqstaskmaster.errors import NoAnswer
 
 # ClientError: SQS answered with an error. BotoCoreError: there was no answer, or no request: a lost connection, a read
-# timeout, missing or expired credentials. NoAnswer: what came is none of SQS's, or came too late.
+# timeout, missing or expired credentials. NoAnswer: the answer was not SQS's, or came too late.
 SQS_ERRORS = (ClientError, BotoCoreError, NoAnswer)
 
-# What a poll may meet: the same, and an answer that was cut off or came from something else in between, a proxy's page
-# that is no UTF-8 perhaps.
+# What a poll may raise: the same, and errors from an answer that was cut off, or came from something in between, such
+# as a proxy's page that is not UTF-8.
 _POLL_ERRORS = (*SQS_ERRORS, ResponseParserError, UnicodeDecodeError, OSError)
 
-# What servers that are not AWS's say to an operation that they do not know.
+# How servers other than AWS answer an operation that they do not know.
 _LACKING = {"InvalidAction", "UnknownOperationException", "NotImplemented", "UnsupportedOperation"}
 
-# Where botocore reads what it has parsed.
+# The functions in which botocore reads what it has parsed.
 _ENDPOINT = {"botocore.endpoint._do_get_response", "botocore.endpoint._send_request"}
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
@@ -83,16 +83,16 @@ _CLAIM_LOST = {
     "NonExistentQueue",
 }
 
-# Of those, what a message that was deleted answers: the last is AWS's, the others are servers'.
+# Of those, the answers for a deleted message: the last is AWS's, the others are those of other servers.
 _DELETED = {"ReceiptHandleIsInvalid", "InvalidReceiptHandle", "InvalidParameterValue"}
 
 
-# The query protocol's spelling of what the model calls KmsAccessDenied, say: KMS.AccessDeniedException.
+# The query protocol's spelling, KMS.AccessDeniedException, of what the model calls KmsAccessDenied, for example.
 _KMS = re.compile(r"KMS\.(?:KMS)?(\w+?)(?:Exception)?")
 
 
 class Kind(enum.Enum):
-    """What an error says of the request that met it."""
+    """What an error says about its request."""
 
     REFUSED_FOR_NOW = "nothing has happened, and asking again may help: throttled, or no connection was made"
     REFUSED = "nothing has happened, and asking again does not help: SQS said so"
@@ -100,9 +100,9 @@ class Kind(enum.Enum):
 
 
 def kind_of(error: BaseException) -> Kind:
-    """Which of the three it is. Of the last try only: a client that tries again by itself tells nothing of the others.
+    """Which of the three it is, for the last try only: a client that retries by itself does not report earlier ones.
 
-    An exception that is not botocore's, out of a queue of the user's own making, is unknown.
+    An exception that is not botocore's, raised by a queue of the user's own making, is UNKNOWN.
     """
     if isinstance(error, ClientError):
         code, status = code_of(error), _status(error)
@@ -113,34 +113,34 @@ def kind_of(error: BaseException) -> Kind:
         return Kind.REFUSED
     if isinstance(error, (SSLError, HTTPClientError)):
         return Kind.UNKNOWN  # cut off, perhaps after the request had arrived
-    # What else botocore raises, it raises before there is a connection.
+    # botocore raises its other errors before there is a connection.
     return Kind.REFUSED_FOR_NOW if isinstance(error, (BotoCoreError, ConnectionRefusedError)) else Kind.UNKNOWN
 
 
 def code_of(error: BaseException) -> str:
-    """The error code SQS answered with, without the prefix of the query protocol; "" where SQS did not answer.
+    """The error code of SQS's answer, without the prefix of the query protocol; "" if SQS did not answer.
 
-    Where botocore's model of SQS knows the code, it is the model's name for it.
+    If botocore's model of SQS knows the code, the model's name for it.
     """
     if not isinstance(error, ClientError):
         return ""
     found = error.response.get("Error", {})
     modelled = str(found.get("QueryErrorCode") or "")
-    # What is in no model has another name there: InvalidParameterValueException.
+    # A code that is in no model has another name there: InvalidParameterValueException.
     code = modelled if modelled and not modelled.endswith("Exception") else str(found.get("Code") or "")
     kms = _KMS.fullmatch(code)
     return f"Kms{kms[1]}" if kms else code.removeprefix("AWS.SimpleQueueService.")
 
 
 def is_of_another(error: BaseException) -> bool:
-    """Whether an error was answered by something that is not SQS."""
+    """Whether the error is the answer of something other than SQS."""
     return isinstance(error, ClientError) and is_foreign(error.response)
 
 
 def is_failed_poll(error: BaseException) -> TypeGuard[Exception]:
     """Whether a poll failed as polls do. Anything else is the fault of a queue of the user's own making.
 
-    Over JSON that is not what SQS says, botocore stumbles where it reads the answer.
+    On JSON that is not SQS's, botocore stumbles while it reads the answer.
     """
     return isinstance(error, _POLL_ERRORS) or is_unreadable(error)
 
@@ -164,7 +164,7 @@ def is_answer(error: BaseException) -> bool:
 
 
 def is_lacking(error: BaseException) -> bool:
-    """Whether a server that is not AWS's said that it does not know the operation, or gave a page that says so."""
+    """Whether a server other than AWS does not know the operation: it said so, or answered with a page."""
     if not isinstance(error, ClientError):
         return False
     return code_of(error) in _LACKING or _status(error) == 501 or is_of_another(error)
@@ -176,12 +176,12 @@ def is_beyond_total(error: BaseException) -> bool:
 
 
 def is_claim_lost(error: BaseException) -> bool:
-    """Whether SQS said that this receipt handle holds no claim any more."""
+    """Whether SQS said that this receipt handle no longer holds a claim."""
     return code_of(error) in _CLAIM_LOST and not is_beyond_total(error)
 
 
 def is_deleted(error: BaseException) -> bool:
-    """Whether SQS answered an extension as it does where the message has been deleted."""
+    """Whether SQS answered an extension as it does for a deleted message."""
     return is_claim_lost(error) and code_of(error) in _DELETED and "expired" not in str(error)
 
 
@@ -191,8 +191,8 @@ def is_missing_queue(error: BaseException) -> bool:
 
 
 def remedy_for(error: BaseException) -> str | None:
-    """What helps where asking again does not; None where it may: no answer, throttling, SQS's own failures (5xx),
-    credentials that expired and may be renewed, and whatever is not known here."""
+    """What helps if asking again does not; None if it may help: no answer, throttling, SQS's own failures (5xx),
+    credentials that expired and may be renewed, and any error unknown here."""
     if isinstance(error, ClientError):
         return _REMEDIES.get(code_of(error))
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
@@ -224,7 +224,7 @@ _FAULTS = {
     "RequestTimeoutException",
     "RequestAbortedException",
 }
-# Beside those that have a remedy here.
+# In addition to the codes that have a remedy above.
 _ABOUT_QUEUE = {"QueueDeletedRecently", "ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 
 
@@ -237,7 +237,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_about_queue(error: BaseException) -> bool:
-    """Whether any request to this queue with these credentials meets the same error, whatever is in it."""
+    """Whether every request to this queue with these credentials meets the same error, whatever its content."""
     if isinstance(error, ClientError):
         return code_of(error) in _REMEDIES or code_of(error) in _ABOUT_QUEUE
     return isinstance(error, BotoCoreError) and not isinstance(error, ParamValidationError)

@@ -1,6 +1,6 @@
-"""What is asked of a client that the library makes itself, beside its configuration.
+"""What the library sets up on a client that it makes itself, beyond the client's configuration.
 
-Through botocore's events: they hold for the client's resources, and for whatever is asked of it later.
+Through botocore's events: they apply to the client's resources, and to every later request.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from botocore.exceptions import ClientError
 
 from sqstaskmaster._sqs.confirmation import check_done, is_foreign, text_of_foreign
 
-# In the context that botocore keeps of a request: when the first try began, and what the last one met.
+# Key in botocore's context of a request: when the first try began, and the error of the last one.
 _SENDING = "sqstaskmaster_sending"
 
 
 def prepare(client: Any, send_timeout: float) -> None:
-    """Have a client of boto3's for SQS believe SQS only, and bound what a SendMessage takes.
+    """Make a boto3 client for SQS believe only SQS, and bound how long a SendMessage takes.
 
-    :param send_timeout: seconds, the client's own tries included.
+    :param send_timeout: seconds, the client's own retries included.
     """
     _believe_sqs_only(client)
     _bound_sends(client, send_timeout)
 
 
 def _believe_sqs_only(client: Any) -> None:
-    """An answer that came from no SQS is none, also where there is nothing to be said: to a poll, to a delete."""
+    """Reject an answer that is not SQS's, even if it need not say anything: to a poll, to a delete."""
     endpoint = client.meta.endpoint_url
 
     def look(parsed: Any, model: Any, http_response: Any, **_: Any) -> None:
@@ -39,10 +39,10 @@ def _believe_sqs_only(client: Any) -> None:
 
 
 def _bound_sends(client: Any, seconds: float) -> None:
-    """Have the client begin no further try of a SendMessage that could end later than `seconds` after the first began.
+    """Keep the client from beginning a try of a SendMessage that could end over `seconds` after the first try began.
 
-    A try is bounded by the client's timeouts, which count for each anew, and how often a client tries is the user's
-    configuration. A client gives up with what the last try met.
+    Each try is bounded by the client's timeouts, and the user configures how often a client tries. A client that gives
+    up raises the error of the last try.
     """
     longest = client.meta.config.read_timeout
 
@@ -52,12 +52,12 @@ def _bound_sends(client: Any, seconds: float) -> None:
             raise met
 
     def begin(request: Any, **_: Any) -> None:
-        """Before each try: the pause after the last may have taken long."""
+        """Before each try: the pause after the last one may have been long."""
         request.context.setdefault(_SENDING, (time.monotonic(), None))
         give_up_in_time(request.context)
 
     def look(request_dict: dict[str, Any], response: Any, caught_exception: Any, operation: Any, **_: Any) -> None:
-        """After each try, whatever came of it."""
+        """After each try, whatever its result."""
         context, met = request_dict["context"], caught_exception
         if met is None and response[0].status_code >= 300:
             met = ClientError(response[1], operation.name)

@@ -1,8 +1,8 @@
-"""Whether an answer confirms what was asked for. An answer that says nothing is none of SQS's.
+"""Whether an answer confirms that a request was carried out. An empty answer is not SQS's.
 
-A captive portal, a login page or a mesh's default backend answers 200 too, and botocore makes an empty answer of its
-page. What boto3's own methods give is therefore looked at. A user's own queue may change the body, or return nothing:
-it is believed when it returns, unless it hands on what is botocore's.
+A captive portal, a login page or a mesh's default backend answers 200 too, and botocore turns its page into an empty
+answer. So the results of boto3's own methods are checked. A user's own queue may change the body, or return nothing: it
+is believed when it returns, unless it passes on botocore's answer.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from sqstaskmaster.errors import NoAnswer
 
-#: What is to be done about an answer that is none of SQS's.
+#: What to do about an answer that is not SQS's.
 REMEDY = "check AWS_ENDPOINT_URL_SQS, and what stands between here and SQS (a login page, a proxy, a mesh)"
 
-# What botocore puts into all that it has read of an answer.
+# The key that botocore puts into every parsed answer.
 _METADATA = "ResponseMetadata"
 
 _LISTS = ("Successful", "Failed")
@@ -24,12 +24,12 @@ _LISTS = ("Successful", "Failed")
 
 def md5(text: str) -> str:
     """The checksum of the SQS protocol, 32 hexadecimal digits."""
-    # No security: without the flag, FIPS builds of Python refuse it.
+    # Not used for security: without the flag, FIPS builds of Python refuse it.
     return hashlib.md5(text.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()
 
 
 def is_of_boto3(thing: Any, method: str) -> bool:
-    """Whether a queue's or message's method is boto3's own, in its class and in itself: nobody's wrapper or mock."""
+    """Whether a queue's or message's method is boto3's own, on its class and on itself: not a wrapper or a mock."""
     return all(
         getattr(getattr(owner, method, None), "__module__", None) == "boto3.resources.factory"
         for owner in (type(thing), thing)
@@ -39,7 +39,7 @@ def is_of_boto3(thing: Any, method: str) -> bool:
 def check_sent(answer: Any, body: str, of_boto3: bool) -> None:
     """Raise NoAnswer unless this answer to SendMessage says that the message was sent.
 
-    :param body: what was sent. Where boto3's own method has sent it, the answer has its MD5.
+    :param body: what was sent. If boto3's own method sent it, the answer has its MD5.
     :param of_boto3: whether boto3's own method made the request.
     """
     if of_boto3 or _is_botocores(answer):
@@ -49,7 +49,7 @@ def check_sent(answer: Any, body: str, of_boto3: bool) -> None:
 
 
 def check_done(operation: str, answer: Any, endpoint: str) -> None:
-    """Raise NoAnswer where this answer came from no SQS: for operations that have nothing to say (DeleteMessage)."""
+    """Raise NoAnswer if this answer is not SQS's: for operations whose answers are empty (DeleteMessage)."""
     if not _is_botocores(answer):
         return
     metadata = answer[_METADATA]
@@ -59,13 +59,13 @@ def check_done(operation: str, answer: Any, endpoint: str) -> None:
 
 
 def is_foreign(answer: Mapping[str, Any]) -> bool:
-    """Whether an error was answered by something that is not SQS: in place of a code it has the status, or nothing."""
+    """Whether an error answer is from something other than SQS: in place of a code it has the status, or nothing."""
     code = str(answer.get("Error", {}).get("Code") or "")
     return not code or code.isdecimal()
 
 
 def text_of_foreign(answer: Mapping[str, Any], operation: str, endpoint: str) -> str:
-    """What is said of such an error, in place of the page that it may be."""
+    """The text for such an error, in place of the page that it may be."""
     metadata = answer.get(_METADATA, {})
     kind = metadata.get("HTTPHeaders", {}).get("content-type", "")
     status = f"HTTP {metadata.get('HTTPStatusCode')}" + f", {kind}" * bool(kind)
@@ -75,7 +75,7 @@ def text_of_foreign(answer: Mapping[str, Any], operation: str, endpoint: str) ->
 def attributes_in(answer: Any) -> Mapping[str, str]:
     """The attributes in an answer to GetQueueAttributes.
 
-    :raises NoAnswer: where there are none.
+    :raises NoAnswer: if there are none.
     """
     found = answer.get("Attributes") if isinstance(answer, Mapping) else None
     if not isinstance(found, Mapping):
@@ -86,15 +86,15 @@ def attributes_in(answer: Any) -> Mapping[str, str]:
 def batch_results(
     operation: str, answer: Any, bodies: Mapping[str, str | None], of_boto3: bool
 ) -> dict[str, Mapping[str, Any] | Exception]:
-    """For each entry of a batch what SQS says of it, or the error that a request of its own would have raised.
+    """For each entry of a batch SQS's result, or the error that a request for it alone would have raised.
 
-    An entry that is in neither list, or in them more than once, is unknown: NoAnswer. Ids that were never sent say
-    nothing.
+    An entry that is in neither list, or listed more than once, is unknown: NoAnswer. Ids that were never sent are
+    ignored.
 
-    :param operation: SendMessageBatch, say.
-    :param bodies: the ids of the entries, each with its body where it is a message that is sent.
+    :param operation: SendMessageBatch, for example.
+    :param bodies: the ids of the entries, each with its body if it is a message to send.
     :param of_boto3: whether boto3's own method made the request. A queue of the user's own that answers without lists
-        is believed, as it is with a single message.
+        is believed, as it is for a single message.
     """
     strict = of_boto3 or _is_botocores(answer)
     if not strict and not (isinstance(answer, Mapping) and any(name in answer for name in _LISTS)):
@@ -117,7 +117,7 @@ def _put(results: dict[Any, Any], operation: str, name: Any, result: Mapping[str
 
 
 def _lack(said: Mapping[str, Any], body: str | None) -> str | None:
-    """What an answer about a message that was sent has not, of what SQS says."""
+    """What an answer about a sent message lacks that SQS's would have; None if nothing."""
     if not said.get("MessageId"):
         return "it has no MessageId"
     if body is None or said.get("MD5OfMessageBody") == md5(body):
@@ -130,8 +130,8 @@ def _not_said(operation: str, lack: str) -> NoAnswer:
 
 
 def _error(operation: str, entry: Mapping[str, Any]) -> Exception:
-    """What the request for this one entry would have raised."""
-    from botocore.exceptions import ClientError  # loaded here: not everybody who knows a queue sends requests
+    """What a request for this one entry would have raised."""
+    from botocore.exceptions import ClientError  # loaded here: not every user of a queue sends requests
 
     code, text = str(entry.get("Code", "")), str(entry.get("Message", "no reason given"))
     of_sender = bool(entry.get("SenderFault"))

@@ -14,14 +14,14 @@ IN_TESTS = ". For a queue in memory, in tests, give queue_constructor=LocalQueue
 
 
 class Explained:
-    """A block of requests to a queue, whose errors say what to do. They stay botocore's own.
+    """A block of requests to a queue whose errors say what to do. They remain botocore's own errors.
 
-    What answered in the place of SQS is named, and the page that it gave is left out. An answer that botocore cannot
-    read becomes a NoAnswer.
+    If something else answered in place of SQS, the error names it and leaves out its page. An answer that botocore
+    cannot read becomes a NoAnswer.
 
-    :param url: the queue's.
-    :param asked: the queue, or the client, that makes the requests. Where it is boto3's, it knows its endpoint.
-    :param remedies: say what helps where credentials or the queue are missing, too.
+    :param url: the queue's URL.
+    :param asked: the queue, or the client, that makes the requests. boto3's knows its endpoint.
+    :param remedies: whether to also say what helps if credentials or the queue are missing.
     """
 
     __slots__ = ("_url", "_asked", "_remedies")
@@ -35,7 +35,7 @@ class Explained:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        # Where nobody has loaded botocore, it is not botocore's.
+        # If botocore is not loaded, the error is not botocore's.
         if not isinstance(error, Exception) or "botocore" not in sys.modules:
             return
         from sqstaskmaster._sqs.answers import is_missing_queue, is_of_another, is_unreadable, remedy_for
@@ -66,9 +66,9 @@ class Explained:
 
 
 def send(queue: Any, url: str, request: Mapping[str, Any]) -> Any:
-    """Send one message to a queue of boto3's or of the user's own making; gives the answer.
+    """Send one message to a queue, boto3's or of the user's own making. Returns the answer.
 
-    :raises NoAnswer: where the answer does not say that it was sent.
+    :raises NoAnswer: if the answer does not say that it was sent.
     :raises Exception: what the queue raises.
     """
     with Explained(url, queue):
@@ -78,8 +78,8 @@ def send(queue: Any, url: str, request: Mapping[str, Any]) -> Any:
 
 
 def leave_out_page(error: Any, endpoint: str) -> None:
-    """Have a ClientError that has no code of SQS's say what answered, in place of the page that it gave."""
+    """Make a ClientError without an SQS error code say what answered, in place of the page."""
     said = error.response.setdefault("Error", {})
-    if REMEDY not in str(said.get("Message")):  # else it does
+    if REMEDY not in str(said.get("Message")):  # else it already does
         said["Message"] = text_of_foreign(error.response, error.operation_name, endpoint)
     error.args = (said["Message"],)

@@ -24,12 +24,12 @@ MAX_IDENTIFIER_CHARACTERS = 128
 _IDENTIFIER = re.compile(f"[!-~]{{1,{MAX_IDENTIFIER_CHARACTERS}}}")
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
-# A FIFO queue accepts a message with the deduplication id of an earlier one, and drops it, for so long.
+# For this long a FIFO queue accepts, and drops, messages with the deduplication id of an earlier one.
 DEDUPLICATION_SECONDS = 5 * 60
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
-# The ceiling of one visibility timeout, and of a claim as a whole: the total is counted from the ReceiveMessage
-# request, extensions do not reset it.
+# The ceiling of one visibility timeout, and of a claim as a whole: the total counts from the ReceiveMessage request,
+# and extensions do not reset it.
 MAX_VISIBILITY_SECONDS = 12 * 60 * 60
 
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
@@ -38,12 +38,12 @@ _NOT_SENDABLE = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010
 
 
 def is_sendable(text: str) -> bool:
-    """Whether SQS takes `text` as the value of a message attribute: not empty, and of the characters it allows."""
+    """Whether SQS takes `text` as the value of a message attribute: not empty, and only of allowed characters."""
     return bool(text) and not _NOT_SENDABLE.search(text)
 
 
 def first_not_sendable(text: str) -> str:
-    """The first character that SQS refuses in bodies and attributes, "" where there is none."""
+    """The first character that SQS refuses in bodies and attributes, "" if there is none."""
     found = _NOT_SENDABLE.search(text)
     return "" if found is None else found.group()
 
@@ -69,11 +69,11 @@ def _text_bytes(text: str) -> int:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number (True and False are not)."""
-    if type(value) is int:  # first, as most are
+    if type(value) is int:  # first, since most are
         return True
     if isinstance(value, float):
         return math.isfinite(value)
-    # math.isfinite raises OverflowError for an int beyond the floats.
+    # math.isfinite raises OverflowError for an int beyond the range of floats.
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -83,7 +83,7 @@ def is_whole(value: Any) -> bool:
 
 
 def check_whole_seconds(name: str, value: Any, highest: int) -> int:
-    """`value` as an int, when it is a whole number of seconds in 0..`highest`.
+    """`value` as an int, if it is a whole number of seconds in 0..`highest`.
 
     Raises ValueError naming the argument, the value and the range.
     """
@@ -93,7 +93,7 @@ def check_whole_seconds(name: str, value: Any, highest: int) -> int:
 
 
 def check_identifier(name: str, value: Any) -> str:
-    """`value`, when SQS takes it as a message group id or a deduplication id.
+    """`value`, if SQS takes it as a message group id or a deduplication id.
 
     Raises ValueError naming the argument, the value and what is allowed.
     """
@@ -106,7 +106,7 @@ def check_identifier(name: str, value: Any) -> str:
 
 
 def check_whole(name: str, value: Any, lowest: int, highest: int) -> int:
-    """`value` as an int, when it is a whole number in `lowest`..`highest`. Raises ValueError naming all of them."""
+    """`value` as an int, if it is a whole number in `lowest`..`highest`. Raises ValueError naming all of them."""
     if not is_whole(value) or not lowest <= value <= highest:
         raise ValueError(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
     return int(value)

@@ -13,14 +13,14 @@ from sqstaskmaster._sqs.values import Writer
 from sqstaskmaster.errors import InvalidTask, MalformedMessage
 
 LENIENT = Writer()
-_decode_text = json.JSONDecoder().decode  # without what json.loads looks for in every text first
+_decode_text = json.JSONDecoder().decode  # without the checks that json.loads makes first
 
 
 def encode(task: str, kwargs: Mapping[str, Any], writer: Writer = LENIENT) -> str:
-    """The body for a task, ASCII only. What becomes of values JSON cannot hold is the writer's to decide: see there.
+    """The body for a task, ASCII only. The writer decides about values that JSON cannot hold: see Writer.
 
-    Raises InvalidTask (a ValueError) where the task is no non-empty string, where a strict writer refuses a value, or
-    where no JSON can be made at all: a cycle, a dictionary key that is no string or number, a `__str__` that fails.
+    Raises InvalidTask (a ValueError) if the task is not a non-empty string, if a strict writer refuses a value, or if
+    no JSON can be made at all: a cycle, a dictionary key that is no string or number, a `__str__` that fails.
     """
     if not isinstance(task, str) or not task:
         raise InvalidTask(f"A task's name must be a non-empty string, not {task!r}")
@@ -35,12 +35,12 @@ def encode(task: str, kwargs: Mapping[str, Any], writer: Writer = LENIENT) -> st
 def decode(body: Any) -> tuple[str, dict[str, Any]]:
     """`(task, kwargs)` from a body that `encode` wrote.
 
-    Raises MalformedMessage for every other body, whatever is wrong with it, and nothing else.
+    Raises MalformedMessage, and nothing else, for every other body, whatever is wrong with it.
     """
     try:
         content = _decode_text(body) if isinstance(body, str) else json.loads(body)
-    # ValueError: no JSON, bytes that are no UTF-8, an integer of more digits than Python converts.
-    # TypeError: a body that is no text. RecursionError: a few thousand opening brackets.
+    # ValueError: not JSON, bytes that are not UTF-8, an integer of more digits than Python converts.
+    # TypeError: a body that is not text. RecursionError: a few thousand opening brackets.
     except (ValueError, TypeError, RecursionError) as error:
         raise MalformedMessage(f"The message body is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -49,7 +49,7 @@ def decode(body: Any) -> tuple[str, dict[str, Any]]:
     if missing:
         raise MalformedMessage(f"The message body has no {' and no '.join(missing)}")
     task, kwargs = content["task"], content["kwargs"]
-    # Types, not values: this text is logged, and what is in a body is not.
+    # Types, not values: this text is logged, and the content of a body is not.
     if not isinstance(task, str):
         raise MalformedMessage(f"The message's task is not a string: it is a {type(task).__name__}")
     if not task:

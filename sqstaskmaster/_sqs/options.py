@@ -1,4 +1,4 @@
-"""What SQS can be asked of a single message: a delay, a message group, a deduplication id, message attributes."""
+"""What can be set for a single message: a delay, a message group, a deduplication id, message attributes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ATTRIBUTE_NAME = re.compile(r"(?=.{1,256}\Z)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _MOST_ATTRIBUTES = 8
 _OURS = ("service_name", "sqstaskmaster")
 
-# A value, or a function of the task and its arguments that gives it.
+# A value, or a function of the task and its arguments that returns it.
 Given = Any | Callable[[str, Mapping[str, Any]], Any]
 
 
@@ -86,7 +86,7 @@ def _check(options: Mapping[str, Given]) -> None:
 
 
 def _added(before: Given, more: Given) -> Given:
-    """Message attributes, some of which a function may give, and more of them."""
+    """Message attributes with more added; either may be a function that returns them."""
     if callable(before) or callable(more):
         return functools.partial(_both, before, more)  # picklable where the functions are
     return {**before, **more}
@@ -116,7 +116,7 @@ class Options:
     message_attributes: Given = None
 
     def check_many(self, fifo: bool) -> None:
-        """Raise ValueError where these options cannot be meant for more than one message."""
+        """Raise ValueError if these options cannot apply to more than one message."""
         if fifo and self.message_group_id is None:
             raise ValueError(_NO_GROUP)
         if self.message_deduplication_id is not None and not callable(self.message_deduplication_id):
@@ -126,7 +126,7 @@ class Options:
             )
 
     def replaced(self, fifo: bool, **given: Given) -> Options:
-        """These options with others in their place where those are given, checked for the kind of queue.
+        """These options, with the given ones replacing their own, checked for the kind of queue.
 
         Message attributes are added, and replace those of the same name.
         """

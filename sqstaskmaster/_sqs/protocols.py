@@ -1,4 +1,4 @@
-"""The two boto3 shapes this package relies on; anything with these members serves (see `queue_constructor`)."""
+"""The two boto3 shapes this package relies on; anything with these members will do (see `queue_constructor`)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """One adapter over what a queue can be: boto3's `SQS.Queue`, a queue in memory, or an object of the user's own.
 
-boto3's own methods are passed over for those of the client, which threads may share, and which has batches. A method
-that somebody put in their place does something more, and is called.
+Instead of boto3's own methods, those of the client are called: threads may share it, and it has batches. A method that
+a user has put in their place does something more, so it is called.
 
-Each entry of a batch has its own answer: HTTP 200 may carry entries that failed. A queue that has no batches of its
-own is asked message by message.
+Each entry of a batch has its own answer: HTTP 200 may carry entries that failed. A queue without batches of its own is
+asked message by message.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessageBatch.html
@@ -23,23 +23,23 @@ Errors = list["BaseException | None"]
 
 
 def client_of(queue: Any, method: str) -> Any:
-    """The client behind a queue or message of boto3's whose `method` is boto3's own; None for any other."""
+    """The client behind a boto3 queue or message whose `method` is boto3's own; None for any other."""
     return queue.meta.client if is_of_boto3(queue, method) else None
 
 
 class QueueCalls:
     """The requests that end or extend claims, up to ten of a kind in one.
 
-    Blocking calls, to be made in any thread. Each gives one answer a message: None, or what went wrong with it.
+    Blocking calls, for any thread. Each returns one answer per message: None, or what went wrong with it.
 
-    :param queue: what is asked to delete.
-    :param urgent: what is asked to change visibility, where that is another: each request once, and bounded.
+    :param queue: the queue for deletes.
+    :param urgent: the queue for changes of visibility, if another: it makes each request once, and bounded.
     """
 
     def __init__(self, queue: Any, urgent: Any = None) -> None:
         self._queue = queue
         self._clients = client_of(queue, "delete_messages"), client_of(urgent or queue, "delete_messages")
-        # Of its own: a wrapper that passes on whatever it is asked for does not mean its messages to be passed over.
+        # On its class: a wrapper that passes on every attribute does not want its messages bypassed.
         kind = type(queue)
         own = hasattr(kind, "delete_messages") and hasattr(kind, "change_message_visibility_batch")
         self._has_batches = own or self._clients[0] is not None
@@ -86,7 +86,7 @@ class QueueCalls:
 
     @staticmethod
     def _is_plain(message: Any) -> bool:
-        """Whether it is boto3's: one that somebody wrapped does more in its own methods than a client would."""
+        """Whether it is boto3's: a wrapped message does more in its own methods than a client would."""
         return client_of(message, "delete") is not None
 
 

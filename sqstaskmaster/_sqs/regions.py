@@ -6,14 +6,14 @@ import functools
 import re
 from urllib.parse import urlsplit
 
-# The oldest form of all names no region and means one.
+# The oldest form names no region, but implies one.
 _REGION_OF_HOST = {"queue.amazonaws.com": "us-east-1", "sqs.amazonaws.com": "us-east-1"}
 
 
 def region_of(url: str) -> str | None:
     """The AWS region in a queue URL of AWS, None for any other URL.
 
-    Requests are signed for a region, and SQS refuses those signed for another than the queue's.
+    Requests are signed for a region, and SQS refuses any signed for a region other than the queue's.
     """
     host = _host(url)
     found = _region_in_host().search(host)
@@ -21,7 +21,7 @@ def region_of(url: str) -> str | None:
 
 
 def is_of_aws(url: str) -> bool:
-    """Whether the host of a URL is in a domain of AWS, in whichever of its partitions."""
+    """Whether the host of a URL is in a domain of AWS, in any of its partitions."""
     return f".{_host(url)}".endswith(tuple(f".{domain}" for domain in _domains()))
 
 
@@ -42,7 +42,7 @@ def _region_in_host() -> re.Pattern[str]:
 @functools.cache
 def _domains() -> tuple[str, ...]:
     """The domains of AWS's partitions, dual stack included, as far as the installed botocore knows them."""
-    from botocore.loaders import create_loader  # loaded here: whoever uses a LocalQueue does not wait for it
+    from botocore.loaders import create_loader  # loaded here, so that users of a LocalQueue need not wait for it
 
     outputs = [partition["outputs"] for partition in create_loader().load_data("partitions")["partitions"]]
     return tuple({each[name] for each in outputs for name in ("dnsSuffix", "dualStackDnsSuffix") if each.get(name)})

@@ -1,4 +1,4 @@
-"""How the values of a task are written as JSON, and what is said of those that JSON cannot hold.
+"""How the values of a task are written as JSON, and what happens to those that JSON cannot hold.
 
 =====================================  =================================  ==========================================
 Value                                  Arrives as                         Back again
@@ -16,8 +16,8 @@ numpy complex, datetime64, longdouble  `str(value)` (1)                   `numpy
 anything else: set, bytes, objects     `str(value)` (1)                   nothing: send what JSON holds
 =====================================  =================================  ==========================================
 
-(1) Logged at WARNING once for each type, with the path of the field; refused by a strict writer. A strict writer also
-refuses keys of a dictionary that are no strings: those are the one change that the lenient writer does not notice.
+(1) Logged at WARNING once per type, with the path of the field; refused by a strict writer. A strict writer also
+refuses dictionary keys that are not strings: the one change that the lenient writer does not notice.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from sqstaskmaster.errors import InvalidTask
 
 logger = get_logger(__name__)
 
-# numpy's kinds of data that are JSON's too: bool, signed, unsigned, float, text; and objects, which are looked at
-# one by one.
+# numpy's kinds of data that JSON has too: bool, signed, unsigned, float, text; and objects, which are checked one by
+# one.
 _JSON_KINDS = "biufUO"
 
 
 class Writer:
-    """Writes JSON. What plain values cost is what the json module costs: the rest is paid for by the rest.
+    """Writes JSON. Plain values cost no more than the json module takes; only other values cost more.
 
-    A lenient writer says once for each type (and its own lifetime) that JSON cannot hold it.
+    A lenient writer warns once per type (in its own lifetime) that JSON cannot hold it.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -60,8 +60,8 @@ class Writer:
     def write(self, task: str, kwargs: Mapping[str, Any]) -> str:
         """The JSON of the message body.
 
-        :raises InvalidTask: where the writer is strict and JSON cannot hold a value: names its path.
-        :raises TypeError, ValueError, RecursionError: where no JSON can be made at all.
+        :raises InvalidTask: if the writer is strict and JSON cannot hold a value: names its path.
+        :raises TypeError, ValueError, RecursionError: if no JSON can be made at all.
         """
         content = {"task": task, "kwargs": kwargs}
         if self.strict:
@@ -88,7 +88,7 @@ class Writer:
                     continue
                 self._warned_of.add(key)
             if key is float:
-                # Nothing is left to find out, and refusing it first would cost every such task a second encoding.
+                # Nothing is left to warn of, and failing first would cost every such task a second encoding.
                 self._write = json.JSONEncoder(default=self._known_text).encode
                 said = "%s of task %r is %s: it is sent as Python writes it, and other readers may refuse it."
             else:
@@ -103,26 +103,26 @@ class Writer:
 
 
 class _Unsaid(Exception):
-    """Raised through the json module, to leave its fast way."""
+    """Raised through the json module, to leave the fast path."""
 
 
 def _text(value: Any) -> Any:
-    """What is written in place of a value that json does not know."""
+    """What to write in place of a value that json does not know."""
     plain = _plain(value)
     return str(value) if plain is value else plain
 
 
 def _plain(value: Any) -> Any:
     """A numpy value as Python's own; any other as it is."""
-    numpy = sys.modules.get("numpy")  # who has such a value has loaded it
+    numpy = sys.modules.get("numpy")  # loaded if there is such a value
     if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)) or value.dtype.kind not in _JSON_KINDS:
         return value
     plain = value.tolist()
-    return value if isinstance(plain, numpy.generic) else plain  # longdouble has no Python form
+    return value if isinstance(plain, numpy.generic) else plain  # longdouble has no Python equivalent
 
 
 def _foreign(value: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any, str]]:
-    """(path, type, description) of each value in here that JSON cannot hold. The type of a key is None."""
+    """(path, type, description) of each value inside that JSON cannot hold. For a key, the type is None."""
     value = _plain(value)
     if value is None or isinstance(value, (str, int)):
         return
@@ -131,7 +131,7 @@ def _foreign(value: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[st
             yield path, float, repr(float(value))
     elif not isinstance(value, (dict, list, tuple)):
         yield path, type(value), f"a {type(value).__module__}.{type(value).__qualname__}"
-    elif id(value) not in above:  # a cycle is for json to refuse
+    elif id(value) not in above:  # json itself refuses a cycle
         above = (*above, id(value))
         if isinstance(value, dict):
             for key, each in value.items():
